@@ -1,0 +1,10 @@
+"""Attacks, one file each: images in [0, 1], sizes in pixel units, gradients by `torch.autograd.grad` alone.
+
+An attack is called as `attack(model, images, labels, generator)` and returns the attacked images. It judges the model
+in the mode it is in, and leaves gradients, modes and the global generator as they were.
+"""
+
+from nsaug.attacks.fgsm import FGSM
+from nsaug.attacks.pgd import PGD
+
+__all__ = ["FGSM", "PGD"]

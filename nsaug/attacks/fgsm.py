@@ -1,0 +1,21 @@
+"""Fast gradient sign method (Goodfellow et al., arXiv 1412.6572)."""
+
+import torch
+from torch import Tensor, nn
+
+from nsaug.attacks.gradient import loss_gradient
+from nsaug.settings import PixelSize, settings
+
+
+@settings
+class FGSM:
+    """One step of size eps along the sign of the loss's gradient."""
+
+    eps: PixelSize = 4 / 255
+    """Radius of the L-inf ball, in pixel units."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Attacked images, (B, 3, H, W) in [0, 1], for images (B, 3, H, W) in [0, 1] and labels (B,)."""
+        return (images + self.eps * loss_gradient(model, images, labels).sign()).clamp(0, 1).detach()

@@ -1,0 +1,42 @@
+"""Projected gradient descent in the L-inf ball (Madry et al., arXiv 1706.06083)."""
+
+import torch
+from torch import Tensor, nn
+
+from nsaug.attacks.gradient import loss_gradient
+from nsaug.settings import Count, PixelSize, settings
+
+
+@settings
+class PGD:
+    """Steps along the sign of the loss's gradient, each projected into the eps ball around the image and into [0, 1]."""
+
+    eps: PixelSize = 4 / 255
+    """Radius of the L-inf ball, in pixel units."""
+    num_steps: Count = 10
+    step_size: PixelSize | None = None
+    """In pixel units; 2.5 * eps / num_steps where None, as Madry et al. chose it."""
+    random_start: bool = True
+    """Start from a uniform draw from the ball instead of the image."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Attacked images, (B, 3, H, W) in [0, 1].
+
+        Args:
+            model: images in [0, 1] to logits.
+            images: (B, 3, H, W) in [0, 1].
+            labels: (B,) class indices.
+            generator: on the images' device; draws the random start.
+        """
+        step_size = 2.5 * self.eps / max(self.num_steps, 1) if self.step_size is None else self.step_size
+        low, high = (images - self.eps).clamp(min=0), (images + self.eps).clamp(max=1)
+        attacked = images.detach()
+        if self.random_start:
+            draw = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+            attacked = (attacked + self.eps * (2 * draw - 1)).clamp(0, 1)
+        for _ in range(self.num_steps):
+            attacked = attacked + step_size * loss_gradient(model, attacked, labels).sign()
+            attacked = torch.clamp(attacked, low, high)
+        return attacked.detach()

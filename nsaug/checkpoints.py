@@ -1,0 +1,126 @@
+"""Checkpoints: written whole or not at all, read without trusting pickles, and handed back to plain timm.
+
+A run's folder holds `last.ckpt` (Lightning's, to resume from), and beside it `model.safetensors` and `config.json`,
+which `timm.create_model("local-dir:FOLDER", pretrained=True)` loads. What nsaug itself needs to know of the run
+(method, seed, data) stands in config.json under the key `nsaug`, which timm ignores.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models import clean_state_dict
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from nsaug.settings import NsaugError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what is written there replaces `path` at the end, or never.
+
+    The data are on the disk before the name points to them (fsync, then os.replace in the same folder).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with written_whole(path) as draft:
+            torch.save(checkpoint, draft)
+
+
+def export(folder: str | Path, model: nn.Module, model_args: dict[str, Any], record: dict[str, Any]) -> None:
+    """Writes `model.safetensors` and `config.json` into `folder`, as plain timm loads them.
+
+    Args:
+        model: the timm model, its `pretrained_cfg` describing the images it takes.
+        model_args: what `timm.create_model` was given beyond the name and the class count.
+        record: what nsaug wants to know of the run, as plain JSON values.
+    """
+    folder = Path(folder)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with written_whole(folder / WEIGHTS) as draft:
+        save_file(tensors, draft, metadata={"format": "pt"})
+    with written_whole(folder / CONFIG) as draft:
+        save_config_for_hf(model, str(draft), model_config={"nsaug": record}, model_args=model_args)
+
+
+def locate(path: str | Path) -> Path:
+    """The weights file that a user means by `path`: the file itself, or the one that a run's folder holds.
+
+    Raises:
+        NsaugError: nothing there, or nothing that holds weights.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise NsaugError(f"checkpoint={path} is a folder without {WEIGHTS}: name a run's output folder or a file")
+        return path / WEIGHTS
+    if not path.is_file():
+        raise NsaugError(f"checkpoint={path} does not exist: name a run's output folder or a {', '.join(SUFFIXES)} file")
+    if path.suffix not in SUFFIXES:
+        raise NsaugError(f"checkpoint={path} is no {', '.join(SUFFIXES)} file")
+    return path
+
+
+def read_config(path: str | Path) -> dict[str, Any] | None:
+    """config.json beside the weights at `path`, or None where there is none."""
+    config = locate(path).with_name(CONFIG)
+    return json.loads(config.read_text()) if config.is_file() else None
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors, .pth, .pt, .bin or Lightning .ckpt file, on the CPU, with timm's own keys.
+
+    Files that wrap it (`model`, `state_dict`, their EMA first) are unwrapped; prefixes that training adds are
+    dropped. Pickled objects are never executed (`weights_only`).
+
+    Raises:
+        NsaugError: the file is missing, damaged, or holds something other than tensors.
+    """
+    path = locate(path)
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise NsaugError(
+            f"checkpoint={path} is damaged or holds pickled objects, which are not loaded: save its state dict alone"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise NsaugError(f"checkpoint={path} cannot be read: {str(error).splitlines()[0]}") from error
+
+    wrappers = ("state_dict_ema", "model_ema", "state_dict", "model")
+    state = next((content[key] for key in wrappers if content.get(key) is not None), content)
+    if any(key.startswith("vit.") for key in state):  # a Finetuner: its method and metrics stay behind
+        state = {key.removeprefix("vit."): value for key, value in state.items() if key.startswith("vit.")}
+    state = clean_state_dict(state)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise NsaugError(f"checkpoint={path} holds no state dict: expected tensors by name, or under model/state_dict")
+    return state

@@ -1,0 +1,51 @@
+"""CIFAR-10, from class folders or as torchvision downloads it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torchvision
+from PIL import Image
+
+from nsaug.data.folder import Folder
+from nsaug.data.images import ImageSet
+from nsaug.settings import NsaugError, validated
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    images: Any
+
+    def __call__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
+
+
+class CIFAR10(Folder):
+    """Reads root/train/<class>/ and root/val/<class>/ where they exist, else torchvision's files below root.
+
+    Args:
+        root: where the images are, or are downloaded to.
+        download: let torchvision download the official files (170 MB) where they are missing.
+        kwargs: as for `ImageData`.
+    """
+
+    @validated
+    def __init__(self, *, root: str, download: bool = False, **kwargs: Any) -> None:
+        super().__init__(root=root, classes=CLASSES, **kwargs)
+        self.download = download
+
+    def read(self, split: Literal["train", "test"]) -> ImageSet:
+        if (self.root / self.folders[split]).is_dir():
+            return super().read(split)
+        try:
+            data = torchvision.datasets.CIFAR10(str(self.root), train=split == "train", download=self.download)
+        except (RuntimeError, OSError) as error:
+            tried = f"the download failed ({error})" if self.download else "data.download=true fetches it"
+            raise NsaugError(
+                f"data.root={self.root} holds neither {self._layout()} nor torchvision's CIFAR-10: {tried},"
+                " data.root=PATH names it where you have it"
+            ) from error
+        self.class_names = CLASSES
+        ids = [f"{split}/{index:05d}" for index in range(len(data))]
+        return ImageSet(ids, [int(label) for label in data.targets], _Arrays(data.data))

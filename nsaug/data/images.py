@@ -1,0 +1,212 @@
+"""What all sources share: images with an id, three splits, and how an image is prepared for a model."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from nsaug.settings import Count, NsaugError, PositiveCount, Share, validated
+
+HOLDOUT_SEED = 0
+"""The validation split is the same whatever a run's seed, so that runs can be compared on it."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a model wants its images, as timm resolves it."""
+
+    size: tuple[int, int]
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+
+
+@dataclass
+class ImageSet(Dataset[tuple[Tensor, int, str]]):
+    """Images by position: each an RGB image, a class index and an id that no other image of the source has."""
+
+    ids: Sequence[str]
+    labels: Sequence[int]
+    load: Callable[[int], Image.Image]
+    transform: Callable[[Image.Image], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
+        """The image (3, H, W) in [0, 1], its label and its id."""
+        assert self.transform is not None, "call ImageData.prepare_for before loading images"
+        return self.transform(self.load(index)), self.labels[index], self.ids[index]
+
+    def subset(self, indices: Sequence[int]) -> "ImageSet":
+        positions = [int(index) for index in indices]
+        load = self.load
+        return ImageSet(
+            [self.ids[i] for i in positions],
+            [self.labels[i] for i in positions],
+            _Reindexed(load, positions),
+            self.transform,
+        )
+
+
+@dataclass(frozen=True)
+class _Reindexed:
+    """A loader seen through a list of positions; a class, so that worker processes can be handed one."""
+
+    load: Callable[[int], Image.Image]
+    positions: list[int]
+
+    def __call__(self, index: int) -> Image.Image:
+        return self.load(self.positions[index])
+
+
+class ImageData(L.LightningDataModule):
+    """Train, val and test images. Subclasses say where they come from.
+
+    `val` is carved out of the source's training images: it chooses checkpoints and settings. `test` is what the source
+    itself holds out (ImageNet's and CIFAR-10's val/ folder); evaluation alone reads it.
+
+    Args:
+        batch_size: images per step and device.
+        num_workers: processes that load images; None takes one per core, 8 at most.
+        holdout: share of the training images that becomes the validation split.
+        crop: how a training image is cropped: `resized` (RandomResizedCrop, the paper's), `padded` (reflect-padded by
+            an eighth, then cropped at random), or `none` (as in evaluation).
+        scale: the range of the area that `resized` keeps, as shares of the image.
+        hflip: probability of a horizontal flip in training.
+    """
+
+    class_names: list[str]
+
+    @validated
+    def __init__(
+        self,
+        *,
+        batch_size: PositiveCount = 128,
+        num_workers: Count | None = None,
+        holdout: Share = 0.1,
+        crop: Literal["resized", "padded", "none"] = "resized",
+        scale: tuple[Share, Share] = (0.08, 1.0),
+        hflip: Share = 0.5,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.holdout = holdout
+        self.crop = crop
+        self.scale = scale
+        self.hflip = hflip
+        self.train_set: ImageSet | None = None
+        self.val_set: ImageSet | None = None
+        self.test_set: ImageSet | None = None
+        self._preparation: Preparation | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def read(self, split: Literal["train", "test"]) -> ImageSet:
+        """The source's own training or test images; sets `class_names`.
+
+        Raises:
+            NsaugError: the data are not there, or not laid out as expected.
+        """
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Finds the images of `fit` (train and val) or `test`; reads none of them."""
+        if stage in ("fit", "validate", None) and self.train_set is None:
+            images = self.read("train")
+            order = np.random.default_rng(HOLDOUT_SEED).permutation(len(images))
+            held_out = round(self.holdout * len(images))
+            if held_out == len(images) or (held_out == 0 and self.holdout > 0):
+                raise NsaugError(
+                    f"data.holdout={self.holdout:g} of {len(images)} training images leaves"
+                    f" {held_out} for validation and {len(images) - held_out} for training: set another share"
+                )
+            self.val_set = images.subset(np.sort(order[:held_out]))
+            self.train_set = images.subset(np.sort(order[held_out:]))
+        if stage in ("test", None) and self.test_set is None:
+            self.test_set = self.read("test")
+        self._set_transforms()
+
+    def prepare_for(self, data_config: dict[str, Any]) -> None:
+        """Prepares images as a model wants them, given timm's data configuration of it (`ViT.data_config`)."""
+        self._preparation = Preparation(
+            size=tuple(data_config["input_size"][1:]),
+            crop_pct=data_config["crop_pct"],
+            interpolation=data_config["interpolation"],
+            crop_mode=data_config["crop_mode"],
+        )
+        self._set_transforms()
+
+    def _set_transforms(self) -> None:
+        if self._preparation is None:
+            return
+        for images in (self.val_set, self.test_set):
+            if images is not None:
+                images.transform = eval_transform(self._preparation)
+        if self.train_set is not None:
+            self.train_set.transform = self._train_transform(self._preparation)
+
+    def _train_transform(self, preparation: Preparation) -> Callable[[Image.Image], Tensor]:
+        if self.crop == "resized":
+            mode = str_to_interp_mode(preparation.interpolation)
+            crop: list[Any] = [v2.RandomResizedCrop(preparation.size, self.scale, interpolation=mode)]
+        elif self.crop == "padded":
+            padding = max(preparation.size) // 8
+            crop = [*_fitted(preparation), v2.RandomCrop(preparation.size, padding, padding_mode="reflect")]
+        else:
+            crop = _fitted(preparation)
+        flip = [v2.RandomHorizontalFlip(self.hflip)] if self.hflip else []
+        return v2.Compose([*crop, *flip, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        assert self.train_set is not None
+        whole = len(self.train_set) >= self.batch_size
+        return self._loader(self.train_set, shuffle=True, drop_last=whole)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return self._loader(self.val_set) if self.val_set else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        assert self.test_set is not None
+        return self._loader(self.test_set)
+
+    def _loader(self, images: ImageSet, **kwargs: Any) -> DataLoader[Any]:
+        return DataLoader(
+            images,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **kwargs,
+        )
+
+
+def eval_transform(preparation: Preparation) -> Callable[[Image.Image], Tensor]:
+    """timm's own for the model, up to and without the normalisation: (3, H, W) in [0, 1]."""
+    return v2.Compose([*_fitted(preparation), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def _fitted(preparation: Preparation) -> list[Any]:
+    """timm's resize and crop for evaluation, on PIL images."""
+    whole = create_transform(
+        (3, *preparation.size),
+        is_training=False,
+        interpolation=preparation.interpolation,
+        crop_pct=preparation.crop_pct,
+        crop_mode=preparation.crop_mode,
+        normalize=False,
+    )
+    return [step for step in whole.transforms if "ToTensor" not in type(step).__name__]

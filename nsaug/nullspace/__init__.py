@@ -1,0 +1,6 @@
+"""The paper's idea, knowing nothing of training: noise on the patch embeddings that moves no prediction by much."""
+
+from nsaug.nullspace.influence import influence
+from nsaug.nullspace.synthesis import NoiseSynthesis, Refinement, computes_as_eval, embedding_rms
+
+__all__ = ["NoiseSynthesis", "Refinement", "computes_as_eval", "embedding_rms", "influence"]

@@ -1,0 +1,49 @@
+"""What a setting may be: types that carry their range, checked wherever a class marked `settings` is built.
+
+The range stands once, in the annotation. `config.check` reads the same annotations to refuse a bad value of a
+configuration before anything is built.
+"""
+
+from fractions import Fraction
+from typing import Annotated, Any, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field, validate_call
+from pydantic.dataclasses import dataclass
+
+
+class NsaugError(Exception):
+    """Something a user can mend: its text is one line that says what is wrong and what to type instead."""
+
+
+def parse_number(value: Any) -> Any:
+    """Reads `4/255` as the number it means; leaves all else to the type's own check."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{value!r} is neither a number nor a fraction such as 4/255") from None
+    return value
+
+
+Number = Annotated[float, BeforeValidator(parse_number)]
+"""A finite float; text such as `4/255` is read as a fraction."""
+
+Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+PixelSize = Annotated[Number, Field(ge=0, le=1)]
+"""A size in pixel units: images lie in [0, 1], so 4/255 is four grey levels of 8-bit images."""
+
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
+def settings(cls: type) -> Any:
+    """Makes a class a frozen dataclass with keyword arguments, each checked against its annotation."""
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    return dataclass(config=config, frozen=True, kw_only=True)(cls)
+
+
+validated = validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+"""Checks the arguments of a function, or of a constructor, against their annotations."""

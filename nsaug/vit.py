@@ -1,0 +1,310 @@
+"""A timm vision transformer that takes images in [0, 1] and, if asked, noise on its patch embeddings."""
+
+import difflib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from nsaug.checkpoints import read_config, read_weights
+from nsaug.settings import Count, NsaugError, PositiveCount, Share
+
+log = logging.getLogger(__name__)
+
+
+class ViT(nn.Module):
+    """Wraps a timm model: normalises inside, adds noise to what `patch_embed` returns, is timm's own in all else.
+
+    The encoder's forward is timm's. The noise enters through a forward hook on `patch_embed`, before class token and
+    positions. `state_dict()` has the keys of the timm model, without a prefix.
+
+    Attributes:
+        model: the timm model.
+        model_args: what `timm.create_model` was given beyond name and class count.
+        embedding_shape: the patch embeddings of one image in the model's own grid: (N, D), (H, W, D) or (D, H, W).
+        data_config: timm's description of the images it takes: `input_size` (3, H, W), `interpolation`, `crop_pct`,
+            `crop_mode`, `mean`, `std`.
+
+    Raises:
+        NsaugError: the model has no `patch_embed` that its forward calls.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, model_args: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.model_args = dict(model_args or {})
+        self.data_config: dict[str, Any] = resolve_model_data_config(model)
+        # Not persistent: the state dict stays timm's, which keeps mean and std in its configuration.
+        for name in ("mean", "std"):
+            value = torch.tensor(self.data_config[name]).view(-1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+        self.register_state_dict_post_hook(_drop_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+        self._noise: Tensor | None = None
+        self.embedding_shape = _probe(model, self.data_config["input_size"])
+        model.get_submodule("patch_embed").register_forward_hook(self._add_noise)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Logits, (B, num_classes).
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], not normalised.
+            noise: added to the patch embeddings, in their units: (1 or B, N, D), or (1 or B, *embedding_shape).
+        """
+        self._noise = noise
+        try:
+            return self.model(self.normalize(images))
+        finally:
+            self._noise = None
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] to what the timm model expects."""
+        return (images - self.mean) / self.std
+
+    def patch_embeddings(self, images: Tensor) -> Tensor:
+        """u = patch_embed(images), (B, *embedding_shape), for images (B, 3, H, W) in [0, 1]."""
+        return _tokens(self.model.get_submodule("patch_embed")(self.normalize(images)))
+
+    def _add_noise(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._noise is None:
+            return None
+        tokens = _tokens(output)
+        noised = tokens + self._to_grid(self._noise).to(tokens.dtype)
+        return (noised, *output[1:]) if isinstance(output, tuple) else noised
+
+    def _to_grid(self, noise: Tensor) -> Tensor:
+        grid = self.embedding_shape
+        if noise.shape[1:] == grid:
+            return noise
+        if len(grid) == 3 and noise.dim() == 3:  # (B, N, D) for a model that keeps its tokens in a map
+            if _channels_last(self.model, grid) and noise.shape[1:] == (grid[0] * grid[1], grid[2]):
+                return noise.unflatten(1, grid[:2])
+            if not _channels_last(self.model, grid) and noise.shape[1:] == (grid[1] * grid[2], grid[0]):
+                return noise.transpose(1, 2).unflatten(2, grid[1:])
+        raise ValueError(f"noise has shape {tuple(noise.shape)}; the patch embeddings are (B, {', '.join(map(str, grid))})")
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Puts a module into eval mode; afterwards each of its parts is back in the mode it was in."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def build_vit(
+    name: str,
+    *,
+    num_classes: PositiveCount,
+    pretrained: bool = False,
+    checkpoint: str | None = None,
+    img_size: PositiveCount | None = None,
+    patch_size: PositiveCount | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    crop_pct: Share | None = None,
+    interpolation: str | None = None,
+    drop_path_rate: Share = 0.0,
+    args: dict[str, Any] | None = None,
+) -> ViT:
+    """A timm model as a `ViT`, from scratch, with the hub's weights, or with those of a local file.
+
+    All weights that are loaded have to fit, key by key; timm resamples them for another image or patch size. Only the
+    head may differ: for another class count it is replaced, and a line in the log says so.
+
+    Args:
+        name: any timm name, with or without a weight tag.
+        num_classes: the classes of the data.
+        pretrained: take the hub's weights; a `checkpoint` takes precedence.
+        checkpoint: a run's folder, or a .safetensors, .pth or .ckpt file.
+        img_size: side of the square input in pixels; the model's own where None.
+        patch_size: side of a patch in pixels; the model's own where None.
+        mean, std: of the normalisation, per channel, for images in [0, 1]; where None, those that came with the
+            weights, else timm's for this model.
+        crop_pct, interpolation: how images are prepared for it; likewise.
+        drop_path_rate: stochastic depth.
+        args: further arguments of `timm.create_model`.
+
+    Raises:
+        NsaugError: unknown name, weights that cannot be had or do not fit, no patch embedding to add noise to.
+    """
+    config = _registered(name)
+    source = (read_config(checkpoint) or {}).get("pretrained_cfg", {}) if checkpoint else {}
+    given = {"mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation}
+    overlay: dict[str, Any] = {
+        key: value if value is not None else source.get(key)
+        for key, value in given.items()
+        if value is not None or key in source
+    }
+    overlay = {key: tuple(value) if isinstance(value, list) else value for key, value in overlay.items()}
+    if img_size is not None:
+        overlay |= {"input_size": (3, img_size, img_size), "test_input_size": None}
+    model_args = dict(args or {})
+    if img_size is not None and _takes_img_size(config):
+        model_args["img_size"] = img_size
+    if patch_size is not None:
+        model_args["patch_size"] = patch_size
+    if drop_path_rate:
+        model_args["drop_path_rate"] = drop_path_rate
+
+    if checkpoint:
+        state = read_weights(checkpoint)
+        classes = _head_classes(state, config.get("classifier"))
+        overlay |= {"state_dict": state, "num_classes": classes, "custom_load": False, "label_offset": None}
+        model = _create(name, str(checkpoint), pretrained=True, num_classes=classes, overlay=overlay, args=model_args)
+        model.pretrained_cfg.pop("state_dict", None)
+        log.info("%s: all %d tensors of %s loaded, none missing, none unexpected", name, len(state), checkpoint)
+    elif pretrained:
+        _require_hub_weights(name, config)
+        model = _create(name, "the hub's weights", pretrained=True, overlay=overlay, args=model_args)
+        log.info("%s: the hub's weights loaded, none missing, none unexpected", name)
+    else:
+        model = _create(name, "", num_classes=num_classes, overlay=overlay, args=model_args)
+
+    if model.num_classes != num_classes:
+        was = f"{model.num_classes} classes" if model.num_classes else "no head"
+        log.info("%s: a new head for %d classes (the weights had %s)", name, num_classes, was)
+        model.reset_classifier(num_classes)
+    return ViT(model, model_args)
+
+
+def _registered(name: str) -> dict[str, Any]:
+    """timm's configuration for a name, or an error that offers the names like it."""
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=3) or ["vit_small_patch16_224"]
+        raise NsaugError(f"model.name={name} is no timm model: try {' or '.join(near)}")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = [tag.removeprefix(f"{base}.") for tag in timm.list_pretrained(f"{base}.*")]
+        raise NsaugError(f"model.name={name}: {base} has no such weights; its tags are {', '.join(tags)}") from None
+    return config.to_dict()
+
+
+def _takes_img_size(config: dict[str, Any]) -> bool:
+    """Whether the architecture is built for one image size (PVT, for one, takes images as they come)."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(config["architecture"], img_size=config["input_size"][1:])
+    except TypeError:
+        return False
+    return True
+
+
+def _create(name: str, weights: str, *, overlay: dict[str, Any], args: dict[str, Any], **kwargs: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained_cfg_overlay=overlay, **kwargs, **args)
+    except Exception as error:
+        if weights and "state_dict" in str(error):
+            raise NsaugError(f"{weights} does not fit model.name={name}: {_misfit(str(error))}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NsaugError(f"model.name={name} cannot be built: {reason}") from error
+
+
+def _misfit(message: str) -> str:
+    """One line from torch's report of a failed load: how many keys, and the first few of each kind."""
+    parts = []
+    for kind, pattern in (("missing", r"Missing key\(s\)[^:]*: (.*)"), ("unexpected", r"Unexpected key\(s\)[^:]*: (.*)")):
+        if found := re.search(pattern, message):
+            parts.append(_some(kind, re.findall(r'"([^"]+)"', found[1])))
+    shapes = re.findall(r"size mismatch for ([^:]+):", message)
+    if shapes:
+        parts.append(_some("of another shape", shapes))
+    return "; ".join(parts) or message.splitlines()[0]
+
+
+def _some(kind: str, keys: list[str]) -> str:
+    return f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+
+
+def _head_classes(state: dict[str, Tensor], classifier: str | tuple[str, ...] | None) -> int:
+    """How many classes a state dict's head has; 0 without a head, as in self-supervised weights."""
+    own = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    for head in (*own, "head", "head.fc", "fc", "classifier"):
+        if f"{head}.weight" in state:
+            return state[f"{head}.weight"].shape[0]
+    return 0
+
+
+def _require_hub_weights(name: str, config: dict[str, Any]) -> None:
+    """Fails at once where the hub's weights are neither cached nor within reach (its client tries for a minute)."""
+    otherwise = "type checkpoint=PATH to start from a local file, or model.pretrained=false to train from scratch"
+    repository = config.get("hf_hub_id")
+    if not repository:
+        if config.get("url"):
+            return
+        raise NsaugError(f"timm has no pretrained weights for {name}: {otherwise}")
+    files = (config.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files if file):
+        return
+    try:
+        if constants.is_offline_mode():
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise NsaugError(f"the pretrained weights of {name} cannot be downloaded ({reason}): {otherwise}") from error
+
+
+def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> torch.Size:
+    """The shape of one image's patch embeddings, seen in a forward, which shows too that the forward computes them."""
+    name = type(model).__name__
+    patch_embed = getattr(model, "patch_embed", None)
+    if not isinstance(patch_embed, nn.Module):
+        raise NsaugError(f"{name} has no patch_embed to add noise to: choose a plain ViT, DeiT, BEiT, Swin, PVT, ...")
+    seen: list[torch.Size] = []
+    handle = patch_embed.register_forward_hook(lambda module, args, output: seen.append(_tokens(output).shape[1:]))
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = "x".join(map(str, input_size[1:]))
+        raise NsaugError(f"{name} does not take images of {size} pixels ({str(error).splitlines()[0]}): set model.img_size") from error
+    finally:
+        handle.remove()
+    if not seen:
+        raise NsaugError(f"{name} never calls its patch_embed, so no noise can be added to it: choose another model")
+    return seen[0]
+
+
+def _tokens(output: Any) -> Tensor:
+    """The embeddings in what a patch embedding returns: some return the grid's size beside them."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _channels_last(model: nn.Module, grid: torch.Size) -> bool:
+    """Whether a map of patch embeddings is (H, W, D) and not (D, H, W)."""
+    convolutions = [m for m in model.get_submodule("patch_embed").modules() if isinstance(m, nn.Conv2d)]
+    width = convolutions[-1].out_channels if convolutions else grid[-1]
+    return grid[-1] == width and (grid[0] != width or _declares_channels_last(model))
+
+
+def _declares_channels_last(model: nn.Module) -> bool:
+    return str(getattr(model.get_submodule("patch_embed"), "output_fmt", "")).endswith("NHWC")
+
+
+def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    inner = f"{prefix}model."
+    for key in [key for key in state if key.startswith(inner)]:
+        state[prefix + key.removeprefix(inner)] = state.pop(key)
+
+
+def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.models import clean_state_dict
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ def export(folder: str | Path, model: nn.Module, model_args: dict[str, Any], rec
     folder = Path(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with written_whole(folder / WEIGHTS) as draft:
-        save_file(tensors, draft, metadata={"format": "pt"})
+        draft.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file would hide it from other users
     with written_whole(folder / CONFIG) as draft:
         save_config_for_hf(model, str(draft), model_config={"nsaug": record}, model_args=model_args)
 

@@ -14,7 +14,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from nsaug.checkpoints import read_config, read_weights
-from nsaug.settings import Count, NsaugError, PositiveCount, Share
+from nsaug.settings import NsaugError, PositiveCount, Share, validated
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +106,11 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+@validated
 def build_vit(
     name: str,
     *,
-    num_classes: PositiveCount,
+    num_classes: PositiveCount | None = None,
     pretrained: bool = False,
     checkpoint: str | None = None,
     img_size: PositiveCount | None = None,
@@ -128,7 +129,7 @@ def build_vit(
 
     Args:
         name: any timm name, with or without a weight tag.
-        num_classes: the classes of the data.
+        num_classes: the classes of the data; where None, those that the weights know.
         pretrained: take the hub's weights; a `checkpoint` takes precedence.
         checkpoint: a run's folder, or a .safetensors, .pth or .ckpt file.
         img_size: side of the square input in pixels; the model's own where None.
@@ -173,9 +174,10 @@ def build_vit(
         model = _create(name, "the hub's weights", pretrained=True, overlay=overlay, args=model_args)
         log.info("%s: the hub's weights loaded, none missing, none unexpected", name)
     else:
-        model = _create(name, "", num_classes=num_classes, overlay=overlay, args=model_args)
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        model = _create(name, "", overlay=overlay, args=model_args, **classes)
 
-    if model.num_classes != num_classes:
+    if num_classes is not None and model.num_classes != num_classes:
         was = f"{model.num_classes} classes" if model.num_classes else "no head"
         log.info("%s: a new head for %d classes (the weights had %s)", name, num_classes, was)
         model.reset_classifier(num_classes)

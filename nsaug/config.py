@@ -1,0 +1,200 @@
+"""What is checked before anything starts, and how an error reads: one line, exit code 1."""
+
+import difflib
+import functools
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from nsaug.settings import NsaugError
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """`hydra.main`, with errors in one line and exit code 1.
+
+    In a multirun a run that fails is reported and the others go on; the exit code is 1 at the end.
+    HYDRA_FULL_ERROR=1 shows tracebacks.
+    """
+
+    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+        failures: list[str] = []
+
+        @functools.wraps(task)
+        def guarded(cfg: DictConfig) -> None:
+            try:
+                task(cfg)
+            except (NsaugError, OmegaConfBaseException) as error:
+                if _tracebacks_wanted():
+                    raise
+                _report(error)
+                failures.append(str(error))
+                if HydraConfig.get().mode != RunMode.MULTIRUN:
+                    sys.exit(1)
+
+        def main() -> None:
+            wanted = _tracebacks_wanted()
+            run = hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)
+            try:
+                # Hydra prints several lines itself and exits, unless it is asked to raise.
+                os.environ["HYDRA_FULL_ERROR"] = "1"
+                os.environ[_WANTED] = "1" if wanted else "0"
+                run()
+            except (HydraException, OmegaConfBaseException) as error:
+                if wanted:
+                    raise
+                _report(error)
+                sys.exit(1)
+            finally:
+                del os.environ[_WANTED]
+                if not wanted:
+                    del os.environ["HYDRA_FULL_ERROR"]
+            if failures:
+                sys.exit(1)
+
+        return main
+
+    return decorate
+
+
+_WANTED = "NSAUG_TRACEBACKS"
+
+
+def _tracebacks_wanted() -> bool:
+    return os.environ.get(_WANTED, os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+
+
+def _report(error: Exception) -> None:
+    print(f"error: {explain(error)}", file=sys.stderr)
+
+
+def explain(error: Exception) -> str:
+    """One line from an error of nsaug, Hydra or OmegaConf."""
+    if isinstance(error, NsaugError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        # "Could not find 'model/x'\n\nAvailable options in 'model':\n\ta\n\tb"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        missing = str(error.missing_cfg_file or "").split("/")
+        choices = [line for line in lines[1:] if not line.startswith(("Available", "Config search"))]
+        if "/".join(missing[:-1]) and choices:
+            group = "/".join(missing[:-1])
+            return f"{group}={missing[-1]}: no such choice; {group} is one of {', '.join(choices)}"
+        return " ".join(lines)
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) else None
+    if isinstance(cause, OmegaConfBaseException):
+        key = getattr(cause, "full_key", None) or ""
+        if "not in struct" in str(cause) and key:
+            parent = getattr(cause, "parent_node", None)
+            known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+            return _unknown(key, known)
+        return f"{key}: {str(cause).splitlines()[0]}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
+        return f"{error.full_key}: {lines[0]}"
+    return " ".join(lines[:2])
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    prefix, _, name = key.rpartition(".")
+    near = difflib.get_close_matches(name, known, n=1)
+    where = f"{prefix}." if prefix else ""
+    hint = f"did you mean {where}{near[0]}?" if near else f"choose among {', '.join(sorted(known))}"
+    return f"{key}: no such setting; {hint}"
+
+
+def check(cfg: DictConfig, known: set[str]) -> None:
+    """Refuses what cannot work before anything is built.
+
+    Every node with a `_target_` is held against the signature it will be called with: its keys, and its values
+    against the annotations, ranges included.
+
+    Args:
+        cfg: a composed configuration.
+        known: the keys of its top level.
+
+    Raises:
+        NsaugError: an unknown key (also one added with `+key`), a wrong type, a value out of range, a missing one.
+    """
+    for key in cfg:
+        if key not in known:
+            raise NsaugError(_unknown(str(key), sorted(known)))
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise NsaugError(f"{missing[0]} is not set: type {missing[0]}=...")
+    _check_node(OmegaConf.to_container(cfg, resolve=True), "")
+
+
+def _check_node(node: Any, path: str) -> None:
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            _check_node(item, f"{path}[{index}]")
+    if not isinstance(node, dict):
+        return
+    parameters = _parameters(get_method(node["_target_"])) if "_target_" in node else None
+    for key, value in node.items():
+        where = f"{path}.{key}" if path else str(key)
+        _check_node(value, where)
+        if parameters is None or str(key).startswith("_"):
+            continue
+        if key not in parameters:
+            raise NsaugError(_unknown(where, list(parameters)))
+        if not (isinstance(value, dict) and "_target_" in value):
+            check_value(where, value, parameters[key])
+
+
+def check_value(where: str, value: Any, annotation: Any) -> None:
+    """Holds one value against a type, in one line."""
+    try:
+        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # the annotation brings a configuration of its own, or is nothing to check against
+        return
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        reasons = dict.fromkeys(detail["msg"] for detail in error.errors(include_url=False))
+        text = " or ".join(reasons).replace("Input should be", "should be").removeprefix("Value error, ")
+        shown = str(value).replace("None", "null")
+        raise NsaugError(f"{where}={shown}: {text}") from error
+
+
+def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
+    """Names and annotations that a call of `target` takes, those that **kwargs hand to base classes included."""
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [base.__init__ for base in target.__mro__ if "__init__" in vars(base)]
+        if hasattr(target, "__pydantic_fields__"):
+            return {name: typing.get_type_hints(target, include_extras=True)[name] for name in target.__pydantic_fields__}
+    found: dict[str, Any] = {}
+    for function in functions:
+        signature = inspect.signature(function)
+        hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+        kinds = [parameter.kind for parameter in signature.parameters.values()]
+        for name, parameter in signature.parameters.items():
+            if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                found.setdefault(name, hints.get(name, Any))
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return found
+
+
+def build(node: DictConfig, **kwargs: Any) -> Any:
+    """`hydra.utils.instantiate`, with our own errors as they are."""
+    try:
+        return instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, NsaugError):
+            raise error.__cause__ from None
+        raise

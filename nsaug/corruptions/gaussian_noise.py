@@ -1,0 +1,22 @@
+"""Gaussian noise, the first corruption of ImageNet-C (Hendrycks & Dietterich, arXiv 1903.12261)."""
+
+import torch
+from torch import Tensor
+
+from nsaug.settings import NonNegative, settings
+
+
+@settings
+class GaussianNoise:
+    """Adds independent normal noise to every channel of every pixel."""
+
+    std: NonNegative = 0.08
+    """Standard deviation in pixel units; ImageNet-C's severities are 0.08, 0.12, 0.18, 0.26, 0.38."""
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """The numbers that one image of this shape (3, H, W) needs, on the generator's device."""
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Corrupted images, (B, 3, H, W) in [0, 1], from images (B, 3, H, W) in [0, 1] and their stacked draws."""
+        return (images + self.std * draws).clamp(0, 1)

@@ -1,0 +1,118 @@
+"""The LightningModule: a method, an optimiser, metrics. Nothing else."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning as L
+import timm.optim
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from nsaug.draws import generator
+from nsaug.methods import Method
+from nsaug.settings import Count, NonNegative, Positive, Share, settings
+from nsaug.vit import ViT
+
+Attack = Callable[[nn.Module, Tensor, Tensor, torch.Generator | None], Tensor]
+Batch = tuple[Tensor, Tensor, Any]
+
+TRAINING, VALIDATION = 0, 1
+"""First part of the key of a generator's draws, after the seed."""
+
+
+@settings
+class AdamW:
+    """AdamW with linear warm-up and cosine decay to zero, both per step; no weight decay on biases and norms."""
+
+    lr: Positive = 1e-4
+    weight_decay: NonNegative = 1e-4
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    warmup: Share = 0.05
+    """Share of all steps over which the learning rate rises."""
+
+
+class Finetuner(L.LightningModule):
+    """Finetunes a ViT by a method.
+
+    `training_step` is where the two loops alternate: a method such as `Nullspace` refines this batch's noise (inner),
+    and returns the loss that the optimiser then steps on (outer, automatic optimisation).
+
+    Args:
+        vit: the model.
+        method: from a batch to a loss.
+        optim: the optimiser's settings.
+        seed: with step and rank, what all random draws of the method are a function of.
+        attack: what `val/attacked_top1` is measured under; None leaves it out.
+        attacked_batches: how many validation batches are attacked; the first ones.
+    """
+
+    def __init__(
+        self,
+        vit: ViT,
+        method: Method,
+        optim: AdamW,
+        seed: int,
+        attack: Attack | None = None,
+        attacked_batches: Count = 4,
+    ) -> None:
+        super().__init__()
+        self.vit = vit
+        self.method = method
+        self.optim = optim
+        self.seed = seed
+        self.attack = attack
+        self.attacked_batches = attacked_batches
+        accuracy = partial(MulticlassAccuracy, num_classes=vit.model.num_classes, average="micro")
+        self.val_top1 = accuracy()
+        self.val_attacked_top1 = accuracy()
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.vit(images, noise)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.fit_loop.total_batch_idx == 0:
+            self.method.prepare(self.vit, batch[0], partial(self.trainer.strategy.reduce, reduce_op="mean"))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels, _ = batch
+        # Batches, not optimiser steps: under gradient accumulation each batch draws anew.
+        step = self.trainer.fit_loop.total_batch_idx
+        draws = generator(self.device, self.seed, TRAINING, step, self.global_rank)
+        loss, values = self.method.loss(self.vit, images, labels, draws)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        for name, value in values.items():
+            self.log(f"train/{name}", value, prog_bar=name in ("influence", "reached"))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels, _ = batch
+        logits = self.vit(images)
+        self.log("val/loss", F.cross_entropy(logits, labels), batch_size=len(images), sync_dist=True)
+        self.val_top1(logits, labels)
+        self.log("val/top1", self.val_top1, prog_bar=True)
+        if self.attack is not None and batch_idx < self.attacked_batches:
+            draws = generator(self.device, self.seed, VALIDATION, batch_idx, self.global_rank)
+            self.val_attacked_top1(self.vit(self.attack(self.vit, images, labels, draws)), labels)
+            self.log("val/attacked_top1", self.val_attacked_top1, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        fixed = self.vit.model.no_weight_decay() if hasattr(self.vit.model, "no_weight_decay") else ()
+        groups = timm.optim.param_groups_weight_decay(self.vit.model, self.optim.weight_decay, fixed)
+        optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=self.optim.betas)
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = partial(warmup_cosine, total=total, warmup=round(self.optim.warmup * total))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def warmup_cosine(step: int, total: int, warmup: int) -> float:
+    """The learning rate at a step as a share of its peak: linear from 1/(warmup + 1), then half a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

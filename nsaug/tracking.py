@@ -1,0 +1,167 @@
+"""A run's record: W&B when there is an account, offline when not, metrics.csv beside the checkpoint."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import wandb
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from nsaug.draws import generator
+from nsaug.finetuner import Finetuner
+from nsaug.methods import Nullspace
+from nsaug.nullspace.pixels import to_pixels
+from nsaug.settings import Count, settings
+
+log = logging.getLogger(__name__)
+
+PICTURE = 2
+"""First part of the key of the draws for pictures; see TRAINING and VALIDATION in `finetuner`."""
+
+
+@settings
+class Tracking:
+    """Where a run's metrics go."""
+
+    csv: bool = True
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online where a key is stored and the server answers, offline otherwise, without asking."""
+    project: str = "nsaug"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    pictures: Count = 8
+    """How many validation images are shown with their noise; 0 for none."""
+
+    def loggers(self, folder: Path, name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+        """The loggers of one run. What they need is made on rank 0 alone.
+
+        Args:
+            folder: the run's own; everything local is written below it.
+            name: of the run.
+            group: of the runs it belongs to, where `self.group` names none.
+            config: everything the run was told.
+        """
+        loggers: list[Logger] = [CSVLogger(folder, name="", version="")] if self.csv else []
+        if self.wandb != "off" and rank_zero_only.rank == 0:
+            loggers.append(WandbLogger(experiment=self._start(folder, name, self.group or group, config)))
+        return loggers
+
+    def _start(self, folder: Path, name: str, group: str | None, config: dict[str, Any]) -> Any:
+        options: dict[str, Any] = {
+            "project": self.project,
+            "entity": self.entity,
+            "group": group,
+            "name": name,
+            "tags": self.tags,
+            "dir": str(folder),
+            "config": config,
+            "settings": wandb.Settings(silent=True, console="off"),
+            "reinit": "finish_previous",
+        }
+        if self.wandb == "online" or (self.wandb == "auto" and _has_key()):
+            try:
+                run = wandb.init(mode="online", **options)
+                log.info("W&B: %s", run.url)
+                return run
+            except Exception as error:
+                log.warning("W&B cannot be reached (%s): this run is recorded offline", str(error).splitlines()[0])
+        return wandb.init(mode="offline", **options)
+
+
+def _has_key() -> bool:
+    """Whether an account is stored (netrc or WANDB_API_KEY); asks nobody."""
+    try:
+        return bool(wandb.Api(timeout=5).api_key) if wandb.setup().settings.api_key is None else True
+    except Exception:
+        return False
+
+
+def finish(loggers: list[Logger], failed: bool) -> None:
+    """Closes a run, so that the next one of a multirun is one of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=int(failed))
+
+
+class Pictures(L.Callback):
+    """Validation images, their noise and the noisy images, to W&B at each validation and to noise.png at the end."""
+
+    def __init__(self, folder: Path, images: int) -> None:
+        self.folder = folder
+        self.images = images
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and (picture := self._draw(trainer, module)) is not None:
+                caption = "images, their noise, images with it (what a pixel can show of it)"
+                logger.log_image("noise", [picture], caption=[caption])
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if (picture := self._draw(trainer, module)) is not None:
+            save_image(picture, self.folder / "noise.png")
+
+    def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor | None:
+        """A grid of three rows, or None where there is no noise to show."""
+        assert isinstance(module, Finetuner)
+        method, loader = module.method, trainer.val_dataloaders
+        if not isinstance(method, Nullspace) or not loader or method.rms.isnan():
+            return None
+        val_set = loader.dataset
+        images = torch.stack([val_set[i][0] for i in range(min(self.images, len(val_set)))]).to(module.device)
+        with torch.no_grad():
+            draws = generator(module.device, module.seed, PICTURE)
+            found = method.synthesis.refine(module.vit, images, draws, rms=method.rms)
+        change = to_pixels(module.vit, found.noise)
+        if change is None:
+            return None
+        change = change.expand_as(images)
+        shown = 0.5 + 0.5 * change / change.abs().amax(dim=(1, 2, 3), keepdim=True)
+        grid = make_grid(torch.cat([images, shown, (images + change).clamp(0, 1)]), nrow=len(images), padding=1)
+        # Small images are shown larger, pixel by pixel.
+        factor = max(1, 64 // images.shape[-1])
+        return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2).cpu()
+
+
+class NoiseWatch(L.Callback):
+    """Says once when the noise of a run is no ε-approximate nullspace noise, or was so before it was refined."""
+
+    def __init__(self, batches: int = 50) -> None:
+        self.batches = batches
+        self.seen: list[tuple[float, float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+        if len(self.seen) < self.batches and "train/reached" in trainer.callback_metrics:
+            metrics = trainer.callback_metrics
+            self.seen.append((float(metrics["train/refinement_steps"]), float(metrics["train/reached"])))
+            if len(self.seen) == self.batches:
+                self._say()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if 0 < len(self.seen) < self.batches:
+            self._say()
+
+    def _say(self) -> None:
+        if all(steps == 0 for steps, _ in self.seen):
+            log.warning("the noise starts below eps: nothing is refined. Raise nullspace.limit or lower nullspace.eps")
+        elif all(reached == 0 for _, reached in self.seen):
+            log.warning("no noise gets below eps: raise nullspace.steps or nullspace.eps, or lower nullspace.limit")
+
+
+class Progress(RichProgressBar):
+    """Lightning's rich bar, without its version number."""
+
+    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        return {
+            name.removeprefix("train/"): value
+            for name, value in super().get_metrics(trainer, module).items()
+            if name != "v_num"
+        }

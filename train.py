@@ -1,0 +1,138 @@
+"""Finetunes a vision transformer. `python train.py --help` says how; conf/train.yaml holds every choice."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from nsaug.config import build, check, check_value, entry_point
+
+log = logging.getLogger("nsaug.train")
+
+KNOWN = {
+    "data", "model", "method", "nullspace", "attack", "optim", "trainer", "logger",
+    "name", "seed", "checkpoint", "keep", "attacked_batches",
+}  # fmt: skip
+
+
+@entry_point("train")
+def main(cfg: DictConfig) -> None:
+    """One run: refuse what cannot work, build the parts, train, leave the weights for timm."""
+    check_settings(cfg)
+
+    import lightning as L
+
+    from nsaug import checkpoints
+    from nsaug.finetuner import Finetuner
+    from nsaug.tracking import NoiseWatch, Pictures, Progress, finish
+
+    quieten_lightning()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    data = build(cfg.data)
+    data.setup("fit")
+    vit = build(cfg.model, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
+    data.prepare_for(vit.data_config)
+    method = build(cfg.method)
+    attack = build(cfg.attack) if cfg.attacked_batches else None
+    finetuner = Finetuner(vit, method, build(cfg.optim), cfg.seed, attack, cfg.attacked_batches)
+
+    tracking = build(cfg.logger)
+    name = cfg.name or method.name
+    record = run_record(cfg, name, method.name, data.class_names)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    loggers = tracking.loggers(folder, f"{name}-{cfg.seed}", multirun_group(), settings)
+    last, best = checkpoint_callbacks(folder, cfg.keep)
+    callbacks = [last, NoiseWatch(), *([best] if best else [])]
+    if tracking.pictures:
+        callbacks.append(Pictures(folder, tracking.pictures))
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(Progress())
+    trainer = build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=[checkpoints.WholeCheckpointIO()])
+
+    finished = False
+    try:
+        trainer.fit(finetuner, datamodule=data)
+        finished = not trainer.interrupted
+    finally:
+        finish(loggers, failed=not finished)
+    if trainer.is_global_zero:
+        if best and best.best_model_path:
+            vit.load_state_dict(checkpoints.read_weights(best.best_model_path))
+        checkpoints.export(folder, vit.model, vit.model_args, record)
+        log.info("%s: %s", name, described(trainer.callback_metrics))
+        log.info("weights for timm, and to go on from: %s", folder)
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """All that can be said of a configuration without touching data or weights."""
+    from typing import Literal
+
+    from nsaug.settings import Count
+
+    check(cfg, KNOWN)
+    check_value("seed", cfg.seed, Count)
+    check_value("keep", cfg.keep, Literal["last", "best"])
+    check_value("attacked_batches", cfg.attacked_batches, Count)
+    check_value("name", cfg.name, str | None)
+    check_value("checkpoint", cfg.checkpoint, str | None)
+
+
+def run_record(cfg: DictConfig, name: str, method: str, class_names: list[str]) -> dict[str, Any]:
+    """What `config.json` tells of the run: enough to judge its weights on its data, and to group runs by settings."""
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    assert isinstance(data, dict)
+    if "root" in data:
+        data["root"] = str(Path(data["root"]).expanduser().absolute())
+    groups = ("model", "method", "nullspace", "optim", "trainer")
+    settings = {group: OmegaConf.to_container(cfg[group], resolve=True) for group in groups}
+    return {
+        "name": name,
+        "method": method,
+        "seed": cfg.seed,
+        "data": data,
+        "class_names": class_names,
+        "settings": settings,
+    }
+
+
+def checkpoint_callbacks(folder: Path, keep: str) -> tuple[Any, Any]:
+    """last.ckpt after every epoch, and best.ckpt where it is what the run shall leave."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **options)
+    best = ModelCheckpoint(filename="best", monitor="val/top1", mode="max", **options) if keep == "best" else None
+    return last, best
+
+
+def multirun_group() -> str | None:
+    """The name that the runs of one multirun share."""
+    hydra = HydraConfig.get()
+    return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+
+
+def described(metrics: Any) -> str:
+    """The last line of a run: validation accuracy, and how far the noise got."""
+    words = []
+    for key, text in (("val/top1", "val top-1"), ("val/attacked_top1", "attacked"), ("train/reached", "noise below eps")):
+        if key in metrics:
+            words.append(f"{text} {100 * float(metrics[key]):.1f} %")
+    return ", ".join(words) or "no validation"
+
+
+def quieten_lightning() -> None:
+    """Silences hints that do not apply: what is said on the console is for the user to act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for hint in (".*does not have many workers.*", ".*log_every_n_steps.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", hint)
+
+
+if __name__ == "__main__":
+    main()

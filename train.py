@@ -1,7 +1,6 @@
 """Finetunes a vision transformer. `python train.py --help` says how; conf/train.yaml holds every choice."""
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ def main(cfg: DictConfig) -> None:
     from nsaug.finetuner import Finetuner
     from nsaug.tracking import NoiseWatch, Pictures, Progress, finish
 
-    quieten_lightning()
     folder = Path(HydraConfig.get().runtime.output_dir)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -89,7 +87,7 @@ def run_record(cfg: DictConfig, name: str, method: str, class_names: list[str]) 
     assert isinstance(data, dict)
     if "root" in data:
         data["root"] = str(Path(data["root"]).expanduser().absolute())
-    groups = ("model", "method", "nullspace", "optim", "trainer")
+    groups = ("data", "model", "method", "nullspace", "optim", "trainer")
     settings = {group: OmegaConf.to_container(cfg[group], resolve=True) for group in groups}
     return {
         "name": name,
@@ -124,14 +122,6 @@ def described(metrics: Any) -> str:
         if key in metrics:
             words.append(f"{text} {100 * float(metrics[key]):.1f} %")
     return ", ".join(words) or "no validation"
-
-
-def quieten_lightning() -> None:
-    """Silences hints that do not apply: what is said on the console is for the user to act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for hint in (".*does not have many workers.*", ".*log_every_n_steps.*", ".*exists and is not empty.*"):
-        warnings.filterwarnings("ignore", hint)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import difflib
 import functools
 import inspect
+import logging
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +36,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> None:
+            _quieten_libraries()
             try:
                 task(cfg)
             except (NsaugError, OmegaConfBaseException) as error:
@@ -67,6 +70,15 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         return main
 
     return decorate
+
+
+def _quieten_libraries() -> None:
+    """Silences hints that do not apply: what is said on the console is for the user to act on."""
+    for library in ("timm", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    hints = (".*does not have many workers.*", ".*log_every_n_steps.*", ".*exists and is not empty.*", ".*LeafSpec.*")
+    for hint in hints:
+        warnings.filterwarnings("ignore", hint)
 
 
 _WANTED = "NSAUG_TRACEBACKS"

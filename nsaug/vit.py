@@ -132,7 +132,7 @@ def build_vit(
         num_classes: the classes of the data; where None, those that the weights know.
         pretrained: take the hub's weights; a `checkpoint` takes precedence.
         checkpoint: a run's folder, or a .safetensors, .pth or .ckpt file.
-        img_size: side of the square input in pixels; the model's own where None.
+        img_size: side of the square input in pixels; where None, what the weights were trained on.
         patch_size: side of a patch in pixels; the model's own where None.
         mean, std: of the normalisation, per channel, for images in [0, 1]; where None, those that came with the
             weights, else timm's for this model.
@@ -152,11 +152,12 @@ def build_vit(
         if value is not None or key in source
     }
     overlay = {key: tuple(value) if isinstance(value, list) else value for key, value in overlay.items()}
-    if img_size is not None:
-        overlay |= {"input_size": (3, img_size, img_size), "test_input_size": None}
+    size = (img_size, img_size) if img_size is not None else tuple(source.get("input_size", ()))[1:]
     model_args = dict(args or {})
-    if img_size is not None and _takes_img_size(config):
-        model_args["img_size"] = img_size
+    if size:
+        overlay |= {"input_size": (3, *size), "test_input_size": None}
+        if _takes_img_size(config):
+            model_args["img_size"] = size
     if patch_size is not None:
         model_args["patch_size"] = patch_size
     if drop_path_rate:

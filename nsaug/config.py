@@ -13,7 +13,13 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -74,9 +80,11 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 
 def _quieten_libraries() -> None:
     """Silences hints that do not apply: what is said on the console is for the user to act on."""
+    import lightning  # noqa: F401  (it sets its own log levels when it is imported)
+
     for library in ("timm", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    hints = (".*does not have many workers.*", ".*log_every_n_steps.*", ".*exists and is not empty.*", ".*LeafSpec.*")
+    hints = (".*does not have many workers.*", ".*log_every_n_steps.*", ".*exists and is not empty.*", ".*LeafSpec.*", ".*litlogger.*")
     for hint in hints:
         warnings.filterwarnings("ignore", hint)
 
@@ -105,6 +113,8 @@ def explain(error: Exception) -> str:
             group = "/".join(missing[:-1])
             return f"{group}={missing[-1]}: no such choice; {group} is one of {', '.join(choices)}"
         return " ".join(lines)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as name=value; quote what the shell or Hydra would take apart"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else None
     if isinstance(cause, OmegaConfBaseException):
         key = getattr(cause, "full_key", None) or ""

@@ -14,6 +14,7 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
         device: where the numbers are drawn; CPU and GPU streams differ.
         key: non-negative integers.
     """
-    words = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    # The length counts too: SeedSequence takes (1, 2) and (1, 2, 0) for the same.
+    words = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint32)
     seed = int(words[0]) << 31 ^ int(words[1])
     return torch.Generator(device).manual_seed(seed)

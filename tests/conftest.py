@@ -1,0 +1,69 @@
+"""What tests share: small models, the embedded digits, and the real images where they are."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+# Set before anything imports a hub's or W&B's client: no test may ask the network or an account.
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true"}
+os.environ.pop("WANDB_API_KEY", None)
+
+from nsaug.vit import ViT, build_vit
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("NSAUG_SHARED", ROOT / ".." / "shared")) / "data"
+TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+
+
+def tiny_vit(**kwargs) -> ViT:
+    """A ViT for 8 x 8 images with 16 tokens of width 24, fast enough for float64."""
+    torch.manual_seed(0)
+    options = {"num_classes": 10, "img_size": 8, "patch_size": 2, "args": TINY} | kwargs
+    vit = build_vit("vit_tiny_patch16_224", **options)
+    with torch.no_grad():  # fresh heads are near zero: give predictions something to lose
+        for parameter in vit.model.get_classifier().parameters():
+            parameter.normal_(std=0.5)
+    return vit
+
+
+@pytest.fixture
+def vit() -> ViT:
+    return tiny_vit().double()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.randint(10, (6,), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory) -> Path:
+    """train/ and val/ with the real images of 12 classes, which are not the first 12."""
+    archive = SHARED / "imagenet_sample.tar"
+    if not archive.is_file():
+        pytest.skip(f"no real ImageNet images at {archive} (set NSAUG_SHARED)")
+    root = tmp_path_factory.mktemp("imagenet")
+    with tarfile.open(archive) as tar:
+        members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: m.name)[500:1000:42]
+        for member in members:
+            wnid, name = Path(member.name).parts[-2:]
+            content = tar.extractfile(member).read()
+            for split in ("train", "val"):
+                for copy in range(2):
+                    path = root / split / wnid / f"{copy}_{name}"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+    return root

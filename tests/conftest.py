@@ -23,9 +23,10 @@ def tiny_vit(**kwargs) -> ViT:
     torch.manual_seed(0)
     options = {"num_classes": 10, "img_size": 8, "patch_size": 2, "args": TINY} | kwargs
     vit = build_vit("vit_tiny_patch16_224", **options)
-    with torch.no_grad():  # fresh heads are near zero: give predictions something to lose
-        for parameter in vit.model.get_classifier().parameters():
-            parameter.normal_(std=0.5)
+    with torch.no_grad():  # freshly initialised, its predictions hardly depend on the image: noise would do nothing
+        for parameter in vit.model.parameters():
+            if parameter.dim() == 2 and not options.get("checkpoint"):
+                parameter.normal_(std=0.3)
     return vit
 
 

@@ -160,7 +160,8 @@ class NoiseSynthesis:
 @torch.no_grad()
 def embedding_rms(vit: ViT, images: Tensor) -> Tensor:
     """rms(u): the root mean square over all patch embeddings of these images, a scalar tensor."""
-    return full_precision(vit.patch_embeddings(images)).square().mean().sqrt()
+    with eval_mode(vit):  # some patch embeddings hold batch norms
+        return full_precision(vit.patch_embeddings(images)).square().mean().sqrt()
 
 
 def computes_as_eval(module: nn.Module) -> bool:

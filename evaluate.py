@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from nsaug.config import build, check, check_value, entry_point
-from nsaug.settings import NsaugError
+from nsaug.settings import NsaugError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +92,7 @@ def check_settings(cfg: DictConfig) -> None:
         try:
             torch.empty(0, device=cfg.device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise NsaugError(f"device={cfg.device} cannot be used ({reason}): type device=cpu or device=auto") from error
+            raise NsaugError(f"device={cfg.device} cannot be used ({first_line(error)}): type device=cpu or device=auto") from error
 
 
 def data_opener(cfg: DictConfig) -> "Callable[[Subject], ImageData]":

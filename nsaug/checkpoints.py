@@ -21,7 +21,7 @@ from timm.models import clean_state_dict
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from nsaug.settings import NsaugError
+from nsaug.settings import NsaugError, first_line
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -114,7 +114,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"checkpoint={path} is damaged or holds pickled objects, which are not loaded: save its state dict alone"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise NsaugError(f"checkpoint={path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise NsaugError(f"checkpoint={path} cannot be read: {first_line(error)}") from error
 
     wrappers = ("state_dict_ema", "model_ema", "state_dict", "model")
     state = next((content[key] for key in wrappers if content.get(key) is not None), content)

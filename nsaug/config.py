@@ -21,8 +21,8 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
-from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
@@ -156,40 +156,46 @@ def check(cfg: DictConfig, known: set[str]) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise NsaugError(f"{missing[0]} is not set: type {missing[0]}=...")
-    _check_node(OmegaConf.to_container(cfg, resolve=True), "")
+    _check_node(cfg, "")
 
 
 def _check_node(node: Any, path: str) -> None:
-    if isinstance(node, list):
-        for index, item in enumerate(node):
-            _check_node(item, f"{path}[{index}]")
-    if not isinstance(node, dict):
+    if isinstance(node, ListConfig):
+        for index in range(len(node)):
+            _check_node(node[index], f"{path}[{index}]")
+    if not isinstance(node, DictConfig):
         return
-    parameters = _parameters(get_method(node["_target_"])) if "_target_" in node else None
-    for key, value in node.items():
-        where = f"{path}.{key}" if path else str(key)
-        _check_node(value, where)
-        if parameters is None or str(key).startswith("_"):
+    parameters = _parameters(get_object(node["_target_"])) if "_target_" in node else None
+    for key in map(str, node):
+        where, value = f"{path}.{key}" if path else key, node[key]
+        built_elsewhere = OmegaConf.is_interpolation(node, key)  # ${nullspace} is checked where it stands
+        if not built_elsewhere:
+            _check_node(value, where)
+        if parameters is None or key.startswith("_"):
             continue
         if key not in parameters:
             raise NsaugError(_unknown(where, list(parameters)))
-        if not (isinstance(value, dict) and "_target_" in value):
-            check_value(where, value, parameters[key])
+        if not (isinstance(value, DictConfig) and "_target_" in value):
+            plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            check_value(where, plain, parameters[key])
 
 
 def check_value(where: str, value: Any, annotation: Any) -> None:
     """Holds one value against a type, in one line."""
     try:
-        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # the annotation brings a configuration of its own, or is nothing to check against
-        return
-    try:
-        adapter.validate_python(value)
+        _adapter(annotation).validate_python(value)
     except ValidationError as error:
         reasons = dict.fromkeys(detail["msg"] for detail in error.errors(include_url=False))
         text = " or ".join(reasons).replace("Input should be", "should be").removeprefix("Value error, ")
         shown = str(value).replace("None", "null")
         raise NsaugError(f"{where}={shown}: {text}") from error
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # settings bring a configuration of their own
+        return TypeAdapter(annotation)
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, Any]:

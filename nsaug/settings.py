@@ -15,6 +15,11 @@ class NsaugError(Exception):
     """Something a user can mend: its text is one line that says what is wrong and what to type instead."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; the name of its type where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def parse_number(value: Any) -> Any:
     """Reads `4/255` as the number it means; leaves all else to the type's own check."""
     if isinstance(value, str) and "/" in value:

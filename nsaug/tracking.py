@@ -17,7 +17,7 @@ from nsaug.draws import generator
 from nsaug.finetuner import Finetuner
 from nsaug.methods import Nullspace
 from nsaug.nullspace.pixels import to_pixels
-from nsaug.settings import Count, settings
+from nsaug.settings import Count, first_line, settings
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Tracking:
                 log.info("W&B: %s", run.url)
                 return run
             except Exception as error:
-                log.warning("W&B cannot be reached (%s): this run is recorded offline", str(error).splitlines()[0])
+                log.warning("W&B cannot be reached (%s): this run is recorded offline", first_line(error))
         return wandb.init(mode="offline", **options)
 
 

@@ -14,7 +14,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from nsaug.checkpoints import read_config, read_weights
-from nsaug.settings import NsaugError, PositiveCount, Share, validated
+from nsaug.settings import NsaugError, PositiveCount, Share, first_line, validated
 
 log = logging.getLogger(__name__)
 
@@ -215,8 +215,7 @@ def _create(name: str, weights: str, *, overlay: dict[str, Any], args: dict[str,
     except Exception as error:
         if weights and "state_dict" in str(error):
             raise NsaugError(f"{weights} does not fit model.name={name}: {_misfit(str(error))}") from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NsaugError(f"model.name={name} cannot be built: {reason}") from error
+        raise NsaugError(f"model.name={name} cannot be built: {first_line(error)}") from error
 
 
 def _misfit(message: str) -> str:
@@ -260,7 +259,7 @@ def _require_hub_weights(name: str, config: dict[str, Any]) -> None:
             raise ConnectionError("HF_HUB_OFFLINE is set")
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = first_line(error)
         raise NsaugError(f"the pretrained weights of {name} cannot be downloaded ({reason}): {otherwise}") from error
 
 
@@ -278,7 +277,7 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> torch.Size:
             model(torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device))
     except (AssertionError, RuntimeError, ValueError) as error:
         size = "x".join(map(str, input_size[1:]))
-        raise NsaugError(f"{name} does not take images of {size} pixels ({str(error).splitlines()[0]}): set model.img_size") from error
+        raise NsaugError(f"{name} does not take images of {size} pixels ({first_line(error)}): set model.img_size") from error
     finally:
         handle.remove()
     if not seen:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from nsaug.methods.method import Method
 from nsaug.nullspace import NoiseSynthesis, Refinement, embedding_rms
+from nsaug.settings import validated
 from nsaug.vit import ViT
 
 
@@ -24,6 +25,7 @@ class Nullspace(Method):
     name = "nullspace"
     rms: Tensor
 
+    @validated
     def __init__(self, synthesis: NoiseSynthesis, unreached: Literal["keep", "drop"] = "keep") -> None:
         super().__init__()
         self.synthesis = synthesis

@@ -1,0 +1,226 @@
+"""All sources: where their images and labels come from, and how the splits are cut."""
+
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from nsaug.data import CIFAR10, Digits, Folder, ImageNet
+from nsaug.data.cifar10 import CLASSES
+from nsaug.settings import NsaugError
+from tests.conftest import SHARED
+
+CONFIG = {"input_size": (3, 8, 8), "crop_pct": 1.0, "interpolation": "bicubic", "crop_mode": "center"}
+
+
+def tree(root, folders, images=4, size=(10, 12)):
+    """Class folders of images whose red channel is the folder's place and green the image's."""
+    for place, folder in enumerate(folders):
+        (root / folder).mkdir(parents=True)
+        for number in range(images):
+            Image.new("RGB", size, (place, number, 0)).save(root / folder / f"{number}.png")
+
+
+def test_digits_has_three_splits_that_share_no_image():
+    data = Digits()
+    data.setup()
+    ids = [set(images.ids) for images in (data.train_set, data.val_set, data.test_set)]
+    assert [len(split) for split in ids] == [1294, 144, 359]
+    assert len(set.union(*ids)) == 1797
+    assert data.num_classes == 10
+
+
+def test_digits_are_the_digits():
+    from sklearn.datasets import load_digits
+
+    data, source = Digits(crop="none", hflip=0), load_digits()
+    data.setup()
+    data.prepare_for(CONFIG)
+    for index in (0, 100, 358):
+        image, label, name = data.test_set[index]
+        original = int(name.removeprefix("digits/"))
+        assert label == source.target[original]
+        torch.testing.assert_close(image[1], torch.tensor(source.images[original] / 16).float(), atol=1 / 255, rtol=0)
+
+
+def test_the_validation_split_is_the_same_for_every_seed():
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first = Digits()
+    first.setup("fit")
+    torch.manual_seed(2)
+    np.random.seed(2)
+    second = Digits()
+    second.setup("fit")
+    assert first.val_set.ids == second.val_set.ids
+
+
+@pytest.mark.parametrize("holdout", [1.0, 0.0001])
+def test_a_holdout_that_leaves_nothing_is_refused(holdout):
+    with pytest.raises(NsaugError, match=r"data.holdout=.* leaves"):
+        Digits(holdout=holdout).setup("fit")
+
+
+def test_without_a_holdout_there_is_no_validation():
+    data = Digits(holdout=0)
+    data.setup("fit")
+    assert data.val_dataloader() == []
+    assert len(data.train_set) == 1438
+
+
+def test_folder_labels_by_sorted_name(tmp_path):
+    tree(tmp_path / "train", ["b", "a", "c"])
+    tree(tmp_path / "val", ["c", "a"])
+    data = Folder(root=str(tmp_path), holdout=0.25)
+    data.setup()
+    assert data.class_names == ["a", "b", "c"]
+    assert sorted(set(data.test_set.labels)) == [0, 2], "a class that is missing renumbers no other"
+    assert data.test_set.ids[0] == "val/a/0.png"
+
+
+def test_folder_labels_by_a_given_list(tmp_path):
+    tree(tmp_path / "train", ["a", "b"])
+    (tmp_path / "classes.txt").write_text("b\nz\na\n")
+    for classes in (["b", "z", "a"], str(tmp_path / "classes.txt")):
+        data = Folder(root=str(tmp_path), classes=classes)
+        data.setup("fit")
+        labels = {name.split("/")[1]: label for name, label in zip(data.train_set.ids, data.train_set.labels, strict=True)}
+        assert labels == {"a": 2, "b": 0}
+        assert data.num_classes == 3
+
+
+def test_images_are_found_at_any_depth_and_belong_to_their_id(tmp_path):
+    tree(tmp_path / "train" / "a", ["deep", "deeper"])
+    tree(tmp_path / "train", ["b"])
+    data = Folder(root=str(tmp_path), holdout=0.25, crop="none", hflip=0)
+    data.setup("fit")
+    data.prepare_for(CONFIG)
+    for images in (data.train_set, data.val_set):
+        for index in range(len(images)):
+            image, label, name = images[index]
+            stored = Image.open(tmp_path / name).getpixel((0, 0))
+            torch.testing.assert_close(image[:, 4, 4] * 255, torch.tensor(stored).float())
+            assert label == (0 if name.startswith("train/a/") else 1)
+
+
+def test_unreadable_layouts_are_refused_in_one_line(tmp_path):
+    tree(tmp_path / "full" / "train", ["a", "b"])
+    (tmp_path / "empty" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "flat" / "train").mkdir(parents=True)
+    cases = {
+        "missing": ({}, "fit", "does not exist: type data.root=PATH"),
+        "full": ({}, "test", "has no val/ folder: type data.root=PATH"),
+        "empty": ({}, "fit", "class folders without images"),
+        "flat": ({}, "fit", "holds no class folders"),
+    }
+    for root, (options, stage, says) in cases.items():
+        with pytest.raises(NsaugError, match=re.escape(says)) as error:
+            Folder(root=str(tmp_path / root), **options).setup(stage)
+        assert "\n" not in str(error.value)
+    with pytest.raises(NsaugError, match=r"1 folders that are no class, a: expected names such as b, c"):
+        Folder(root=str(tmp_path / "full"), classes=["b", "c"]).setup("fit")
+    with pytest.raises(NsaugError, match=r"data.classes=.* does not exist"):
+        Folder(root=str(tmp_path / "full"), classes=str(tmp_path / "no.txt"))
+
+
+def test_imagenet_keeps_its_indices(imagenet):
+    """12 classes, none of them in its place among the 12: numbering the folders would give 0 to 11."""
+    data = ImageNet(root=str(imagenet), holdout=0.25)
+    data.setup()
+    info = timm.data.ImageNetInfo()
+    for images in (data.train_set, data.val_set, data.test_set):
+        for name, label in zip(images.ids, images.labels, strict=True):
+            wnid, file = name.split("/")[1:]
+            assert info.index_to_label_name(label) == wnid
+            described = file.split("_", 2)[2].removesuffix(".JPEG").replace("_", " ").lower()
+            assert described in info.index_to_description(label).lower().replace("_", " ")
+    assert data.num_classes == 1000
+    assert min(data.test_set.labels) >= 500
+
+
+def test_imagenet_images_are_prepared_as_timm_would(imagenet):
+    config = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg("deit_small_patch16_224").to_dict())
+    expected = timm.data.create_transform(**config)
+    data = ImageNet(root=str(imagenet))
+    data.setup("test")
+    data.prepare_for(config)
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    for index in (0, 13):
+        image, _, name = data.test_set[index]
+        with Image.open(imagenet / name) as file:
+            torch.testing.assert_close((image - mean) / std, expected(file.convert("RGB")), atol=1e-6, rtol=0)
+
+
+def test_training_images_are_cropped_and_flipped_at_random(imagenet):
+    data = ImageNet(root=str(imagenet), holdout=0)
+    data.setup("fit")
+    data.prepare_for({**CONFIG, "input_size": (3, 64, 64)})
+    torch.manual_seed(0)
+    crops = torch.stack([data.train_set[0][0] for _ in range(4)])
+    assert crops.shape == (4, 3, 64, 64)
+    assert 0 <= crops.min() < crops.max() <= 1
+    assert all((crops[0] - crop).abs().mean() > 0.01 for crop in crops[1:])
+
+
+def test_unknown_folders_in_imagenet_are_refused(tmp_path):
+    tree(tmp_path / "val", ["n01440764", "n00000001"])
+    with pytest.raises(NsaugError, match=r"1 folders that are no class, n00000001"):
+        ImageNet(root=str(tmp_path)).setup("test")
+
+
+def test_cifar10_from_folders(tmp_path):
+    tree(tmp_path / "train", CLASSES, size=(32, 32))
+    data = CIFAR10(root=str(tmp_path))
+    data.setup("fit")
+    data.prepare_for({**CONFIG, "input_size": (3, 32, 32)})
+    image, label, name = data.train_set[7]
+    assert CLASSES[label] == name.split("/")[1]
+    assert image.shape == (3, 32, 32)
+
+
+def test_cifar10_as_torchvision_keeps_it(tmp_path, monkeypatch):
+    class Stored:
+        def __init__(self, root, train, download):
+            self.data = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
+            self.targets = [index % 10 for index in range(20)]
+
+        def __len__(self):
+            return len(self.data)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Stored)
+    data = CIFAR10(root=str(tmp_path))
+    data.setup("test")
+    data.prepare_for({**CONFIG, "input_size": (3, 32, 32)})
+    image, label, name = data.test_set[13]
+    assert (label, name) == (3, "test/00013")
+    torch.testing.assert_close(image, torch.full((3, 32, 32), 13 / 255))
+
+
+def test_cifar10_that_is_nowhere(tmp_path):
+    with pytest.raises(NsaugError, match=r"data.download=true fetches it, data.root=PATH names it"):
+        CIFAR10(root=str(tmp_path)).setup("fit")
+
+
+@pytest.mark.skipif(not (SHARED / "cifar10.tar.xz").is_file(), reason=f"no real CIFAR-10 at {SHARED}")
+def test_real_cifar10_images(tmp_path):
+    import tarfile
+
+    with tarfile.open(SHARED / "cifar10.tar.xz") as tar:  # its first few hundred files: unpacking all takes long
+        for number, member in enumerate(tar):
+            if member.isfile():
+                tar.extract(member, tmp_path, filter="data")
+            if number > 300:
+                break
+    root = tmp_path / "cifar10"
+    split = "train" if (root / "train").is_dir() else "val"
+    data = CIFAR10(root=str(root), test=split)
+    data.setup("test")
+    data.prepare_for({**CONFIG, "input_size": (3, 32, 32)})
+    image, label, name = data.test_set[0]
+    assert CLASSES[label] == name.split("/")[1]
+    with Image.open(root / name) as file:
+        stored = torch.tensor(np.array(file)).permute(2, 0, 1) / 255
+    torch.testing.assert_close(image, stored)

@@ -1,0 +1,56 @@
+import pytest
+
+from nsaug.checkpoints import export
+from nsaug.evaluation import find_subjects
+from nsaug.settings import NsaugError
+from tests.conftest import tiny_vit
+
+
+@pytest.fixture
+def runs(tmp_path):
+    vit = tiny_vit()
+    for name, eps, seed in (("nullspace", 0.01, 0), ("nullspace", 0.01, 1), ("nullspace", 0.1, 0), ("clean", 0.03, 0)):
+        nullspace = {"eps": eps, "steps": 3}
+        settings = {"method": {"synthesis": nullspace}, "nullspace": nullspace, "trainer": {"max_steps": -1}}
+        record = {"name": name, "method": name, "seed": seed, "settings": settings}
+        export(tmp_path / f"{name}-{eps}-{seed}", vit.model, vit.model_args, record)
+    return tmp_path
+
+
+def test_a_glob_finds_runs_and_leaves_other_files(runs):
+    (runs / "multirun.yaml").write_text("")
+    (runs / "folder").mkdir()
+    found = find_subjects(f"{runs}/*", None)
+    assert [subject.columns["seed"] for subject in found] == [0, 0, 1, 0]
+
+
+def test_runs_that_differ_by_more_than_the_seed_are_told_apart(runs):
+    names = [subject.name for subject in find_subjects(f"{runs}/*", None)]
+    assert names == ["clean", "nullspace nullspace.eps=0.01", "nullspace nullspace.eps=0.01", "nullspace nullspace.eps=0.1"]
+    alone = find_subjects([f"{runs}/nullspace-0.01-0", f"{runs}/nullspace-0.01-1"], None)
+    assert [subject.name for subject in alone] == ["nullspace", "nullspace"]
+
+
+def test_a_path_named_twice_is_judged_once(runs):
+    assert len(find_subjects([f"{runs}/clean*", f"{runs}/clean-0.03-0", f"{runs}/clean-0.03-0/model.safetensors"], None)) == 1
+
+
+def test_a_plain_timm_model():
+    (subject,) = find_subjects(None, "vit_small_patch16_224")
+    assert subject.columns == {"checkpoint": None, "name": "vit_small_patch16_224", "method": None, "seed": None}
+
+
+def test_what_is_not_there(runs):
+    with pytest.raises(NsaugError, match="nothing to judge: type checkpoint=PATH"):
+        find_subjects(None, None)
+    with pytest.raises(NsaugError, match="does not exist"):
+        find_subjects(f"{runs}/nothing", None)
+    with pytest.raises(NsaugError, match="matches no run's folder"):
+        find_subjects(f"{runs}/nothing*", None)
+
+
+def test_weights_without_a_config_say_so(runs):
+    (runs / "clean-0.03-0" / "config.json").unlink()
+    (subject,) = find_subjects(f"{runs}/clean-0.03-0", None)
+    with pytest.raises(NsaugError, match=r"has no config.json beside it: add model=\.\.\."):
+        subject.model()

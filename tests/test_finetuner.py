@@ -1,0 +1,149 @@
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from nsaug.finetuner import AdamW, Finetuner, warmup_cosine
+from nsaug.methods import Clean, Nullspace
+from nsaug.nullspace import NoiseSynthesis
+from tests.conftest import ROOT, tiny_vit
+
+METHODS = {
+    "clean": lambda: Clean(),
+    "sample": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03)),
+    "batch": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=1e-9, steps=2, lr=0.03, scope="batch")),
+    "drop": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03), unreached="drop"),
+}
+
+
+def some_data(count=8):
+    rng = torch.Generator().manual_seed(4)
+    images = torch.rand(count, 3, 8, 8, generator=rng, dtype=torch.float64)
+    labels = torch.randint(10, (count,), generator=rng)
+    return [(images[i], labels[i], str(i)) for i in range(count)]
+
+
+def trainer(**kwargs):
+    options = {"max_steps": 3, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "inference_mode": False}
+    return L.Trainer(**options | quiet | kwargs)
+
+
+def test_the_schedule():
+    rates = [warmup_cosine(step, total=100, warmup=10) for step in range(101)]
+    assert rates[:2] == [1 / 11, 2 / 11]
+    assert rates[10] == 1 == max(rates)
+    assert math.isclose(rates[55], 0.5)
+    assert rates[100] == 0
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert warmup_cosine(0, total=1, warmup=0) == 1
+
+
+def test_biases_norms_and_positions_do_not_decay():
+    module = Finetuner(tiny_vit().double(), Clean(), AdamW(weight_decay=0.3, lr=1e-3), seed=0)
+    fit = trainer(max_steps=1)
+    fit.fit(module, DataLoader(some_data(), batch_size=4))
+    decay = {id(p): group["weight_decay"] for group in fit.optimizers[0].param_groups for p in group["params"]}
+    for name, parameter in module.vit.model.named_parameters():
+        plain = parameter.dim() == 1 or name in ("pos_embed", "cls_token")
+        assert decay[id(parameter)] == (0 if plain else 0.3), name
+    assert len(decay) == len(list(module.vit.parameters()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_moves_the_weights_and_logs_what_happened(method):
+    module = Finetuner(tiny_vit().double(), METHODS[method]().double(), AdamW(lr=1e-3), seed=0)
+    before = {key: value.clone() for key, value in module.vit.state_dict().items()}
+    fit = trainer(gradient_clip_val=1.0)
+    fit.fit(module, DataLoader(some_data(), batch_size=4))
+    assert all(not torch.equal(value, before[key]) for key, value in module.vit.state_dict().items())
+    if method != "clean":
+        noted = {"influence_before", "influence", "refinement_steps", "noise_rms", "noise_rms_before", "reached"}
+        assert {f"train/{name}" for name in noted} <= set(fit.callback_metrics)
+        assert fit.callback_metrics["train/influence"] <= fit.callback_metrics["train/influence_before"]
+
+
+def test_the_noise_of_a_step_follows_from_seed_step_and_rank():
+    """Two runs draw alike although one used up random numbers in between; another seed draws otherwise."""
+
+    def run(seed, disturb):
+        torch.manual_seed(disturb)
+        module = Finetuner(tiny_vit().double(), METHODS["sample"]().double(), AdamW(), seed=seed)
+        torch.manual_seed(disturb)
+        trainer().fit(module, DataLoader(some_data(), batch_size=4))
+        return module.vit.state_dict()["head.weight"]
+
+    torch.testing.assert_close(run(0, 1), run(0, 2), rtol=0, atol=0)
+    assert not torch.equal(run(0, 1), run(1, 1))
+
+
+def test_validation_measures_clean_and_attacked_images():
+    from nsaug.attacks import FGSM
+
+    vit = tiny_vit().double()
+    attack = FGSM(eps=0.2)
+    module = Finetuner(vit, Clean(), AdamW(), seed=0, attack=attack, attacked_batches=1)
+    loader = DataLoader(some_data(), batch_size=4)
+    (metrics,) = trainer().validate(module, loader, verbose=False)
+    images, labels = torch.stack([x for x, _, _ in some_data()]), torch.stack([y for _, y, _ in some_data()])
+    vit.eval()
+    first = (vit(attack(vit, images[:4], labels[:4])).argmax(1) == labels[:4]).double().mean()
+    assert metrics["val/top1"] == pytest.approx((vit(images).argmax(1) == labels).double().mean().item())
+    assert metrics["val/attacked_top1"] == pytest.approx(first.item())
+
+
+def noise_of_the_image(self, vit, images, generator):
+    """A draw that follows from the image alone, so that an image has the same noise on whichever rank it lands."""
+    seeds = (images.sum((1, 2, 3)) * 1e6).long().tolist()
+    draw = [torch.rand(vit.embedding_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return 2 * torch.stack(draw).double() - 1
+
+
+def gradients(rank_method: str, world: int, rank: int, path: str) -> None:
+    """One step's gradients of a batch of 8 cut into `world` pieces, as DDP averages them; also a process's main."""
+
+    class Kept(Finetuner):
+        def on_before_optimizer_step(self, optimizer):
+            self.kept = [p.grad.clone() for p in self.vit.parameters()]
+
+    torch.set_num_threads(1)
+    method = METHODS[rank_method]().double()
+    module = Kept(tiny_vit().double(), method, AdamW(), seed=0)
+    with mock.patch.object(NoiseSynthesis, "_draw", noise_of_the_image):
+        loader = DataLoader(some_data(), batch_size=8 // world)
+        options = {"strategy": "ddp", "devices": world, "num_nodes": 1} if world > 1 else {}
+        trainer(max_steps=1, **options).fit(module, loader)
+    if rank == 0:
+        torch.save({"gradients": module.kept, "rms": getattr(method, "rms", torch.zeros(()))}, path)
+
+
+@pytest.mark.parametrize("method", ["clean", "sample", "drop"])
+def test_two_processes_get_one_process_gradients(method, tmp_path):
+    """DDP over gloo in float64; in scope `batch` each rank's noise is its own by design."""
+    gradients(method, 1, 0, str(tmp_path / "one"))
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        env = os.environ | {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0",
+            "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PL_TORCH_DISTRIBUTED_BACKEND": "gloo",
+        }  # fmt: skip
+        arguments = json.dumps([method, 2, rank, str(tmp_path / "two")])
+        code = f"import json; from tests.test_finetuner import gradients; gradients(*json.loads('{arguments}'))"
+        processes.append(subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert Path(tmp_path / "two").exists(), errors
+    one, two = (torch.load(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(two["rms"], one["rms"])
+    torch.testing.assert_close(two["gradients"], one["gradients"], atol=1e-12, rtol=1e-9)

@@ -9,6 +9,7 @@ import sys
 import typing
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -55,7 +56,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 
         def main() -> None:
             wanted = _tracebacks_wanted()
-            run = hydra.main(version_base="1.3", config_path="conf", config_name=config_name)(guarded)
+            conf = Path(inspect.getfile(task)).resolve().parent / "conf"
+            run = hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(guarded)
             try:
                 # Hydra prints several lines itself and exits, unless it is asked to raise.
                 os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -103,7 +103,8 @@ class Finetuner(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         fixed = self.vit.model.no_weight_decay() if hasattr(self.vit.model, "no_weight_decay") else ()
-        groups = timm.optim.param_groups_weight_decay(self.vit.model, self.optim.weight_decay, fixed)
+        decay = self.optim.weight_decay
+        groups = timm.optim.param_groups_weight_decay(self.vit.model, decay, no_weight_decay_list=fixed)
         optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=self.optim.betas)
         total = int(self.trainer.estimated_stepping_batches)
         factor = partial(warmup_cosine, total=total, warmup=round(self.optim.warmup * total))

@@ -76,11 +76,9 @@ class Tracking:
 
 
 def _has_key() -> bool:
-    """Whether an account is stored (netrc or WANDB_API_KEY); asks nobody."""
-    try:
-        return bool(wandb.Api(timeout=5).api_key) if wandb.setup().settings.api_key is None else True
-    except Exception:
-        return False
+    """Whether an account is stored (WANDB_API_KEY, netrc); asks neither the user nor the server."""
+    wandb.setup(wandb.Settings(silent=True))
+    return wandb.login(prompt=False, verify=False)
 
 
 def finish(loggers: list[Logger], failed: bool) -> None:

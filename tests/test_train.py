@@ -1,0 +1,186 @@
+"""train.py as a user runs it, in this process."""
+
+import csv
+import json
+import sys
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import evaluate
+import train
+
+FAST = ["trainer=cpu", "trainer.enable_progress_bar=false", "logger=csv", "logger.pictures=0", "attacked_batches=1"]
+SHORT = [*FAST, "trainer.max_steps=3"]
+
+
+def run(script, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments])
+    script.main()
+
+
+def metrics(folder):
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    return tmp_path / "run"
+
+
+def test_a_run_leaves_weights_that_timm_and_evaluate_take(capsys, trained, monkeypatch, tmp_path):
+    model = timm.create_model(f"local-dir:{trained}", pretrained=True)
+    checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
+    for key, value in model.state_dict().items():
+        assert torch.equal(checkpoint["state_dict"][f"vit.{key}"], value), key
+    record = json.loads((trained / "config.json").read_text())["nsaug"]
+    assert (record["name"], record["method"], record["seed"]) == ("nullspace", "nullspace", 0)
+
+    told = {name for row in metrics(trained) for name, value in row.items() if value}
+    assert {"train/influence_before", "train/influence", "train/reached", "train/lr"} <= told
+    assert {"val/top1", "val/attacked_top1", "val/loss"} <= told
+    assert "val top-1" in capsys.readouterr().out
+
+    small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=100", "device=cpu"]
+    where = [f"hydra.run.dir={tmp_path}/eval", f"checkpoint=[{trained},{trained}/last.ckpt]"]
+    run(evaluate, monkeypatch, *small, *where)
+    rows = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert len(rows) == 2 * 4
+    assert [row["value"] for row in rows[:4]] == [row["value"] for row in rows[4:]], "the same weights twice"
+    assert rows[0]["n"] == 100
+    assert (tmp_path / "eval" / "results.png").exists()
+    assert "100 test images" in capsys.readouterr().out
+
+
+def test_finetuning_starts_from_the_checkpoint(trained, monkeypatch, tmp_path):
+    run(
+        train, monkeypatch, *SHORT, f"checkpoint={trained}", "method=clean", "optim.lr=1e-12", "optim.weight_decay=0",
+        f"hydra.run.dir={tmp_path}/again", "name=again", "seed=5",
+    )  # fmt: skip
+    first, second = (timm.create_model(f"local-dir:{f}", pretrained=True) for f in (trained, tmp_path / "again"))
+    for key, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[key], value, atol=1e-6, rtol=0)
+    record = json.loads((tmp_path / "again" / "config.json").read_text())["nsaug"]
+    assert (record["name"], record["method"], record["seed"]) == ("again", "clean", 5)
+
+
+def test_the_same_seed_trains_the_same_weights(monkeypatch, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(train, monkeypatch, *SHORT, f"seed={seed}", f"hydra.run.dir={tmp_path}/{name}")
+    heads = [timm.create_model(f"local-dir:{tmp_path}/{name}", pretrained=True).head.weight for name in "abc"]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["nullspace=batch"],
+        ["method=clean", "keep=best", "trainer.max_steps=-1", "trainer.max_epochs=2"],
+        ["trainer.precision=bf16-mixed"],
+        ["model.drop_path_rate=0.1"],
+        ["trainer.accumulate_grad_batches=2", "method.unreached=drop"],
+        ["data.holdout=0", "attack=fgsm"],
+        ["model.img_size=16", "model.patch_size=4"],
+    ],
+)
+def test_options_compose(monkeypatch, tmp_path, options):
+    run(train, monkeypatch, *SHORT, *options, f"hydra.run.dir={tmp_path}")
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_multirun_gives_each_run_its_folder_and_one_group(monkeypatch, tmp_path):
+    run(
+        train, monkeypatch, "-m", *FAST, "trainer.max_steps=1", "nullspace.eps=0.01,0.1", "logger=wandb",
+        "logger.wandb=offline", f"hydra.sweep.dir={tmp_path}/sweep",
+    )  # fmt: skip
+    folders = sorted(path.parent for path in (tmp_path / "sweep").glob("*/model.safetensors"))
+    assert [folder.name.split("nullspace.eps=")[1].split(",")[0] for folder in folders] == ["0.01", "0.1"]
+    runs = [list((folder / "wandb").glob("offline-run-*")) for folder in folders]
+    assert [len(found) for found in runs] == [1, 1]
+
+
+def test_pictures_of_the_noise(monkeypatch, tmp_path):
+    run(train, monkeypatch, *SHORT, "logger.pictures=4", f"hydra.run.dir={tmp_path}")
+    with Image.open(tmp_path / "noise.png") as picture:
+        assert picture.width > picture.height > 3 * 64
+
+
+def refusal(script, monkeypatch, capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        run(script, monkeypatch, *arguments)
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_missing_data_and_weights_are_one_line(monkeypatch, tmp_path, capsys, imagenet):
+    monkeypatch.setenv("NSAUG_DATA", str(tmp_path))
+    where = f"hydra.run.dir={tmp_path}/run"
+    said = refusal(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where)
+    assert said.startswith(f"error: data.root={tmp_path}/imagenet does not exist: type data.root=PATH, a folder that holds")
+    small = [f"data.root={imagenet}", "data.holdout=0.25"]
+    said = refusal(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where, *small)
+    assert "weights of vit_small_patch16_224.augreg_in21k_ft_in1k cannot be downloaded" in said
+    assert "checkpoint=PATH" in said
+    assert "model.pretrained=false" in said
+
+
+def test_wrong_settings_are_one_line(monkeypatch, tmp_path, capsys):
+    where = f"hydra.run.dir={tmp_path}/run"
+    assert refusal(train, monkeypatch, capsys, where, "nullspace.eps=9").endswith("should be less than or equal to 2")
+    assert "did you mean nullspace.eps" in refusal(train, monkeypatch, capsys, where, "nullspace.esp=0.1")
+    assert "no such choice" in refusal(train, monkeypatch, capsys, where, "method=nothing")
+    assert "does not exist" in refusal(evaluate, monkeypatch, capsys, where, "checkpoint=nowhere")
+    assert "nothing to judge" in refusal(evaluate, monkeypatch, capsys, where)
+
+
+def test_in_a_multirun_the_others_go_on(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(
+            train, monkeypatch, "-m", *FAST, "trainer.max_steps=1", "nullspace.eps=9,0.1", f"hydra.sweep.dir={tmp_path}",
+            "hydra.sweep.subdir=${hydra:job.num}",
+        )  # fmt: skip
+    assert stop.value.code == 1
+    assert not (tmp_path / "0" / "model.safetensors").exists()
+    assert (tmp_path / "1" / "model.safetensors").exists()
+
+
+def test_a_model_with_other_classes_is_not_judged_on_the_data(monkeypatch, tmp_path, capsys):
+    line = refusal(
+        evaluate, monkeypatch, capsys, "model=micro", "data=digits", f"hydra.run.dir={tmp_path}", "device=cpu"
+    )
+    assert "knows 1000 classes, the data have 10: finetune it on them first" in line
+
+
+def test_imagenet_images_train_a_model(monkeypatch, tmp_path, imagenet):
+    """A small ViT at 64 px on real images; ViT-S at 224 px is the slow test below."""
+    run(
+        train, monkeypatch, *SHORT, "model=vit_ti", f"data.root={imagenet}", "data.num_workers=0", "data.holdout=0.25",
+        "data.batch_size=4", "model.pretrained=false", "model.img_size=64", "model.args={depth: 2}",
+        f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000
+
+
+@pytest.mark.slow
+def test_vit_s_trains_at_224_px(monkeypatch, tmp_path, imagenet):
+    run(
+        train, monkeypatch, *FAST, "trainer.max_steps=2", "model=vit_s", f"data.root={imagenet}", "data.batch_size=4",
+        "data.holdout=0.25", "model.pretrained=false", f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000
+
+
+@pytest.mark.slow
+def test_evaluate_a_plain_timm_model(monkeypatch, tmp_path, imagenet):
+    run(
+        evaluate, monkeypatch, "model=vit_ti", "model.pretrained=false", f"data.root={imagenet}", "suite.max_images=8",
+        "batch_size=4", f"hydra.run.dir={tmp_path}", "device=cpu",
+    )  # fmt: skip
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 7

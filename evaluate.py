@@ -13,8 +13,6 @@ from nsaug.config import build, check, check_value, entry_point
 from nsaug.settings import NsaugError, first_line
 
 if TYPE_CHECKING:
-    import torch
-
     from nsaug.data import ImageData
     from nsaug.evaluation import Subject
     from nsaug.vit import ViT
@@ -41,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     benchmarks = {name: build(entry) for name, entry in cfg.suite.benchmarks.items()}
-    given = OmegaConf.to_container(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint
+    given = list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint
     subjects = find_subjects(given, cfg.model.get("name"))
     open_data = data_opener(cfg)
     for subject in subjects:  # all that can be missing is missed before the first is judged
@@ -92,7 +90,9 @@ def check_settings(cfg: DictConfig) -> None:
         try:
             torch.empty(0, device=cfg.device)
         except (RuntimeError, AssertionError) as error:
-            raise NsaugError(f"device={cfg.device} cannot be used ({first_line(error)}): type device=cpu or device=auto") from error
+            raise NsaugError(
+                f"device={cfg.device} cannot be used ({first_line(error)}): type device=cpu or device=auto"
+            ) from error
 
 
 def data_opener(cfg: DictConfig) -> "Callable[[Subject], ImageData]":
@@ -119,10 +119,8 @@ def open_model(cfg: DictConfig, subject: "Subject", data: "ImageData") -> "ViT":
     """Builds a model and makes sure that its classes are those of the data."""
     from nsaug.vit import build_vit
 
-    if "name" in cfg.model:
-        vit = build(cfg.model, checkpoint=subject.checkpoint)
-    else:
-        vit = build_vit(**subject.model())
+    told = "name" in cfg.model
+    vit = build(cfg.model, checkpoint=subject.checkpoint) if told else build_vit(**subject.model())
     if vit.model.num_classes != data.num_classes:
         raise NsaugError(
             f"{subject.checkpoint or subject.name} knows {vit.model.num_classes} classes, the data have"
@@ -130,7 +128,9 @@ def open_model(cfg: DictConfig, subject: "Subject", data: "ImageData") -> "ViT":
         )
     known = subject.record.get("class_names", data.class_names)
     if known != data.class_names:
-        raise NsaugError(f"{subject.checkpoint} was trained on other classes ({known[:3]} ...) than {data.class_names[:3]} ...")
+        raise NsaugError(
+            f"{subject.checkpoint} was trained on other classes ({known[:3]} ...) than {data.class_names[:3]} ..."
+        )
     return vit
 
 

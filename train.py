@@ -103,7 +103,11 @@ def checkpoint_callbacks(folder: Path, keep: str) -> tuple[Any, Any]:
     """last.ckpt after every epoch, and best.ckpt where it is what the run shall leave."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
+    options: dict[str, Any] = {
+        "dirpath": folder,
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **options)
     best = ModelCheckpoint(filename="best", monitor="val/top1", mode="max", **options) if keep == "best" else None
     return last, best
@@ -118,7 +122,11 @@ def multirun_group() -> str | None:
 def described(metrics: Any) -> str:
     """The last line of a run: validation accuracy, and how far the noise got."""
     words = []
-    for key, text in (("val/top1", "val top-1"), ("val/attacked_top1", "attacked"), ("train/reached", "noise below eps")):
+    for key, text in (
+        ("val/top1", "val top-1"),
+        ("val/attacked_top1", "attacked"),
+        ("train/reached", "noise below eps"),
+    ):
         if key in metrics:
             words.append(f"{text} {100 * float(metrics[key]):.1f} %")
     return ", ".join(words) or "no validation"

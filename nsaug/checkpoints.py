@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from timm.models import clean_state_dict
 from timm.models._hub import save_config_for_hf
-from torch import Tensor, nn
+from torch import Tensor
 
 from nsaug.settings import NsaugError, first_line
 
@@ -54,7 +54,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, draft)
 
 
-def export(folder: str | Path, model: nn.Module, model_args: dict[str, Any], record: dict[str, Any]) -> None:
+def export(folder: str | Path, model: Any, model_args: dict[str, Any], record: dict[str, Any]) -> None:
     """Writes `model.safetensors` and `config.json` into `folder`, as plain timm loads them.
 
     Args:
@@ -82,7 +82,9 @@ def locate(path: str | Path) -> Path:
             raise NsaugError(f"checkpoint={path} is a folder without {WEIGHTS}: name a run's output folder or a file")
         return path / WEIGHTS
     if not path.is_file():
-        raise NsaugError(f"checkpoint={path} does not exist: name a run's output folder or a {', '.join(SUFFIXES)} file")
+        raise NsaugError(
+            f"checkpoint={path} does not exist: name a run's output folder or a {', '.join(SUFFIXES)} file"
+        )
     if path.suffix not in SUFFIXES:
         raise NsaugError(f"checkpoint={path} is no {', '.join(SUFFIXES)} file")
     return path
@@ -105,6 +107,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = locate(path)
     try:
+        content: Any
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
@@ -117,7 +120,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise NsaugError(f"checkpoint={path} cannot be read: {first_line(error)}") from error
 
     wrappers = ("state_dict_ema", "model_ema", "state_dict", "model")
-    state = next((content[key] for key in wrappers if content.get(key) is not None), content)
+    state = content if isinstance(content, dict) else {}
+    state = next((state[key] for key in wrappers if isinstance(state.get(key), dict)), state)
     if any(key.startswith("vit.") for key in state):  # a Finetuner: its method and metrics stay behind
         state = {key.removeprefix("vit."): value for key, value in state.items() if key.startswith("vit.")}
     state = clean_state_dict(state)

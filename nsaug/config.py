@@ -86,7 +86,13 @@ def _quieten_libraries() -> None:
 
     for library in ("timm", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    hints = (".*does not have many workers.*", ".*log_every_n_steps.*", ".*exists and is not empty.*", ".*LeafSpec.*", ".*litlogger.*")
+    hints = (
+        ".*does not have many workers.*",
+        ".*log_every_n_steps.*",
+        ".*exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*litlogger.*",
+    )
     for hint in hints:
         warnings.filterwarnings("ignore", hint)
 
@@ -204,9 +210,11 @@ def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
     """Names and annotations that a call of `target` takes, those that **kwargs hand to base classes included."""
     functions = [target]
     if inspect.isclass(target):
-        functions = [base.__init__ for base in target.__mro__ if "__init__" in vars(base)]
+        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
         if hasattr(target, "__pydantic_fields__"):
-            return {name: typing.get_type_hints(target, include_extras=True)[name] for name in target.__pydantic_fields__}
+            return {
+                name: typing.get_type_hints(target, include_extras=True)[name] for name in target.__pydantic_fields__
+            }
     found: dict[str, Any] = {}
     for function in functions:
         signature = inspect.signature(function)

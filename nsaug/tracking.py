@@ -49,7 +49,7 @@ class Tracking:
             config: everything the run was told.
         """
         loggers: list[Logger] = [CSVLogger(folder, name="", version="")] if self.csv else []
-        if self.wandb != "off" and rank_zero_only.rank == 0:
+        if self.wandb != "off" and is_rank_zero():
             loggers.append(WandbLogger(experiment=self._start(folder, name, self.group or group, config)))
         return loggers
 
@@ -73,6 +73,10 @@ class Tracking:
             except Exception as error:
                 log.warning("W&B cannot be reached (%s): this run is recorded offline", first_line(error))
         return wandb.init(mode="offline", **options)
+
+
+def is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _has_key() -> bool:

@@ -36,6 +36,7 @@ class ViT(nn.Module):
         NsaugError: the model has no `patch_embed` that its forward calls.
     """
 
+    model: Any  # timm's architectures share methods that no base class declares
     mean: Tensor
     std: Tensor
 
@@ -91,7 +92,9 @@ class ViT(nn.Module):
                 return noise.unflatten(1, grid[:2])
             if not _channels_last(self.model, grid) and noise.shape[1:] == (grid[1] * grid[2], grid[0]):
                 return noise.transpose(1, 2).unflatten(2, grid[1:])
-        raise ValueError(f"noise has shape {tuple(noise.shape)}; the patch embeddings are (B, {', '.join(map(str, grid))})")
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)}; the patch embeddings are (B, {', '.join(map(str, grid))})"
+        )
 
 
 @contextmanager
@@ -175,8 +178,8 @@ def build_vit(
         model = _create(name, "the hub's weights", pretrained=True, overlay=overlay, args=model_args)
         log.info("%s: the hub's weights loaded, none missing, none unexpected", name)
     else:
-        classes = {} if num_classes is None else {"num_classes": num_classes}
-        model = _create(name, "", overlay=overlay, args=model_args, **classes)
+        wanted = {} if num_classes is None else {"num_classes": num_classes}
+        model = _create(name, "", overlay=overlay, args=model_args, **wanted)
 
     if num_classes is not None and model.num_classes != num_classes:
         was = f"{model.num_classes} classes" if model.num_classes else "no head"
@@ -209,7 +212,7 @@ def _takes_img_size(config: dict[str, Any]) -> bool:
     return True
 
 
-def _create(name: str, weights: str, *, overlay: dict[str, Any], args: dict[str, Any], **kwargs: Any) -> nn.Module:
+def _create(name: str, weights: str, *, overlay: dict[str, Any], args: dict[str, Any], **kwargs: Any) -> Any:
     try:
         return timm.create_model(name, pretrained_cfg_overlay=overlay, **kwargs, **args)
     except Exception as error:
@@ -221,7 +224,10 @@ def _create(name: str, weights: str, *, overlay: dict[str, Any], args: dict[str,
 def _misfit(message: str) -> str:
     """One line from torch's report of a failed load: how many keys, and the first few of each kind."""
     parts = []
-    for kind, pattern in (("missing", r"Missing key\(s\)[^:]*: (.*)"), ("unexpected", r"Unexpected key\(s\)[^:]*: (.*)")):
+    for kind, pattern in (
+        ("missing", r"Missing key\(s\)[^:]*: (.*)"),
+        ("unexpected", r"Unexpected key\(s\)[^:]*: (.*)"),
+    ):
         if found := re.search(pattern, message):
             parts.append(_some(kind, re.findall(r'"([^"]+)"', found[1])))
     shapes = re.findall(r"size mismatch for ([^:]+):", message)
@@ -277,7 +283,9 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> torch.Size:
             model(torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device))
     except (AssertionError, RuntimeError, ValueError) as error:
         size = "x".join(map(str, input_size[1:]))
-        raise NsaugError(f"{name} does not take images of {size} pixels ({first_line(error)}): set model.img_size") from error
+        raise NsaugError(
+            f"{name} does not take images of {size} pixels ({first_line(error)}): set model.img_size"
+        ) from error
     finally:
         handle.remove()
     if not seen:

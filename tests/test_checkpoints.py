@@ -13,9 +13,14 @@ from tests.conftest import tiny_vit
 def test_what_fails_halfway_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), written_whole(path) as draft:
-        draft.write_text("ne")
-        raise RuntimeError
+
+    def fail_halfway():
+        with written_whole(path) as draft:
+            draft.write_text("ne")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        fail_halfway()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
     with written_whole(path) as draft:
@@ -51,7 +56,9 @@ def test_wrapped_and_prefixed_state_dicts(tmp_path):
         "model": {"model": state, "epoch": 3},
         "ema": {"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": state},
         "parallel": {"state_dict": {f"module.{key}": value for key, value in state.items()}},
-        "lightning": {"state_dict": {f"vit.{key}": value for key, value in state.items()} | {"method.rms": torch.ones(1)}},
+        "lightning": {
+            "state_dict": {f"vit.{key}": value for key, value in state.items()} | {"method.rms": torch.ones(1)}
+        },
         "compiled": {f"_orig_mod.{key}": value for key, value in state.items()},
     }
     for name, content in wrapped.items():
@@ -96,8 +103,9 @@ def test_unusable_files_are_named(tmp_path, name, content, says):
 
 
 def test_a_file_without_tensors(tmp_path):
-    torch.save({"state_dict": {"a": 1}}, tmp_path / "numbers.pth")
-    with pytest.raises(NsaugError, match="holds no state dict"):
-        read_weights(tmp_path / "numbers.pth")
+    for content in ({"state_dict": {"a": 1}}, [torch.ones(1)], {}):
+        torch.save(content, tmp_path / "numbers.pth")
+        with pytest.raises(NsaugError, match="holds no state dict"):
+            read_weights(tmp_path / "numbers.pth")
     with pytest.raises(NsaugError, match=r"a folder without model.safetensors"):
         locate(tmp_path)

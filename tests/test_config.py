@@ -77,7 +77,10 @@ def test_every_experiment_and_suite_is_accepted():
         ("logger.wandb=maybe", "logger.wandb=maybe: should be 'auto', 'online', 'offline' or 'off'"),
         ("seed=-1", "seed=-1: should be greater than or equal to 0"),
         ("keep=first", "keep=first: should be 'last' or 'best'"),
-        ("model=vit_xxl", "model=vit_xxl: no such choice; model is one of checkpoint, deit_s, micro, timm, vit_b"),
+        (
+            "model=vit_xxl",
+            "model=vit_xxl: no such choice; model is one of checkpoint, deit_s, micro, timm, vit_b",
+        ),
         ("method=nullspce", "method=nullspce: no such choice; method is one of clean, nullspace"),
         ("modle=vit_s", "modle: no such setting; did you mean model?"),
         ("model=timm", "model.name is not set: type model.name=..."),

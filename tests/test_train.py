@@ -12,7 +12,13 @@ from PIL import Image
 import evaluate
 import train
 
-FAST = ["trainer=cpu", "trainer.enable_progress_bar=false", "logger=csv", "logger.pictures=0", "attacked_batches=1"]
+FAST = [
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+    "logger=csv",
+    "logger.pictures=0",
+    "attacked_batches=1",
+]
 SHORT = [*FAST, "trainer.max_steps=3"]
 
 
@@ -123,7 +129,9 @@ def test_missing_data_and_weights_are_one_line(monkeypatch, tmp_path, capsys, im
     monkeypatch.setenv("NSAUG_DATA", str(tmp_path))
     where = f"hydra.run.dir={tmp_path}/run"
     said = refusal(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where)
-    assert said.startswith(f"error: data.root={tmp_path}/imagenet does not exist: type data.root=PATH, a folder that holds")
+    assert said.startswith(
+        f"error: data.root={tmp_path}/imagenet does not exist: type data.root=PATH, a folder that holds"
+    )
     small = [f"data.root={imagenet}", "data.holdout=0.25"]
     said = refusal(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where, *small)
     assert "weights of vit_small_patch16_224.augreg_in21k_ft_in1k cannot be downloaded" in said
@@ -143,8 +151,8 @@ def test_wrong_settings_are_one_line(monkeypatch, tmp_path, capsys):
 def test_in_a_multirun_the_others_go_on(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run(
-            train, monkeypatch, "-m", *FAST, "trainer.max_steps=1", "nullspace.eps=9,0.1", f"hydra.sweep.dir={tmp_path}",
-            "hydra.sweep.subdir=${hydra:job.num}",
+            train, monkeypatch, "-m", *FAST, "trainer.max_steps=1", "nullspace.eps=9,0.1",
+            f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra:job.num}",
         )  # fmt: skip
     assert stop.value.code == 1
     assert not (tmp_path / "0" / "model.safetensors").exists()

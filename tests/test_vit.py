@@ -152,7 +152,9 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
     state["stranger"] = state.pop("blocks.0.attn.qkv.weight")
     state["blocks.1.mlp.fc1.bias"] = torch.zeros(3)
     torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(NsaugError, match=r"1 missing \(blocks.0.attn.qkv.weight\); 1 unexpected \(stranger\); 1 of another"):
+    with pytest.raises(
+        NsaugError, match=r"1 missing \(blocks.0.attn.qkv.weight\); 1 unexpected \(stranger\); 1 of another"
+    ):
         tiny_vit(checkpoint=str(tmp_path / "weights.pth"))
 
 

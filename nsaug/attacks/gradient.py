@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of the cross-entropy to the images, (B, 3, H, W); the parameters' gradients are neither made nor touched.
+    """Gradient of the cross-entropy to the images, (B, 3, H, W); the parameters' are neither made nor touched.
 
     The cross-entropy is summed, so that no image's gradient depends on how many there are.
     """

@@ -9,7 +9,7 @@ from nsaug.settings import Count, PixelSize, settings
 
 @settings
 class PGD:
-    """Steps along the sign of the loss's gradient, each projected into the eps ball around the image and into [0, 1]."""
+    """Steps along the sign of the loss's gradient, each projected into the image's eps ball and [0, 1]."""
 
     eps: PixelSize = 4 / 255
     """Radius of the L-inf ball, in pixel units."""

@@ -35,4 +35,4 @@ class Digits(ImageData):
         tests = round(TEST_SHARE * len(pixels))
         ids = [f"digits/{index:04d}" for index in range(len(pixels))]
         everything = ImageSet(ids, [int(label) for label in digits.target], _Pixels(pixels))
-        return everything.subset(np.sort(order[:tests] if split == "test" else order[tests:]))
+        return everything.subset(np.sort(order[:tests] if split == "test" else order[tests:]).tolist())

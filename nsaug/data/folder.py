@@ -69,7 +69,13 @@ class Folder(ImageData):
                 f" expected names such as {_some(self.class_names)}"
             )
         if missing := [name for name in self.class_names if name not in set(found)]:
-            log.warning("%s has no images of %d of the %d classes (%s)", folder, len(missing), len(index), _some(missing))
+            log.warning(
+                "%s has no images of %d of the %d classes (%s)",
+                folder,
+                len(missing),
+                len(index),
+                _some(missing),
+            )
         paths, labels = [], []
         for name in found:
             for path in _images_below(folder / name):
@@ -86,7 +92,9 @@ class Folder(ImageData):
 
     def _folder(self, split: Literal["train", "test"]) -> Path:
         if not self.root.is_dir():
-            raise NsaugError(f"data.root={self.root} does not exist: type data.root=PATH, a folder that holds {self._layout()}")
+            raise NsaugError(
+                f"data.root={self.root} does not exist: type data.root=PATH, a folder that holds {self._layout()}"
+            )
         folder = self.root / self.folders[split]
         if not folder.is_dir():
             raise NsaugError(

@@ -1,7 +1,7 @@
 """What all sources share: images with an id, three splits, and how an image is prepared for a model."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,9 +48,9 @@ class ImageSet(Dataset[tuple[Tensor, int, str]]):
         assert self.transform is not None, "call ImageData.prepare_for before loading images"
         return self.transform(self.load(index)), self.labels[index], self.ids[index]
 
-    def subset(self, indices: Sequence[int]) -> "ImageSet":
+    def subset(self, indices: Iterable[int]) -> "ImageSet":
         """The images at these positions, in this order."""
-        positions = [int(index) for index in indices]
+        positions = list(indices)
         ids, labels = [self.ids[i] for i in positions], [self.labels[i] for i in positions]
         return ImageSet(ids, labels, _Reindexed(self.load, positions), self.transform)
 
@@ -130,8 +130,8 @@ class ImageData(L.LightningDataModule):
                     f"data.holdout={self.holdout:g} of {len(images)} training images leaves"
                     f" {held_out} for validation and {len(images) - held_out} for training: set another share"
                 )
-            self.val_set = images.subset(np.sort(order[:held_out]))
-            self.train_set = images.subset(np.sort(order[held_out:]))
+            self.val_set = images.subset(np.sort(order[:held_out]).tolist())
+            self.train_set = images.subset(np.sort(order[held_out:]).tolist())
         if stage in ("test", None) and self.test_set is None:
             self.test_set = self.read("test")
         self._set_transforms()
@@ -158,7 +158,10 @@ class ImageData(L.LightningDataModule):
     def _train_transform(self, preparation: Preparation) -> Callable[[Image.Image], Tensor]:
         if self.crop == "resized":
             mode = str_to_interp_mode(preparation.interpolation)
-            steps: list[Any] = [v2.RandomResizedCrop(preparation.size, self.scale, interpolation=mode), ToTensor()]
+            steps: list[Any] = [
+                v2.RandomResizedCrop(preparation.size, self.scale, interpolation=mode),
+                ToTensor(),
+            ]
         else:
             steps = [*_fitted(preparation), ToTensor()]
         if self.crop == "padded":  # on tensors: reflecting the border of a PIL image costs three times as much

@@ -34,7 +34,9 @@ class Benchmark:
         if len(kinds) > 1:
             raise ValueError("a benchmark has an attack or a corruption, not both")
         if bool(kinds) != bool(self.vary) or bool(kinds) != bool(self.values):
-            raise ValueError("a benchmark with an attack or a corruption says what to vary and its values; no other does")
+            raise ValueError(
+                "a benchmark with an attack or a corruption says what to vary and its values; no other does"
+            )
         for strength in self.values:  # builds each once, so that a bad strength is found before any image is read
             self._at(strength)
 
@@ -47,8 +49,8 @@ class Benchmark:
             name: the benchmark's key in its suite.
             vit: on `device`.
             batches: (images (B, 3, H, W) in [0, 1], labels (B,), ids) repeatedly.
-            seed: of random starts and corruptions. A corruption's draws follow from (seed, image id, place of the strength)
-                and depend on neither batch size nor order.
+            seed: of random starts and corruptions. A corruption's draws follow from it, the image's id and the
+                strength's place, and depend on neither batch size nor order.
             advance: called after each batch.
 
         Returns:
@@ -101,4 +103,3 @@ def subset(images: Any, most: int | None, seed: int) -> Any:
         return images
     chosen = torch.randperm(len(images), generator=generator("cpu", seed))[:most]
     return images.subset(chosen.sort().values.tolist())
-

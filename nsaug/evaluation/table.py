@@ -9,9 +9,20 @@ from rich.table import Table
 from nsaug.checkpoints import written_whole
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-COLUMNS = ["checkpoint", "name", "method", "seed", "benchmark", "condition", "strength", "metric", "value", "n"]
+COLUMNS = [
+    "checkpoint",
+    "name",
+    "method",
+    "seed",
+    "benchmark",
+    "condition",
+    "strength",
+    "metric",
+    "value",
+    "n",
+]
 
 
 def write(rows: pd.DataFrame, folder: Path) -> None:
@@ -54,8 +65,8 @@ def terminal_table(rows: pd.DataFrame) -> Table:
 
 
 def _unique_conditions(summary: pd.DataFrame) -> list[tuple[str, float | None]]:
-    pairs = summary[["benchmark", "strength"]].drop_duplicates()
-    return [(row.benchmark, None if pd.isna(row.strength) else float(row.strength)) for row in pairs.itertuples()]
+    pairs = zip(summary["benchmark"].tolist(), summary["strength"].tolist(), strict=True)
+    return list(dict.fromkeys((name, None if pd.isna(strength) else float(strength)) for name, strength in pairs))
 
 
 def _at(summary: pd.DataFrame, benchmark: str, strength: float | None) -> pd.DataFrame:

@@ -127,7 +127,8 @@ class NoiseSynthesis:
             if last or bool(finished.all()):
                 break
             self._update(noise, logits, target, finished, optimizer)
-        assert influence_before is not None and norm_before is not None
+        assert influence_before is not None
+        assert norm_before is not None
         return Refinement(
             noise=(noise * unit).detach(),
             logits=logits if graph_is_wanted else (logits.detach() if keep_logits else None),
@@ -140,7 +141,12 @@ class NoiseSynthesis:
         )
 
     def _update(
-        self, noise: Tensor, logits: Tensor, target: Tensor, finished: Tensor, optimizer: torch.optim.Optimizer
+        self,
+        noise: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        finished: Tensor,
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         with torch.enable_grad():
             distance = (full_precision(logits) - target).norm(dim=-1)

@@ -9,7 +9,11 @@ import torch
 from nsaug.attacks import FGSM, PGD
 from nsaug.draws import generator as draws
 
-ATTACKS = [FGSM(eps="8/255"), PGD(eps="8/255", num_steps=5), PGD(eps="8/255", num_steps=5, random_start=False)]
+ATTACKS = [
+    FGSM(eps="8/255"),
+    PGD(eps="8/255", num_steps=5),
+    PGD(eps="8/255", num_steps=5, random_start=False),
+]
 
 
 def foolbox_images(vit, images, labels, attack, eps):

@@ -87,7 +87,9 @@ def test_folder_labels_by_a_given_list(tmp_path):
     for classes in (["b", "z", "a"], str(tmp_path / "classes.txt")):
         data = Folder(root=str(tmp_path), classes=classes)
         data.setup("fit")
-        labels = {name.split("/")[1]: label for name, label in zip(data.train_set.ids, data.train_set.labels, strict=True)}
+        labels = {
+            name.split("/")[1]: label for name, label in zip(data.train_set.ids, data.train_set.labels, strict=True)
+        }
         assert labels == {"a": 2, "b": 0}
         assert data.num_classes == 3
 
@@ -142,7 +144,9 @@ def test_imagenet_keeps_its_indices(imagenet):
 
 
 def test_imagenet_images_are_prepared_as_timm_would(imagenet):
-    config = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg("deit_small_patch16_224").to_dict())
+    config = timm.data.resolve_data_config(
+        {}, pretrained_cfg=timm.get_pretrained_cfg("deit_small_patch16_224").to_dict()
+    )
     expected = timm.data.create_transform(**config)
     data = ImageNet(root=str(imagenet))
     data.setup("test")

@@ -27,7 +27,14 @@ def test_clean_top1(vit, images):
     labels = vit.eval()(images).argmax(1)
     labels[:2] += 1
     (row,) = run(Benchmark(), vit, images, labels % 10)
-    expected = {"benchmark": "it", "condition": "clean", "strength": None, "metric": "top1", "value": 4 / 6, "n": 6}
+    expected = {
+        "benchmark": "it",
+        "condition": "clean",
+        "strength": None,
+        "metric": "top1",
+        "value": 4 / 6,
+        "n": 6,
+    }
     assert row == expected
 
 

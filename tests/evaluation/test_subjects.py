@@ -9,7 +9,12 @@ from tests.conftest import tiny_vit
 @pytest.fixture
 def runs(tmp_path):
     vit = tiny_vit()
-    for name, eps, seed in (("nullspace", 0.01, 0), ("nullspace", 0.01, 1), ("nullspace", 0.1, 0), ("clean", 0.03, 0)):
+    for name, eps, seed in (
+        ("nullspace", 0.01, 0),
+        ("nullspace", 0.01, 1),
+        ("nullspace", 0.1, 0),
+        ("clean", 0.03, 0),
+    ):
         nullspace = {"eps": eps, "steps": 3}
         settings = {"method": {"synthesis": nullspace}, "nullspace": nullspace, "trainer": {"max_steps": -1}}
         record = {"name": name, "method": name, "seed": seed, "settings": settings}
@@ -26,18 +31,31 @@ def test_a_glob_finds_runs_and_leaves_other_files(runs):
 
 def test_runs_that_differ_by_more_than_the_seed_are_told_apart(runs):
     names = [subject.name for subject in find_subjects(f"{runs}/*", None)]
-    assert names == ["clean", "nullspace nullspace.eps=0.01", "nullspace nullspace.eps=0.01", "nullspace nullspace.eps=0.1"]
+    assert names == [
+        "clean",
+        "nullspace nullspace.eps=0.01",
+        "nullspace nullspace.eps=0.01",
+        "nullspace nullspace.eps=0.1",
+    ]
     alone = find_subjects([f"{runs}/nullspace-0.01-0", f"{runs}/nullspace-0.01-1"], None)
     assert [subject.name for subject in alone] == ["nullspace", "nullspace"]
 
 
 def test_a_path_named_twice_is_judged_once(runs):
-    assert len(find_subjects([f"{runs}/clean*", f"{runs}/clean-0.03-0", f"{runs}/clean-0.03-0/model.safetensors"], None)) == 1
+    assert (
+        len(find_subjects([f"{runs}/clean*", f"{runs}/clean-0.03-0", f"{runs}/clean-0.03-0/model.safetensors"], None))
+        == 1
+    )
 
 
 def test_a_plain_timm_model():
     (subject,) = find_subjects(None, "vit_small_patch16_224")
-    assert subject.columns == {"checkpoint": None, "name": "vit_small_patch16_224", "method": None, "seed": None}
+    assert subject.columns == {
+        "checkpoint": None,
+        "name": "vit_small_patch16_224",
+        "method": None,
+        "seed": None,
+    }
 
 
 def test_what_is_not_there(runs):

@@ -18,7 +18,18 @@ def rows():
         for seed in range(2):
             for strength, value in cells:
                 benchmark = "clean" if strength is None else "pgd"
-                own = [f"{name}{seed}", name, name, seed, benchmark, "-", strength, "top1", value + 0.02 * seed, 50]
+                own = [
+                    f"{name}{seed}",
+                    name,
+                    name,
+                    seed,
+                    benchmark,
+                    "-",
+                    strength,
+                    "top1",
+                    value + 0.02 * seed,
+                    50,
+                ]
                 table.append(own)
     return pd.DataFrame(table, columns=COLUMNS)
 

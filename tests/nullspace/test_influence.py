@@ -6,7 +6,10 @@ from nsaug.nullspace import influence
 
 def test_two_classes_in_closed_form():
     """With probabilities p and q of the first of two classes, the influence is 2 (p - q)^2."""
-    p, q = torch.tensor([0.5, 0.9, 0.2], dtype=torch.float64), torch.tensor([0.5, 0.1, 0.25], dtype=torch.float64)
+    p, q = (
+        torch.tensor([0.5, 0.9, 0.2], dtype=torch.float64),
+        torch.tensor([0.5, 0.1, 0.25], dtype=torch.float64),
+    )
     logits = [torch.stack([x.log(), (1 - x).log()], 1) + 3.0 for x in (p, q)]
     torch.testing.assert_close(influence(*logits), 2 * (p - q) ** 2)
 

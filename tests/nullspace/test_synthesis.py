@@ -45,7 +45,9 @@ def rederived(vit, images, synthesis):
 
 
 @pytest.mark.parametrize("scope", ["sample", "batch"])
-@pytest.mark.parametrize("setting", [{}, {"units": "absolute", "lr": 0.02, "limit": 0.5}, {"eps": 1e-6}, {"eps": 1.9}, {"lr": 0.2}])
+@pytest.mark.parametrize(
+    "setting", [{}, {"units": "absolute", "lr": 0.02, "limit": 0.5}, {"eps": 1e-6}, {"eps": 1.9}, {"lr": 0.2}]
+)
 def test_against_a_plain_rederivation(vit, images, scope, setting):
     synthesis = dataclasses.replace(EASY, scope=scope, **setting)
     found = synthesis.refine(vit, images, draws("cpu", 7))
@@ -155,7 +157,10 @@ def test_without_gradients_it_works_all_the_same(vit, images):
     torch.testing.assert_close(found.noise, EASY.refine(vit, images, draws("cpu", 7)).noise)
 
 
-@pytest.mark.parametrize("options", [{"drop_path_rate": 0.5}, {"args": {"drop_rate": 0.5, "depth": 2, "embed_dim": 24, "num_heads": 2}}])
+@pytest.mark.parametrize(
+    "options",
+    [{"drop_path_rate": 0.5}, {"args": {"drop_rate": 0.5, "depth": 2, "embed_dim": 24, "num_heads": 2}}],
+)
 def test_with_dropout_it_measures_in_eval_mode(options, images):
     vit = tiny_vit(**options).double().train()
     assert not computes_as_eval(vit)

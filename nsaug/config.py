@@ -55,6 +55,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                     sys.exit(1)
 
         def main() -> None:
+            failures.clear()
             wanted = _tracebacks_wanted()
             conf = Path(inspect.getfile(task)).resolve().parent / "conf"
             run = hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(guarded)

@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from nsaug.config import build, check, check_value, entry_point
+from nsaug.settings import NsaugError
 
 log = logging.getLogger("nsaug.train")
 
@@ -34,6 +35,8 @@ def main(cfg: DictConfig) -> None:
 
     data = build(cfg.data)
     data.setup("fit")
+    if cfg.keep == "best" and not data.val_set:
+        raise NsaugError("keep=best needs validation images: set data.holdout above 0, or keep=last")
     vit = build(cfg.model, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
     data.prepare_for(vit.data_config)
     method = build(cfg.method)
@@ -74,6 +77,9 @@ def check_settings(cfg: DictConfig) -> None:
     from nsaug.settings import Count
 
     check(cfg, KNOWN)
+    for group, choice in (("data", "digits"), ("model", "micro")):
+        if "_target_" not in cfg[group]:
+            raise NsaugError(f"{group}=checkpoint is for evaluate.py: name what to train, such as {group}={choice}")
     check_value("seed", cfg.seed, Count)
     check_value("keep", cfg.keep, Literal["last", "best"])
     check_value("attacked_batches", cfg.attacked_batches, Count)

@@ -67,7 +67,7 @@ def export(folder: str | Path, model: Any, model_args: dict[str, Any], record: d
     with written_whole(folder / WEIGHTS) as draft:
         draft.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file would hide it from other users
     with written_whole(folder / CONFIG) as draft:
-        save_config_for_hf(model, str(draft), model_config={"nsaug": record}, model_args=model_args)
+        save_config_for_hf(model, draft, model_config={"nsaug": record}, model_args=model_args)
 
 
 def locate(path: str | Path) -> Path:

@@ -84,6 +84,7 @@ def test_every_experiment_and_suite_is_accepted():
         ("method=nullspce", "method=nullspce: no such choice; method is one of clean, nullspace"),
         ("modle=vit_s", "modle: no such setting; did you mean model?"),
         ("model=timm", "model.name is not set: type model.name=..."),
+        ("data=checkpoint", "data=checkpoint is for evaluate.py"),
         ("data=folder", "data.root is not set: type data.root=..."),
         ("nullspace.eps=[0.1", "nullspace.eps=[0.1: cannot be read as name=value"),
     ],

@@ -144,6 +144,8 @@ def test_wrong_settings_are_one_line(monkeypatch, tmp_path, capsys):
     assert refusal(train, monkeypatch, capsys, where, "nullspace.eps=9").endswith("should be less than or equal to 2")
     assert "did you mean nullspace.eps" in refusal(train, monkeypatch, capsys, where, "nullspace.esp=0.1")
     assert "no such choice" in refusal(train, monkeypatch, capsys, where, "method=nothing")
+    line = refusal(train, monkeypatch, capsys, where, "keep=best", "data.holdout=0")
+    assert line.startswith("error: keep=best needs validation images")
     assert "does not exist" in refusal(evaluate, monkeypatch, capsys, where, "checkpoint=nowhere")
     assert "nothing to judge" in refusal(evaluate, monkeypatch, capsys, where)
 

@@ -198,4 +198,4 @@ def test_under_autocast_the_weights_still_get_their_gradients(options, images, l
         return torch.autograd.grad(loss, list(vit.parameters()))
 
     for half, full in zip(gradients(True), gradients(False), strict=True):
-        assert (half - full).norm() < 0.1 * full.norm() + 1e-6
+        assert (half - full).norm() < 0.25 * full.norm() + 1e-6

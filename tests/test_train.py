@@ -7,6 +7,7 @@ import sys
 import pytest
 import timm
 import torch
+import wandb
 from PIL import Image
 
 import evaluate
@@ -100,6 +101,8 @@ def test_options_compose(monkeypatch, tmp_path, options):
 
 
 def test_a_multirun_gives_each_run_its_folder_and_one_group(monkeypatch, tmp_path):
+    started, init = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or init(**options))
     run(
         train, monkeypatch, "-m", *FAST, "trainer.max_steps=1", "nullspace.eps=0.01,0.1", "logger=wandb",
         "logger.wandb=offline", f"hydra.sweep.dir={tmp_path}/sweep",
@@ -108,6 +111,9 @@ def test_a_multirun_gives_each_run_its_folder_and_one_group(monkeypatch, tmp_pat
     assert [folder.name.split("nullspace.eps=")[1].split(",")[0] for folder in folders] == ["0.01", "0.1"]
     runs = [list((folder / "wandb").glob("offline-run-*")) for folder in folders]
     assert [len(found) for found in runs] == [1, 1]
+    assert [options["group"] for options in started] == ["sweep", "sweep"]
+    assert [options["config"]["nullspace"]["eps"] for options in started] == [0.01, 0.1]
+    assert wandb.run is None, "the last one is finished too"
 
 
 def test_pictures_of_the_noise(monkeypatch, tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -60,6 +61,18 @@ def test_noise_is_added_to_the_patch_embeddings(vit, images):
     noisy = vit.eval()(images, token.expand(1, 16, 24))
     vit.model.patch_embed.proj.bias += token
     torch.testing.assert_close(vit(images), noisy)
+
+
+@torch.no_grad()
+def test_a_copy_has_noise_of_its_own(vit, images):
+    vit.eval()
+    copied, noise = copy.deepcopy(vit), torch.randn(1, 16, 24, dtype=torch.float64)
+    clean, noisy = vit(images), vit(images, noise)
+    assert torch.equal(copied(images, noise), noisy)
+    for parameter in vit.parameters():
+        parameter.zero_()
+    assert torch.equal(copied(images, noise), noisy)
+    assert torch.equal(copied(images), clean)
 
 
 def test_noise_of_another_shape_is_refused(vit, images):
@@ -181,6 +194,18 @@ def test_image_and_patch_size_may_differ(tmp_path):
 
 def test_hub_weights_out_of_reach(monkeypatch):
     with pytest.raises(NsaugError, match=r"cannot be downloaded .*checkpoint=PATH.*model.pretrained=false"):
+        build_vit("vit_tiny_patch16_224", num_classes=10, pretrained=True)
+
+
+def test_a_hub_that_does_not_answer(monkeypatch):
+    def unreachable():
+        raise OSError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("nsaug.vit.constants.is_offline_mode", lambda: False)
+    monkeypatch.setattr("nsaug.vit.get_session", unreachable)
+    with pytest.raises(
+        NsaugError, match=r"\(\[Errno -2\] Name or service not known\): type checkpoint="
+    ):
         build_vit("vit_tiny_patch16_224", num_classes=10, pretrained=True)
 
 

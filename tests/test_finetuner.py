@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from nsaug.finetuner import AdamW, Finetuner, warmup_cosine
+from nsaug.draws import generator as draws
+from nsaug.finetuner import TRAINING, AdamW, Finetuner, warmup_cosine
 from nsaug.methods import Clean, Nullspace
 from nsaug.nullspace import NoiseSynthesis
 from tests.conftest import ROOT, tiny_vit
@@ -92,6 +93,21 @@ def test_the_noise_of_a_step_follows_from_seed_step_and_rank():
 
     torch.testing.assert_close(run(0, 1), run(0, 2), rtol=0, atol=0)
     assert not torch.equal(run(0, 1), run(1, 1))
+
+
+def test_each_batch_draws_anew():
+    """Also within one step of the optimiser, when it accumulates the gradients of two batches."""
+    drawn = []
+
+    class Recording(Clean):
+        def loss(self, vit, images, labels, generator):
+            drawn.append(torch.rand(4, generator=generator))
+            return super().loss(vit, images, labels, generator)
+
+    module = Finetuner(tiny_vit().double(), Recording(), AdamW(), seed=5)
+    trainer(max_steps=2, accumulate_grad_batches=2).fit(module, DataLoader(some_data(), batch_size=4))
+    expected = [torch.rand(4, generator=draws("cpu", 5, TRAINING, batch, 0)) for batch in range(4)]
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
 
 
 def test_validation_measures_clean_and_attacked_images():

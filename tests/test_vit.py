@@ -43,7 +43,8 @@ def test_noise_in_every_family(name):
     expected = vit.model((images - mean) / std)
 
     assert tuple(vit.embedding_shape) == shape
-    assert vit.patch_embeddings(images).shape == (2, *shape)
+    embeddings = vit.patch_embeddings(images)
+    assert embeddings.shape == (2, *shape)
     assert torch.equal(vit(images), expected)
     assert torch.equal(vit(images, torch.zeros(1, *shape)), expected)
     noise = torch.randn(2, *shape)
@@ -52,6 +53,7 @@ def test_noise_in_every_family(name):
         tokens = noise.flatten(2).transpose(1, 2) if name == "pit_ti_224" else noise.flatten(1, 2)
         assert torch.equal(vit(images, tokens), vit(images, noise))
     assert torch.equal(vit(images), expected), "noise stayed behind"
+    assert torch.equal(vit.patch_embeddings(images), embeddings), "noise stayed behind"
 
 
 @torch.no_grad()
@@ -203,9 +205,7 @@ def test_a_hub_that_does_not_answer(monkeypatch):
 
     monkeypatch.setattr("nsaug.vit.constants.is_offline_mode", lambda: False)
     monkeypatch.setattr("nsaug.vit.get_session", unreachable)
-    with pytest.raises(
-        NsaugError, match=r"\(\[Errno -2\] Name or service not known\): type checkpoint="
-    ):
+    with pytest.raises(NsaugError, match=r"\(\[Errno -2\] Name or service not known\): type checkpoint="):
         build_vit("vit_tiny_patch16_224", num_classes=10, pretrained=True)
 
 

@@ -56,6 +56,9 @@ def main(cfg: DictConfig) -> None:
         callbacks.append(Progress())
     trainer = build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=[checkpoints.WholeCheckpointIO()])
 
+    if trainer.is_global_zero:  # at once: whatever ends the run, its last.ckpt can be judged
+        checkpoints.describe(folder, vit.model, vit.model_args, record)
+
     finished = False
     try:
         trainer.fit(finetuner, datamodule=data)
@@ -65,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         if best and best.best_model_path:
             vit.load_state_dict(checkpoints.read_weights(best.best_model_path))
-        checkpoints.export(folder, vit.model, vit.model_args, record)
+        checkpoints.export(folder, vit.model)
         log.info("%s: %s", name, described(trainer.callback_metrics))
         log.info("weights for timm, and to go on from: %s", folder)
 

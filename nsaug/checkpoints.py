@@ -54,20 +54,25 @@ class WholeCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, draft)
 
 
-def export(folder: str | Path, model: Any, model_args: dict[str, Any], record: dict[str, Any]) -> None:
-    """Writes `model.safetensors` and `config.json` into `folder`, as plain timm loads them.
+def describe(folder: str | Path, model: Any, model_args: dict[str, Any], record: dict[str, Any]) -> None:
+    """Writes `config.json` into `folder`: what timm and nsaug have to know of the weights beside it.
 
     Args:
+        folder: a run's own.
         model: the timm model, its `pretrained_cfg` describing the images it takes.
         model_args: what `timm.create_model` was given beyond the name and the class count.
         record: what nsaug wants to know of the run, as plain JSON values.
     """
-    folder = Path(folder)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with written_whole(folder / WEIGHTS) as draft:
-        draft.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file would hide it from other users
-    with written_whole(folder / CONFIG) as draft:
+    with written_whole(Path(folder) / CONFIG) as draft:
         save_config_for_hf(model, draft, model_config={"nsaug": record}, model_args=model_args)
+
+
+def export(folder: str | Path, model: Any) -> None:
+    """Writes `model.safetensors` into `folder`; with `config.json` beside it, plain timm loads the folder."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with written_whole(Path(folder) / WEIGHTS) as draft:
+        # Not save_file: what it writes is readable by its owner alone.
+        draft.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def locate(path: str | Path) -> Path:

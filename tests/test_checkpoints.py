@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from nsaug.checkpoints import WholeCheckpointIO, export, locate, read_config, read_weights, written_whole
+from nsaug.checkpoints import WholeCheckpointIO, describe, export, locate, read_config, read_weights, written_whole
 from nsaug.settings import NsaugError
 from tests.conftest import tiny_vit
 
@@ -40,7 +40,8 @@ def test_a_lightning_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_pa
 @torch.no_grad()
 def test_plain_timm_loads_what_is_exported(tmp_path):
     vit = tiny_vit(mean=(0.1, 0.2, 0.3)).eval()
-    export(tmp_path, vit.model, vit.model_args, {"name": "clean", "seed": 3})
+    describe(tmp_path, vit.model, vit.model_args, {"name": "clean", "seed": 3})
+    export(tmp_path, vit.model)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(loaded(vit.normalize(images)), vit(images))

@@ -63,6 +63,24 @@ def test_a_run_leaves_weights_that_timm_and_evaluate_take(capsys, trained, monke
     assert "100 test images" in capsys.readouterr().out
 
 
+def test_the_last_checkpoint_of_a_run_that_broke_can_be_judged(monkeypatch, tmp_path):
+    from nsaug.finetuner import Finetuner
+
+    step = Finetuner.training_step
+
+    def breaking(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Finetuner, "training_step", breaking)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(train, monkeypatch, *FAST, "trainer.max_epochs=2", "method=clean", f"hydra.run.dir={tmp_path}/run")
+    small = ["suite.eps=[8/255]", "suite.max_images=20", "device=cpu", f"hydra.run.dir={tmp_path}/eval"]
+    run(evaluate, monkeypatch, *small, f"checkpoint={tmp_path}/run/last.ckpt")
+    assert len(json.loads((tmp_path / "eval" / "results.json").read_text())) == 5
+
+
 def test_finetuning_starts_from_the_checkpoint(trained, monkeypatch, tmp_path):
     run(
         train, monkeypatch, *SHORT, f"checkpoint={trained}", "method=clean", "optim.lr=1e-12", "optim.weight_decay=0",

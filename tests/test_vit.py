@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from nsaug.checkpoints import describe, export
 from nsaug.settings import NsaugError
 from nsaug.vit import ViT, build_vit, eval_mode
 from tests.conftest import TINY, tiny_vit
@@ -232,9 +233,8 @@ def test_the_normalisation_comes_with_the_weights(tmp_path):
     vit = tiny_vit(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     pixel = torch.full((1, 3, 8, 8), 0.5)
     torch.testing.assert_close(vit.normalize(pixel)[0, :, 0, 0], torch.tensor([0.4 / 0.4, 0.3 / 0.5, 0.2 / 0.6]))
-    from nsaug.checkpoints import export
-
-    export(tmp_path, vit.model, vit.model_args, {})
+    describe(tmp_path, vit.model, vit.model_args, {})
+    export(tmp_path, vit.model)
     again = tiny_vit(checkpoint=str(tmp_path))
     torch.testing.assert_close(again.normalize(pixel), vit.normalize(pixel))
     assert math.isclose(tiny_vit(checkpoint=str(tmp_path), mean=(0.0, 0.0, 0.0)).mean.sum().item(), 0)

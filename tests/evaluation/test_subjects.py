@@ -1,6 +1,6 @@
 import pytest
 
-from nsaug.checkpoints import export
+from nsaug.checkpoints import describe, export
 from nsaug.evaluation import find_subjects
 from nsaug.settings import NsaugError
 from tests.conftest import tiny_vit
@@ -18,7 +18,8 @@ def runs(tmp_path):
         nullspace = {"eps": eps, "steps": 3}
         settings = {"method": {"synthesis": nullspace}, "nullspace": nullspace, "trainer": {"max_steps": -1}}
         record = {"name": name, "method": name, "seed": seed, "settings": settings}
-        export(tmp_path / f"{name}-{eps}-{seed}", vit.model, vit.model_args, record)
+        describe(tmp_path / f"{name}-{eps}-{seed}", vit.model, vit.model_args, record)
+        export(tmp_path / f"{name}-{eps}-{seed}", vit.model)
     return tmp_path
 
 

@@ -44,6 +44,8 @@ def main(cfg: DictConfig) -> None:
     open_data = data_opener(cfg)
     for subject in subjects:  # all that can be missing is missed before the first is judged
         open_data(subject)
+        if "name" not in cfg.model:
+            subject.model()
 
     rows: list[dict[str, Any]] = []
     with Progress(transient=True) as progress:

@@ -54,13 +54,11 @@ def main(cfg: DictConfig) -> None:
         callbacks.append(Pictures(folder, tracking.pictures))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress())
-    trainer = build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=[checkpoints.WholeCheckpointIO()])
-
-    if trainer.is_global_zero:  # at once: whatever ends the run, its last.ckpt can be judged
-        checkpoints.describe(folder, vit.model, vit.model_args, record)
-
     finished = False
     try:
+        trainer = build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=[checkpoints.WholeCheckpointIO()])
+        if trainer.is_global_zero:  # at once: whatever ends the run, its last.ckpt can be judged
+            checkpoints.describe(folder, vit.model, vit.model_args, record)
         trainer.fit(finetuner, datamodule=data)
         finished = not trainer.interrupted
     finally:

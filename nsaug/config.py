@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from nsaug.settings import NsaugError
+from nsaug.settings import NsaugError, first_line
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -230,10 +230,18 @@ def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def build(node: DictConfig, **kwargs: Any) -> Any:
-    """`hydra.utils.instantiate`, with our own errors as they are."""
+    """`hydra.utils.instantiate`, with our own errors as they are and refusals of others in one line."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
         return instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
-        if isinstance(error.__cause__, NsaugError):
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if isinstance(cause, NsaugError):
+            raise cause from None
+        if isinstance(cause, ValidationError):  # settings that contradict each other
+            reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in cause.errors())
+            raise NsaugError(f"{node['_target_']}: {reasons}") from error
+        if isinstance(cause, MisconfigurationException):  # a device that is not there, say
+            raise NsaugError(f"{node['_target_']}: {first_line(cause)}") from error
         raise

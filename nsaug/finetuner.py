@@ -71,9 +71,6 @@ class Finetuner(L.LightningModule):
         self.val_top1 = accuracy()
         self.val_attacked_top1 = accuracy()
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.vit(images, noise)
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.trainer.fit_loop.total_batch_idx == 0:
             self.method.prepare(self.vit, batch[0], partial(self.trainer.strategy.reduce, reduce_op="mean"))

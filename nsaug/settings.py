@@ -30,11 +30,11 @@ def parse_number(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(parse_number)]
+Number = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
 """A finite float; text such as `4/255` is read as a fraction."""
 
-Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 PixelSize = Annotated[Number, Field(ge=0, le=1)]
 """A size in pixel units: images lie in [0, 1], so 4/255 is four grey levels of 8-bit images."""

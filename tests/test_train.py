@@ -174,6 +174,17 @@ def test_wrong_settings_are_one_line(monkeypatch, tmp_path, capsys):
     assert "nothing to judge" in refusal(evaluate, monkeypatch, capsys, where)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, tmp_path, capsys):
+    line = refusal(train, monkeypatch, capsys, f"hydra.run.dir={tmp_path}", "trainer=gpu", "logger=csv")
+    assert line.startswith("error: lightning.Trainer: ")
+
+
+def test_settings_that_contradict_each_other_are_one_line(monkeypatch, tmp_path, capsys):
+    wrong = ["model=micro", "data=digits", "suite.benchmarks.pgd.vary=null", f"hydra.run.dir={tmp_path}", "device=cpu"]
+    assert "says what to vary and its values" in refusal(evaluate, monkeypatch, capsys, *wrong)
+
+
 def test_in_a_multirun_the_others_go_on(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run(

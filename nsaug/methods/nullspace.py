@@ -30,7 +30,7 @@ class Nullspace(Method):
         super().__init__()
         self.synthesis = synthesis
         self.unreached = unreached
-        # rms(u) of the first batches: kept, so that a resumed run counts `limit` in the same unit. NaN: not measured.
+        # rms(u) of the first batch: kept, so that a resumed run counts `limit` in the same unit. NaN: not measured.
         self.register_buffer("rms", torch.tensor(float("nan")))
 
     def prepare(self, vit: ViT, images: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:

@@ -15,7 +15,7 @@ log = logging.getLogger("nsaug.train")
 
 KNOWN = {
     "data", "model", "method", "nullspace", "attack", "optim", "trainer", "logger",
-    "name", "seed", "checkpoint", "keep", "attacked_batches",
+    "name", "seed", "checkpoint", "finetune", "ema", "keep", "attacked_batches", "mixing",
 }  # fmt: skip
 
 
@@ -25,6 +25,7 @@ def main(cfg: DictConfig) -> None:
     check_settings(cfg)
 
     import lightning as L
+    from lightning.pytorch.callbacks import EMAWeightAveraging
 
     from nsaug import checkpoints
     from nsaug.finetuner import Finetuner
@@ -38,10 +39,12 @@ def main(cfg: DictConfig) -> None:
     if cfg.keep == "best" and not data.val_set:
         raise NsaugError("keep=best needs validation images: set data.holdout above 0, or keep=last")
     vit = build(cfg.model, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
-    data.prepare_for(vit.data_config)
     method = build(cfg.method)
+    data.views = method.views
+    data.prepare_for(vit.data_config)
     attack = build(cfg.attack) if cfg.attacked_batches else None
-    finetuner = Finetuner(vit, method, build(cfg.optim), cfg.seed, attack, cfg.attacked_batches)
+    optim, mixing = build(cfg.optim), build(cfg.mixing)
+    finetuner = Finetuner(vit, method, optim, cfg.seed, attack, cfg.attacked_batches, mixing, cfg.finetune)
 
     tracking = build(cfg.logger)
     name = cfg.name or method.name
@@ -50,13 +53,17 @@ def main(cfg: DictConfig) -> None:
     loggers = tracking.loggers(folder, f"{name}-{cfg.seed}", multirun_group(), settings)
     last, best = checkpoint_callbacks(folder, cfg.keep)
     callbacks = [last, NoiseWatch(), *([best] if best else [])]
+    if cfg.ema is not None:  # buffers are copied, not averaged: some are indices
+        callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))
     if tracking.pictures:
         callbacks.append(Pictures(folder, tracking.pictures))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress())
     finished = False
     try:
-        trainer = build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=[checkpoints.WholeCheckpointIO()])
+        plugins = [checkpoints.WholeCheckpointIO()]
+        length = run_length(cfg.trainer, method.longer)
+        trainer = build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, **length)
         if trainer.is_global_zero:  # at once: whatever ends the run, its last.ckpt can be judged
             checkpoints.describe(folder, vit.model, vit.model_args, record)
         trainer.fit(finetuner, datamodule=data)
@@ -75,7 +82,8 @@ def check_settings(cfg: DictConfig) -> None:
     """All that can be said of a configuration without touching data or weights."""
     from typing import Literal
 
-    from nsaug.settings import Count
+    from nsaug.layers import Finetune
+    from nsaug.settings import Count, Decay
 
     check(cfg, KNOWN)
     for group, choice in (("data", "digits"), ("model", "micro")):
@@ -84,6 +92,10 @@ def check_settings(cfg: DictConfig) -> None:
     check_value("seed", cfg.seed, Count)
     check_value("keep", cfg.keep, Literal["last", "best"])
     check_value("attacked_batches", cfg.attacked_batches, Count)
+    check_value("finetune", cfg.finetune, Finetune)
+    check_value("ema", cfg.ema, Decay | None)
+    if (cfg.mixing.mixup or cfg.mixing.cutmix) and cfg.data.batch_size % 2:
+        raise NsaugError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
     check_value("name", cfg.name, str | None)
     check_value("checkpoint", cfg.checkpoint, str | None)
 
@@ -94,8 +106,10 @@ def run_record(cfg: DictConfig, name: str, method: str, class_names: list[str]) 
     assert isinstance(data, dict)
     if "root" in data:
         data["root"] = str(Path(data["root"]).expanduser().absolute())
-    groups = ("data", "model", "method", "nullspace", "optim", "trainer")
-    settings = {group: OmegaConf.to_container(cfg[group], resolve=True) for group in groups}
+    told = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(told, dict)
+    groups = ("data", "model", "method", "nullspace", "optim", "mixing", "finetune", "ema", "trainer")
+    settings = {group: told[group] for group in groups}
     return {
         "name": name,
         "method": method,
@@ -104,6 +118,12 @@ def run_record(cfg: DictConfig, name: str, method: str, class_names: list[str]) 
         "class_names": class_names,
         "settings": settings,
     }
+
+
+def run_length(trainer: DictConfig, longer: float) -> dict[str, int]:
+    """Epochs and steps of a method that has more of them than it was told; -1 and null stay what they are."""
+    told = {key: trainer[key] for key in ("max_epochs", "max_steps") if trainer[key] and trainer[key] > 0}
+    return {key: max(1, round(longer * count)) for key, count in told.items()}
 
 
 def checkpoint_callbacks(folder: Path, keep: str) -> tuple[Any, Any]:

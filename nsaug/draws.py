@@ -1,5 +1,8 @@
 """Random draws as a function of where they are made, never of what was drawn before."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -14,7 +17,22 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
         device: where the numbers are drawn; CPU and GPU streams differ.
         key: non-negative integers.
     """
-    # The length counts too: SeedSequence takes (1, 2) and (1, 2, 0) for the same.
-    words = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint32)
+    words = _words(key)
     seed = int(words[0]) << 31 ^ int(words[1])
     return torch.Generator(device).manual_seed(seed)
+
+
+@contextmanager
+def numpy_draws(*key: int) -> Iterator[None]:
+    """Seeds numpy's global generator by the key, for libraries that draw from it; afterwards it is as it was."""
+    before = np.random.get_state()
+    np.random.seed(_words(key))
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def _words(key: tuple[int, ...]) -> np.ndarray:
+    # The length counts too: SeedSequence takes (1, 2) and (1, 2, 0) for the same.
+    return np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint32)

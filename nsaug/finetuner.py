@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import lightning as L
-import timm.optim
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,14 +13,16 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from nsaug.draws import generator
+from nsaug.layers import Finetune, freeze, parameter_groups, still_frozen
 from nsaug.methods import Method
-from nsaug.settings import Count, NonNegative, Positive, Share, settings
+from nsaug.mixing import Mixing
+from nsaug.settings import Count, NonNegative, Positive, PositiveShare, Share, settings
 from nsaug.vit import ViT
 
 Attack = Callable[[nn.Module, Tensor, Tensor, torch.Generator | None], Tensor]
 Batch = tuple[Tensor, Tensor, Any]
 
-TRAINING, VALIDATION = 0, 1
+TRAINING, VALIDATION, MIXING = 0, 1, 3
 """First part of the key of a generator's draws, after the seed."""
 
 
@@ -34,6 +35,8 @@ class AdamW:
     betas: tuple[Share, Share] = (0.9, 0.999)
     warmup: Share = 0.05
     """Share of all steps over which the learning rate rises."""
+    layer_decay: PositiveShare = 1.0
+    """Each layer learns by this factor slower than the one after it; 1: all alike."""
 
 
 class Finetuner(L.LightningModule):
@@ -49,6 +52,8 @@ class Finetuner(L.LightningModule):
         seed: with step and rank, what all random draws of the method are a function of.
         attack: what `val/attacked_top1` is measured under; None leaves it out.
         attacked_batches: how many validation batches are attacked; the first ones.
+        mixing: what is done to images and labels together before the method sees them.
+        finetune: which weights learn: `all`, `head`, or `last_N` blocks and all that follows them.
     """
 
     def __init__(
@@ -59,6 +64,8 @@ class Finetuner(L.LightningModule):
         seed: int,
         attack: Attack | None = None,
         attacked_batches: Count = 4,
+        mixing: Mixing = Mixing(),  # noqa: B008  (frozen)
+        finetune: Finetune = "all",
     ) -> None:
         super().__init__()
         self.vit = vit
@@ -67,6 +74,8 @@ class Finetuner(L.LightningModule):
         self.seed = seed
         self.attack = attack
         self.attacked_batches = attacked_batches
+        self.mixing = mixing
+        freeze(vit.model, finetune)
         accuracy = partial(MulticlassAccuracy, num_classes=vit.model.num_classes, average="micro")
         self.val_top1 = accuracy()
         self.val_attacked_top1 = accuracy()
@@ -75,16 +84,21 @@ class Finetuner(L.LightningModule):
         if self.trainer.fit_loop.total_batch_idx == 0:
             self.method.prepare(self.vit, batch[0], partial(self.trainer.strategy.reduce, reduce_op="mean"))
 
+    def on_train_epoch_start(self) -> None:
+        still_frozen(self.vit)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels, _ = batch
         # Batches, not optimiser steps: under gradient accumulation each batch draws anew.
-        step = self.trainer.fit_loop.total_batch_idx
-        draws = generator(self.device, self.seed, TRAINING, step, self.global_rank)
-        loss, values = self.method.loss(self.vit, images, labels, draws)
+        step, rank = self.trainer.fit_loop.total_batch_idx, self.global_rank
+        images, targets = self.mixing(images, labels, self.vit.model.num_classes, (self.seed, MIXING, step, rank))
+        draws = generator(self.device, self.seed, TRAINING, step, rank)
+        loss, values = self.method.loss(self.vit, images, targets, draws)
         self.log("train/loss", loss.detach(), prog_bar=True)
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name in ("influence", "reached"))
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        # The head's, where layers differ.
+        self.log("train/lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -99,10 +113,9 @@ class Finetuner(L.LightningModule):
             self.log("val/attacked_top1", self.val_attacked_top1, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        fixed = self.vit.model.no_weight_decay() if hasattr(self.vit.model, "no_weight_decay") else ()
-        decay = self.optim.weight_decay
-        groups = timm.optim.param_groups_weight_decay(self.vit.model, decay, no_weight_decay_list=fixed)
-        optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=self.optim.betas)
+        optim = self.optim
+        groups = parameter_groups(self.vit.model, optim.lr, optim.weight_decay, optim.layer_decay)
+        optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
         total = int(self.trainer.estimated_stepping_batches)
         factor = partial(warmup_cosine, total=total, warmup=round(self.optim.warmup * total))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -36,6 +36,8 @@ Number = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=Fal
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
+PositiveShare = Annotated[Number, Field(gt=0, le=1)]
+Decay = Annotated[Number, Field(gt=0, lt=1)]
 PixelSize = Annotated[Number, Field(ge=0, le=1)]
 """A size in pixel units: images lie in [0, 1], so 4/255 is four grey levels of 8-bit images."""
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import PatchEmbed
+from torch import nn
 
 # Set before anything imports a hub's or W&B's client: no test may ask the network or an account.
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true"}
@@ -28,6 +30,30 @@ def tiny_vit(**kwargs) -> ViT:
             if parameter.dim() == 2 and not options.get("checkpoint"):
                 parameter.normal_(std=0.3)
     return vit
+
+
+class Linear(nn.Module):
+    """A patch embedding and a linear head on all of it: every method has a closed form here."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(img_size=8, patch_size=4, in_chans=3, embed_dim=5)
+        self.head = nn.Linear(4 * 5, num_classes)
+        self.num_classes = num_classes
+        config = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "crop_pct": 1.0, "interpolation": "bicubic"}
+        self.pretrained_cfg = {"input_size": (3, 8, 8), **config}
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.patch_embed(images).flatten(1))
+
+
+def linear_vit() -> ViT:
+    """A linear model with two classes, in float64."""
+    torch.manual_seed(0)
+    return ViT(Linear(2)).double()
 
 
 @pytest.fixture

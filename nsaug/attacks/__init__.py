@@ -5,6 +5,7 @@ in the mode it is in, and leaves gradients, modes and the global generator as th
 """
 
 from nsaug.attacks.fgsm import FGSM
+from nsaug.attacks.fgsm_rs import FGSMRS
 from nsaug.attacks.pgd import PGD
 
-__all__ = ["FGSM", "PGD"]
+__all__ = ["FGSM", "FGSMRS", "PGD"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nsaug.attacks.gradient import loss_gradient
+from nsaug.attacks.gradient import cross_entropy, gradient
 from nsaug.settings import PixelSize, settings
 
 
@@ -18,4 +18,5 @@ class FGSM:
         self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
         """Attacked images, (B, 3, H, W) in [0, 1], for images (B, 3, H, W) in [0, 1] and labels (B,)."""
-        return (images + self.eps * loss_gradient(model, images, labels).sign()).clamp(0, 1).detach()
+        uphill = gradient(cross_entropy(model, labels), images).sign()
+        return (images + self.eps * uphill).clamp(0, 1).detach()

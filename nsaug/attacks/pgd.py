@@ -1,9 +1,11 @@
 """Projected gradient descent in the L-inf ball (Madry et al., arXiv 1706.06083)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from nsaug.attacks.gradient import loss_gradient
+from nsaug.attacks.gradient import cross_entropy, gradient
 from nsaug.settings import Count, PixelSize, settings
 
 
@@ -27,16 +29,23 @@ class PGD:
         Args:
             model: images in [0, 1] to logits.
             images: (B, 3, H, W) in [0, 1].
-            labels: (B,) class indices.
+            labels: (B,) class indices, or (B, C) probabilities.
             generator: on the images' device; draws the random start.
         """
+        start = self.start(images, generator) if self.random_start else images
+        return self.climb(cross_entropy(model, labels), images, start)
+
+    def start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A uniform draw from each image's ball, within [0, 1]."""
+        draw = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        return (images + self.eps * (2 * draw - 1)).clamp(0, 1)
+
+    def climb(self, objective: Callable[[Tensor], Tensor], images: Tensor, start: Tensor) -> Tensor:
+        """The steps: images in the ball around `images`, uphill from `start`, for any summed objective of images."""
         step_size = 2.5 * self.eps / max(self.num_steps, 1) if self.step_size is None else self.step_size
         low, high = (images - self.eps).clamp(min=0), (images + self.eps).clamp(max=1)
-        attacked = images.detach()
-        if self.random_start:
-            draw = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-            attacked = (attacked + self.eps * (2 * draw - 1)).clamp(0, 1)
+        attacked = start.detach()
         for _ in range(self.num_steps):
-            attacked = attacked + step_size * loss_gradient(model, attacked, labels).sign()
+            attacked = attacked + step_size * gradient(objective, attacked).sign()
             attacked = torch.clamp(attacked, low, high)
         return attacked.detach()

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor, v2
 
-from nsaug.settings import Count, NsaugError, PositiveCount, Share, validated
+from nsaug.settings import Count, NsaugError, PositiveCount, Share, first_line, validated
 
 HOLDOUT_SEED = 0
 """The validation split is the same whatever a run's seed, so that runs can be compared on it."""
@@ -29,6 +30,7 @@ class Preparation:
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
     crop_mode: str = "center"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
 @dataclass
@@ -56,6 +58,17 @@ class ImageSet(Dataset[tuple[Tensor, int, str]]):
 
 
 @dataclass(frozen=True)
+class _Views:
+    """Independent results of one random transform, stacked."""
+
+    transform: Callable[[Image.Image], Tensor]
+    count: int
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.stack([self.transform(image) for _ in range(self.count)])
+
+
+@dataclass(frozen=True)
 class _Reindexed:
     """A loader seen through a list of positions; a class, so that worker processes can be handed one."""
 
@@ -80,6 +93,11 @@ class ImageData(L.LightningDataModule):
             an eighth, then cropped at random), or `none` (as in evaluation).
         scale: the range of the area that `resized` keeps, as shares of the image.
         hflip: probability of a horizontal flip in training.
+        auto_augment: a policy in timm's notation, such as rand-m9-mstd0.5-inc1 (RandAugment) or augmix-m3-w3 (AugMix).
+
+    Attributes:
+        views: how often each training image is augmented independently; where more than once, its tensor is
+            (views, 3, H, W). Set it before `prepare_for`.
     """
 
     class_names: list[str]
@@ -94,6 +112,7 @@ class ImageData(L.LightningDataModule):
         crop: Literal["resized", "padded", "none"] = "resized",
         scale: tuple[Share, Share] = (0.08, 1.0),
         hflip: Share = 0.5,
+        auto_augment: str | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -102,6 +121,8 @@ class ImageData(L.LightningDataModule):
         self.crop = crop
         self.scale = scale
         self.hflip = hflip
+        self.auto_augment = auto_augment
+        self.views = 1
         self.train_set: ImageSet | None = None
         self.val_set: ImageSet | None = None
         self.test_set: ImageSet | None = None
@@ -143,6 +164,7 @@ class ImageData(L.LightningDataModule):
             crop_pct=data_config["crop_pct"],
             interpolation=data_config["interpolation"],
             crop_mode=data_config["crop_mode"],
+            mean=tuple(data_config["mean"]),
         )
         self._set_transforms()
 
@@ -158,17 +180,18 @@ class ImageData(L.LightningDataModule):
     def _train_transform(self, preparation: Preparation) -> Callable[[Image.Image], Tensor]:
         if self.crop == "resized":
             mode = str_to_interp_mode(preparation.interpolation)
-            steps: list[Any] = [
-                v2.RandomResizedCrop(preparation.size, self.scale, interpolation=mode),
-                ToTensor(),
-            ]
+            steps: list[Any] = [v2.RandomResizedCrop(preparation.size, self.scale, interpolation=mode)]
         else:
-            steps = [*_fitted(preparation), ToTensor()]
+            steps = _fitted(preparation)
+        if self.auto_augment is not None:
+            steps.append(_policy(self.auto_augment, preparation))
+        steps.append(ToTensor())
         if self.crop == "padded":  # on tensors: reflecting the border of a PIL image costs three times as much
             steps.append(v2.RandomCrop(preparation.size, max(preparation.size) // 8, padding_mode="reflect"))
         if self.hflip:
             steps.append(v2.RandomHorizontalFlip(self.hflip))
-        return v2.Compose(steps)
+        transform = v2.Compose(steps)
+        return transform if self.views == 1 else _Views(transform, self.views)
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.train_set is not None
@@ -196,6 +219,20 @@ class ImageData(L.LightningDataModule):
 def eval_transform(preparation: Preparation) -> Callable[[Image.Image], Tensor]:
     """timm's own for the model, up to and without the normalisation: (3, H, W) in [0, 1]."""
     return v2.Compose([*_fitted(preparation), ToTensor()])
+
+
+def _policy(name: str, preparation: Preparation) -> Callable[[Image.Image], Image.Image]:
+    """timm's augmentation policy of this name, with timm's own choice of fill colour and shifts for the image size."""
+    options = {"is_training": True, "interpolation": preparation.interpolation, "mean": preparation.mean}
+    try:
+        whole = create_transform((3, *preparation.size), auto_augment=name, **options)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise NsaugError(
+            f"data.auto_augment={name} is no policy that timm knows ({first_line(error)}):"
+            " try rand-m9-mstd0.5-inc1, augmix-m3-w3, or null"
+        ) from error
+    (policy,) = (step for step in whole.transforms if isinstance(step, AutoAugment | RandAugment | AugMixAugment))
+    return policy
 
 
 def _fitted(preparation: Preparation) -> list[Any]:

@@ -1,7 +1,10 @@
 """What a run trains on: from a batch to a loss, one file each."""
 
-from nsaug.methods.clean import Clean
+from nsaug.methods.adversarial import AdversarialTraining
+from nsaug.methods.clean import Clean, TwoViews
 from nsaug.methods.method import Method
 from nsaug.methods.nullspace import Nullspace
+from nsaug.methods.random_noise import RandomNoise
+from nsaug.methods.trades import TRADES
 
-__all__ = ["Clean", "Method", "Nullspace"]
+__all__ = ["TRADES", "AdversarialTraining", "Clean", "Method", "Nullspace", "RandomNoise", "TwoViews"]

@@ -90,14 +90,23 @@ class NoiseSynthesis:
         if clean_logits is None or not as_eval:
             with torch.no_grad(), eval_mode(vit):
                 clean_logits = vit(images)
-        if self.units == "relative":
-            unit = self.limit * (embedding_rms(vit, images) if rms is None else rms)
-            width = 1.0
-        else:
-            unit, width = images.new_ones(()), self.limit
+        unit, width = self._unit(vit, images, rms)
         noise = width * self._draw(vit, images, generator)
         with nullcontext() if as_eval else eval_mode(vit):
             return self._descend(vit, images, full_precision(clean_logits.detach()), noise, unit, keep_logits=as_eval)
+
+    def start(
+        self, vit: ViT, images: Tensor, generator: torch.Generator | None = None, rms: Tensor | None = None
+    ) -> Tensor:
+        """The noise that `refine` starts from: (B or 1, *vit.embedding_shape), in units of the patch embeddings."""
+        unit, width = self._unit(vit, images, rms)
+        return width * unit * self._draw(vit, images, generator)
+
+    def _unit(self, vit: ViT, images: Tensor, rms: Tensor | None) -> tuple[Tensor, float]:
+        """What AdamW's step is counted in, and the start's half-width in that."""
+        if self.units == "relative":
+            return self.limit * (embedding_rms(vit, images) if rms is None else rms), 1.0
+        return images.new_ones(()), self.limit
 
     def _draw(self, vit: ViT, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Starting noise whose uniform distribution would be U(-1, 1)."""

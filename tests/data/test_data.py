@@ -13,7 +13,13 @@ from nsaug.data.cifar10 import CLASSES
 from nsaug.settings import NsaugError
 from tests.conftest import SHARED
 
-CONFIG = {"input_size": (3, 8, 8), "crop_pct": 1.0, "interpolation": "bicubic", "crop_mode": "center"}
+CONFIG = {
+    "input_size": (3, 8, 8),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "crop_mode": "center",
+    "mean": (0.5, 0.5, 0.5),
+}
 
 
 def tree(root, folders, images=4, size=(10, 12)):
@@ -228,3 +234,46 @@ def test_real_cifar10_images(tmp_path):
     with Image.open(root / name) as file:
         stored = torch.tensor(np.array(file)).permute(2, 0, 1) / 255
     torch.testing.assert_close(image, stored)
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original"])
+def test_policies_of_timm_change_training_images_alone(policy):
+    data = Digits(auto_augment=policy, crop="none", hflip=0)
+    data.setup("fit")
+    data.prepare_for(CONFIG)
+    plain = data.val_set.subset(range(len(data.val_set)))
+    seen = [data.train_set[7][0] for _ in range(20)]
+    assert len({image.numpy().tobytes() for image in seen}) > 5
+    assert all(image.shape == (3, 8, 8) and 0 <= image.min() <= image.max() <= 1 for image in seen)
+    assert torch.equal(data.val_set[3][0], plain[3][0])
+
+
+def test_a_policy_takes_every_strength():
+    """timm asks Pillow for 0 bits at the greatest: a version that refuses would end a run at a random step."""
+    data = Digits(auto_augment="rand-m10-n8-inc1")
+    data.setup("fit")
+    data.prepare_for(CONFIG)
+    for index in range(200):
+        data.train_set[index]
+
+
+def test_an_unknown_policy_is_one_line():
+    data = Digits(auto_augment="rand-x9")
+    data.setup("fit")
+    with pytest.raises(NsaugError, match="data.auto_augment=rand-x9 is no policy that timm knows"):
+        data.prepare_for(CONFIG)
+
+
+def test_views_are_independent_augmentations_of_one_image():
+    data = Digits(crop="padded", hflip=0, batch_size=4)
+    data.views = 2
+    data.setup("fit")
+    data.prepare_for(CONFIG)
+    images, labels, _ = next(iter(data.train_dataloader()))
+    assert images.shape == (4, 2, 3, 8, 8)
+    assert labels.shape == (4,)
+    views = [data.train_set[5][0] for _ in range(20)]
+    assert any(not torch.equal(a, b) for a, b in views)
+    shifts = {image.numpy().tobytes() for pair in views for image in pair}
+    assert 5 < len(shifts) <= 9, "shifts by at most a pixel"
+    assert data.val_set[0][0].shape == (3, 8, 8)

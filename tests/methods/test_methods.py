@@ -1,14 +1,14 @@
 """Each method's loss against its definition, and that a step lowers it."""
 
-import copy
 import dataclasses
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from nsaug.attacks import FGSMRS, PGD
 from nsaug.draws import generator as draws
-from nsaug.methods import Clean, Nullspace
+from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomNoise, TwoViews
 from nsaug.nullspace import NoiseSynthesis, embedding_rms
 from tests.conftest import tiny_vit
 
@@ -62,11 +62,31 @@ def test_the_unit_is_the_same_on_all_ranks(vit, images):
     torch.testing.assert_close(method.rms, embedding_rms(vit, images))
 
 
-@pytest.mark.parametrize("method", [Clean(), Nullspace(SYNTHESIS)], ids=["clean", "nullspace"])
+METHODS = {
+    "clean": lambda: Clean(),
+    "clean_same_compute": lambda: Clean(compute_of=Nullspace(SYNTHESIS)),
+    "clean_two_views": lambda: TwoViews(),
+    "nullspace": lambda: Nullspace(SYNTHESIS),
+    "random_noise": lambda: RandomNoise(SYNTHESIS),
+    "random_noise_influence": lambda: RandomNoise(SYNTHESIS, match="influence"),
+    "random_noise_start": lambda: RandomNoise(SYNTHESIS, match="start"),
+    "pgd": lambda: AdversarialTraining(PGD(eps=0.05, num_steps=3)),
+    "fgsm_rs": lambda: AdversarialTraining(FGSMRS(eps=0.05)),
+    "trades": lambda: TRADES(PGD(eps=0.05, num_steps=3, random_start=False)),
+}
+
+
+def views_of(method, images):
+    return torch.stack([images, images.flip(-1)], 1) if method.views == 2 else images
+
+
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("drop_path_rate", [0.0, 1e-9])
-def test_one_step_lowers_its_own_loss(method, drop_path_rate, images, labels):
+def test_one_step_lowers_its_own_loss(name, drop_path_rate, images, labels):
+    """Attack and noise included, which are made anew for the moved weights."""
     vit = tiny_vit(drop_path_rate=drop_path_rate).double().train()
-    method = prepared(copy.deepcopy(method), vit, images)
+    method = prepared(METHODS[name](), vit, images)
+    images = views_of(method, images)
     before, _ = method.loss(vit, images, labels, draws("cpu", 0))
     gradients = torch.autograd.grad(before, list(vit.parameters()))
     with torch.no_grad():
@@ -74,3 +94,100 @@ def test_one_step_lowers_its_own_loss(method, drop_path_rate, images, labels):
             parameter -= 1e-3 * gradient
     after, _ = method.loss(vit, images, labels, draws("cpu", 0))
     assert after < before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_name_is_the_one_in_tables(name):
+    assert METHODS[name]().name == name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_certain_targets_are_labels(name, vit, images, labels):
+    """Mixup, cutmix and smoothing hand a method probabilities: those of a label give the label's loss."""
+    method = prepared(METHODS[name](), vit, images)
+    images = views_of(method, images)
+    by_label, values = method.loss(vit, images, labels, draws("cpu", 0))
+    by_probability, same = method.loss(vit, images, F.one_hot(labels, 10).double(), draws("cpu", 0))
+    torch.testing.assert_close(by_probability, by_label)
+    assert {key: round(float(value), 6) for key, value in same.items()} == {
+        key: round(float(value), 6) for key, value in values.items()
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_leaves_gradients_and_modes_and_generators_alone(name, images, labels):
+    vit = tiny_vit(drop_path_rate=0.1).double().train()
+    vit.model.blocks[0].eval()
+    method = prepared(METHODS[name](), vit, images)
+    modes, state = [part.training for part in vit.modules()], torch.get_rng_state()
+    with torch.random.fork_rng():  # drop path draws from the global generator
+        loss, values = method.loss(vit, views_of(method, images), labels, draws("cpu", 0))
+    assert [part.training for part in vit.modules()] == modes
+    assert all(parameter.grad is None for parameter in vit.parameters())
+    assert loss.requires_grad
+    assert not any(value.requires_grad for value in values.values())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def cost(method, vit, images, labels):
+    """Forwards, backwards to activations and backwards to weights of a step, counted at a layer inside, over three."""
+    count = 0
+
+    def note(*args):
+        nonlocal count
+        count += 1
+
+    probe = vit.model.blocks[1].mlp.fc1
+    handles = [probe.register_forward_hook(note), probe.register_full_backward_hook(note)]
+    loss, _ = method.loss(vit, images, labels, draws("cpu", 0))
+    handles.append(probe.weight.register_hook(note))
+    loss.backward()
+    for handle in handles:
+        handle.remove()
+    return count / 3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_cost_is_what_is_computed(name, vit, images, labels):
+    """With noise that never gets below ε, so that no loop ends early; matching may, and takes at most its cost."""
+    method = METHODS[name]()
+    if hasattr(method, "synthesis"):
+        method.synthesis = dataclasses.replace(
+            method.synthesis, eps=1e-12 if name != "random_noise_influence" else 0.01
+        )
+    method = prepared(method, vit, images)
+    actual = cost(method, vit, views_of(method, images), labels)
+    weights = {"clean_two_views", "nullspace", "trades"} | {key for key in METHODS if key.startswith("random")}
+    # A weight's gradient is summed before its hook sees it: once per backward, whatever the number of terms.
+    actual += 1 / 3 if name in weights else 0
+    assert actual <= method.cost if name == "random_noise_influence" else actual == pytest.approx(method.cost)
+
+
+def test_plain_finetuning_with_the_compute_of_another_method_has_more_epochs():
+    assert Clean().longer == 1
+    assert Clean(compute_of=Nullspace(dataclasses.replace(SYNTHESIS, steps=3))).longer == 4
+    assert Clean(compute_of=AdversarialTraining(PGD(num_steps=6))).longer == 5
+
+
+@pytest.mark.parametrize("name", ["pgd", "fgsm_rs", "trades"])
+def test_attacks_see_the_model_in_eval_mode(name, images, labels):
+    """With drop path on, the images that are trained on are those that the model without it is attacked with."""
+    vit = tiny_vit(drop_path_rate=0.9).double().train()
+    method, seen = METHODS[name](), []
+    vit.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()) if module.training else None)
+    with torch.random.fork_rng():
+        method.loss(vit, images, labels, draws("cpu", 0))
+    vit.eval()
+    if name == "trades":
+        clean = vit(images).log_softmax(-1).detach()
+        start = images + 0.001 * torch.randn(images.shape, generator=draws("cpu", 0), dtype=torch.float64)
+        kl = torch.nn.KLDivLoss(reduction="sum")
+        expected = method.attack.climb(lambda x: kl(vit(x).log_softmax(-1), clean.exp()), images, start.clamp(0, 1))
+    else:
+        expected = method.attack(vit, images, labels, draws("cpu", 0))
+    torch.testing.assert_close(seen[-1], expected)
+
+
+def test_fgsm_rs_is_pgd_with_one_step(vit, images, labels):
+    once = PGD(eps=0.05, num_steps=1, step_size=0.0625)(vit, images, labels, draws("cpu", 0))
+    torch.testing.assert_close(FGSMRS(eps=0.05)(vit, images, labels, draws("cpu", 0)), once)

@@ -1,0 +1,66 @@
+"""The ablation of the nullspace: finetuning on noise that was not chosen, matched to the noise that was."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nsaug.methods.method import Loss, top1
+from nsaug.methods.noise import NoiseMethod
+from nsaug.nullspace import NoiseSynthesis, computes_as_eval, influence, match_influence, scaled
+from nsaug.settings import validated
+from nsaug.vit import ViT, eval_mode
+
+SEARCH = 10
+"""Forwards that matching the influence takes at most."""
+
+
+class RandomNoise(NoiseMethod):
+    """CE(f(u), y) + CE(f(u + v), y) for a random v of the synthesis's scope and initial distribution.
+
+    Args:
+        synthesis: the nullspace noise that v is compared with.
+        match: `norm`: v has the norm of the nullspace noise that would have been found for this image (or batch), in a
+            random direction. `influence`: v is scaled until its influence is ε. `start`: v is the noise that the
+            synthesis starts from, unrefined; by far the cheapest.
+    """
+
+    @validated
+    def __init__(self, synthesis: NoiseSynthesis, match: Literal["norm", "influence", "start"] = "norm") -> None:
+        super().__init__(synthesis)
+        self.match = match
+        self.name = "random_noise" if match == "norm" else f"random_noise_{match}"
+        self.cost = {"norm": (7 + 2 * synthesis.steps) / 3, "influence": (6 + SEARCH) / 3, "start": 2.0}[match]
+
+    def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
+        clean_logits = vit(images)
+        noise, values = self._matched(vit, images, clean_logits.detach(), generator)
+        noisy_logits = vit(images, noise)
+        clean_loss, noisy_loss = F.cross_entropy(clean_logits, targets), F.cross_entropy(noisy_logits, targets)
+        values |= {
+            "top1": top1(clean_logits, targets),
+            "clean_loss": clean_loss.detach(),
+            "noisy_loss": noisy_loss.detach(),
+            "noise_rms": noise.square().mean().sqrt(),
+        }
+        if computes_as_eval(vit):
+            values["influence"] = influence(noisy_logits.detach(), clean_logits.detach()).mean()
+        return clean_loss + noisy_loss, values
+
+    @torch.no_grad()
+    def _matched(
+        self, vit: ViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        noise = self.synthesis.start(vit, images, generator, self.rms)
+        if self.match == "norm":
+            found = self.synthesis.refine(vit, images, generator, clean_logits=clean_logits, rms=self.rms)
+            norm = noise.flatten(1).square().mean(1).sqrt()
+            return scaled(noise, found.norm_after / norm), {}
+        if self.match == "influence":
+            as_eval = computes_as_eval(vit)
+            with eval_mode(vit):
+                target = clean_logits if as_eval else vit(images)
+                match = match_influence(vit, images, noise, target, self.synthesis.eps, steps=SEARCH)
+            return scaled(noise, match.scale), {"matched": match.matched.float().mean()}
+        return noise, {}

@@ -1,0 +1,107 @@
+"""Every training option with every method, one optimiser step each, as a user runs it."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+import train
+from tests.test_train import metrics, run
+
+METHODS = {
+    "clean": [],
+    "clean_same_compute": [],
+    "clean_two_views": [],
+    "nullspace": [],
+    "nullspace_batch": ["method=nullspace", "nullspace=batch"],
+    "random_noise": [],
+    "random_noise_batch": ["method=random_noise", "nullspace=batch"],
+    "random_noise_influence": ["method=random_noise", "method.match=influence"],
+    "random_noise_start": ["method=random_noise", "method.match=start"],
+    "pgd": [],
+    "fgsm_rs": [],
+    "trades": [],
+}
+LEARNS = {  # what an option leaves to learn; all of it where it stands not here
+    "finetune=head": ("head.",),
+    "finetune=last_1": ("blocks.2.", "fc_norm.", "head."),
+}
+OPTIONS = {
+    "ema": ["ema=0.9"],
+    "layer_decay": ["optim.layer_decay=0.7"],
+    "drop_path": ["model.drop_path_rate=0.2"],
+    "accumulation": ["trainer.accumulate_grad_batches=2"],
+    "finetune=head": ["finetune=head"],
+    "finetune=last_1": ["finetune=last_1"],
+    "label_smoothing": ["mixing.label_smoothing=0.1"],
+    "mixup": ["mixing.mixup=0.8"],
+    "cutmix": ["mixing.cutmix=1.0"],
+    "randaugment": ["data.auto_augment=rand-m9-mstd0.5-inc1"],
+    "augmix": ["data.auto_augment=augmix-m3-w3"],
+}
+ONE_STEP = [
+    "trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "attacked_batches=0", "data.batch_size=8",
+    "data.holdout=0", "trainer.max_steps=1", "nullspace.eps=1e-6", "method.attack.num_steps=2",
+]  # fmt: skip
+
+
+def one_step(monkeypatch, folder, method, *options):
+    chosen = METHODS[method] or [f"method={method}"]
+    attacks = method in ("pgd", "trades")
+    given = [option for option in ONE_STEP if attacks or not option.startswith("method.")]
+    run(train, monkeypatch, *chosen, *given, *options, f"hydra.run.dir={folder}")
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The weights that all these runs start from."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = tmp_path_factory.mktemp("start")
+        return one_step(monkeypatch, folder, "clean", "optim.lr=1e-30", "optim.weight_decay=0")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("method", METHODS)
+def test_options_compose_with_methods(monkeypatch, tmp_path, start, method, option):
+    after = one_step(monkeypatch, tmp_path, method, *OPTIONS[option])
+    for name, weights in after.items():
+        assert weights.isfinite().all(), name
+        learns = name.startswith(LEARNS.get(option, ""))
+        assert bool((weights - start[name]).abs().max() > 1e-20) == learns, name
+
+
+def test_the_average_of_the_weights_is_what_a_run_leaves(monkeypatch, tmp_path, start):
+    """A decay of almost 1 keeps the weights of the first step, which the average starts from."""
+    first = one_step(monkeypatch, tmp_path / "first", "nullspace")
+    kept = one_step(monkeypatch, tmp_path / "kept", "nullspace", "ema=0.9999999", "trainer.max_steps=4")
+    last = one_step(monkeypatch, tmp_path / "last", "nullspace", "trainer.max_steps=4")
+    for name, weights in first.items():
+        torch.testing.assert_close(kept[name], weights, atol=1e-5, rtol=0)
+    assert max(float((last[name] - weights).abs().max()) for name, weights in first.items()) > 1e-3
+    checkpoint = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)
+    assert torch.equal(checkpoint["state_dict"]["vit.head.weight"], kept["head.weight"])
+    assert checkpoint["state_dict"]["method.rms"].isfinite()
+    assert json.loads((tmp_path / "kept" / "config.json").read_text())["nsaug"]["settings"]["ema"] == 0.9999999
+
+
+def test_averaging_leaves_index_buffers_alone(monkeypatch, tmp_path):
+    """Swin looks its positions up by integer buffers: averaged, they would be rounded to their neighbours."""
+    swin = ["model=timm", "model.name=swin_tiny_patch4_window7_224", "model.pretrained=false", "data=digits",
+            "model.img_size=32", "model.args={embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1]}",
+            "model.args.window_size=2", "trainer.max_steps=3"]  # fmt: skip
+    run(train, monkeypatch, "method=clean", *ONE_STEP[:-2], *swin, "ema=0.9", f"hydra.run.dir={tmp_path}")
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    averaged, raw = state["state_dict"], state["current_model_state"]
+    for name, value in raw.items():
+        if not value.is_floating_point():
+            assert torch.equal(averaged[name], value), name
+    assert any(not torch.equal(averaged[name], value) for name, value in raw.items())
+
+
+def test_plain_finetuning_gets_the_compute_of_nullspace_finetuning(monkeypatch, tmp_path):
+    """K = 3 costs four plain steps, so two epochs become eight."""
+    quick = ["logger=csv", "logger.pictures=0", "trainer.max_steps=-1", "trainer.max_epochs=2", "data.batch_size=512"]
+    one_step(monkeypatch, tmp_path, "clean_same_compute", *quick, "data.holdout=0.1")
+    assert {row["epoch"] for row in metrics(tmp_path) if row["val/top1"]} == {str(epoch) for epoch in range(8)}

@@ -54,6 +54,8 @@ def main(cfg: DictConfig) -> None:
             data = open_data(subject)
             vit = open_model(cfg, subject, data).to(device)
             data.prepare_for(vit.data_config)
+            if averaged := subject.record.get("settings", {}).get("ema"):
+                log.info("%s: the moving average of its weights (ema=%g) is judged", subject.checkpoint, averaged)
             assert data.test_set is not None
             data.test_set = subset(data.test_set, cfg.suite.max_images, cfg.seed)
             loader = data.test_dataloader()

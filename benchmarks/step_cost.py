@@ -1,34 +1,40 @@
-"""What a training step with nullspace noise costs, as a ratio to a plain one.
+"""What a training step of each method costs, as a ratio to a plain one.
 
-    python benchmarks/step_cost.py                                   model=micro, and ViT-S/16 at 224 px
-    python benchmarks/step_cost.py --steps 1 3 10 --pairs 20
+    python benchmarks/step_cost.py                                         model=micro and model=vit_cifar
+    python benchmarks/step_cost.py --models vit_s --methods nullspace "nullspace nullspace.steps=1" --pairs 20
 
-Plain and nullspace steps alternate within one process, early stop off; each ratio is the median of the pairs', with
-its quartiles. Counting forward, backward to activations and backward to weights as 1 each, it should be (6 + 2 K) / 3.
+Models and methods are those of conf/; a method may be followed by further settings. Plain steps and the method's
+alternate within one process, noise never gets below eps early (but for the noise that is scaled to it); each ratio is
+the median of the pairs', with its quartiles. `counted` is what the method costs when forward, backward to activations
+and backward to weights count 1 each: for nullspace finetuning (6 + 2 K) / 3.
 """
 
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_dir
 
+from nsaug.config import build
 from nsaug.draws import generator
-from nsaug.methods import Clean, Method, Nullspace
-from nsaug.nullspace import NoiseSynthesis
-from nsaug.vit import ViT, build_vit
+from nsaug.methods import Clean, Method
+from nsaug.vit import ViT
 
-MODELS = {
-    "micro": {
-        "name": "vit_tiny_patch16_224",
-        "num_classes": 10,
-        "img_size": 8,
-        "patch_size": 2,
-        "args": {"embed_dim": 48, "depth": 3, "num_heads": 3, "class_token": False, "global_pool": "avg"},
-    },
-    "vit_s": {"name": "vit_small_patch16_224", "num_classes": 1000},
-}
-BATCH = {"micro": 64, "vit_s": 8}
+BATCH = {"micro": 64, "vit_cifar": 32, "vit_s": 8}
+METHODS = [
+    "clean_two_views",
+    "nullspace nullspace.steps=1",
+    "nullspace",
+    "nullspace nullspace=batch",
+    "random_noise",
+    "random_noise method.match=influence nullspace.eps=0.03",
+    "random_noise method.match=start",
+    "fgsm_rs",
+    "pgd",
+    "trades",
+]
 
 
 def seconds(
@@ -46,29 +52,31 @@ def seconds(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--steps", nargs="+", type=int, default=[1, 3], help="K, the updates of the noise")
-    parser.add_argument("--pairs", type=int, default=9, help="how often plain and nullspace steps are timed in turn")
+    parser.add_argument("--models", nargs="+", choices=BATCH, default=["micro", "vit_cifar"])
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="each as on the command line, after method=")
+    parser.add_argument("--pairs", type=int, default=9, help="how often a plain step and the method's are timed in turn")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"{'model':8} {'batch':>5} {'K':>3} {'ratio':>7} {'quartiles':>13} {'(6+2K)/3':>9}   on {device}")
+    print(f"{'model':10} {'batch':>5} {'ratio':>6} {'quartiles':>13} {'counted':>8}   method, on {device}")
     for name in options.models:
-        torch.manual_seed(0)
-        vit = build_vit(**MODELS[name]).to(device).train()
-        images = torch.rand(BATCH[name], *vit.data_config["input_size"], device=device)
-        labels = torch.randint(vit.model.num_classes, (len(images),), device=device)
-        optimizer = torch.optim.AdamW(vit.parameters(), lr=1e-5)
-        for steps in options.steps:
-            noisy = Nullspace(NoiseSynthesis(eps=1e-9, steps=steps)).to(device)
-            noisy.prepare(vit, images, lambda value: value)
-            plain = Clean()
-            ratios = []
+        for settings in options.methods:
+            with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
+                told = [f"model={name}", "model.pretrained=false", "nullspace.eps=1e-9", *f"method={settings}".split()]
+                cfg = compose("train", told)
+            torch.manual_seed(0)
+            vit, method = build(cfg.model, num_classes=10).to(device).train(), build(cfg.method).to(device)
+            images = torch.rand(BATCH[name], *vit.data_config["input_size"], device=device)
+            labels = torch.randint(10, (len(images),), device=device)
+            optimizer = torch.optim.AdamW(vit.parameters(), lr=1e-5)
+            method.prepare(vit, images, lambda value: value)
+            plain, ratios = Clean(), []
+            seen = images if method.views == 1 else images.unsqueeze(1).repeat(1, method.views, 1, 1, 1)
             for _ in range(options.pairs + 2):
                 base = seconds(plain, vit, optimizer, images, labels)
-                ratios.append(seconds(noisy, vit, optimizer, images, labels) / base)
+                ratios.append(seconds(method, vit, optimizer, seen, labels) / base)
             low, middle, high = statistics.quantiles(ratios[2:], n=4)  # the first two warm up
-            ideal = (6 + 2 * steps) / 3
-            print(f"{name:8} {len(images):5} {steps:3} {middle:7.2f} {low:6.2f}-{high:6.2f} {ideal:9.2f}")
+            shown = f"{middle:6.2f} {low:6.2f}-{high:6.2f} {method.cost:8.2f}"
+            print(f"{name:10} {len(images):5} {shown}   {settings}", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,23 +39,25 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
-        failures: list[str] = []
-
-        @functools.wraps(task)
-        def guarded(cfg: DictConfig) -> None:
-            _quieten_libraries()
-            try:
-                task(cfg)
-            except (NsaugError, OmegaConfBaseException) as error:
-                if _tracebacks_wanted():
-                    raise
-                _report(error)
-                failures.append(str(error))
-                if HydraConfig.get().mode != RunMode.MULTIRUN:
-                    sys.exit(1)
-
         def main() -> None:
-            failures.clear()
+            failures: list[str] = []
+            home = os.getpid()
+
+            @functools.wraps(task)
+            def guarded(cfg: DictConfig) -> None:
+                _quieten_libraries()
+                try:
+                    task(cfg)
+                except (NsaugError, OmegaConfBaseException) as error:
+                    if _tracebacks_wanted():
+                        raise
+                    if os.getpid() != home:  # a launcher's own process: Hydra brings the error back
+                        raise NsaugError(explain(error)) from None
+                    _report(error)
+                    failures.append(str(error))
+                    if HydraConfig.get().mode != RunMode.MULTIRUN:
+                        sys.exit(1)
+
             wanted = _tracebacks_wanted()
             conf = Path(inspect.getfile(task)).resolve().parent / "conf"
             run = hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(guarded)
@@ -64,10 +66,15 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 os.environ["HYDRA_FULL_ERROR"] = "1"
                 os.environ[_WANTED] = "1" if wanted else "0"
                 run()
-            except (HydraException, OmegaConfBaseException) as error:
+            except (NsaugError, HydraException, OmegaConfBaseException) as error:
                 if wanted:
                     raise
                 _report(error)
+                sys.exit(1)
+            except RuntimeError as error:
+                if wanted or _NO_SLURM not in str(error):
+                    raise
+                _report(NsaugError("hydra/launcher=slurm: there is no srun here, so this machine submits no Slurm jobs"))
                 sys.exit(1)
             finally:
                 del os.environ[_WANTED]
@@ -79,6 +86,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         return main
 
     return decorate
+
+
+_NO_SLURM = "are you indeed on a slurm cluster?"
+"""What submitit says where it finds no srun."""
 
 
 def _quieten_libraries() -> None:
@@ -115,6 +126,8 @@ def explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, MissingConfigException):
         # "Could not find 'model/x'\n\nAvailable options in 'model':\n\ta\n\tb"
+        if "submitit" in str(error.missing_cfg_file):
+            return "this launcher needs a package of its own: pip install hydra-submitit-launcher"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         missing = str(error.missing_cfg_file or "").split("/")
         choices = [line for line in lines[1:] if not line.startswith(("Available", "Config search"))]

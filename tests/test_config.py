@@ -54,7 +54,7 @@ def test_every_experiment_and_suite_is_accepted():
         ("+sead=1", "sead: no such setting; did you mean seed?"),
         ("sead=1", "sead: no such setting; did you mean seed?"),
         ("+trainer.max_epoch=1", "trainer.max_epoch: no such setting; did you mean trainer.max_epochs?"),
-        ("+data.foo=1", "data.foo: no such setting; choose among batch_size, crop, hflip, holdout"),
+        ("+data.foo=1", "data.foo: no such setting; choose among auto_augment, batch_size, crop, hflip"),
         ("+method.synthesis.foo=1", "method.synthesis={'foo': 1}: Unexpected keyword argument"),
         ("+optim.momentum=0.9", "optim.momentum: no such setting"),
         ("nullspace.eps=5", "nullspace.eps=5: should be less than or equal to 2"),
@@ -76,12 +76,18 @@ def test_every_experiment_and_suite_is_accepted():
         ("trainer.precision=float7", "trainer.precision=float7: should be"),
         ("logger.wandb=maybe", "logger.wandb=maybe: should be 'auto', 'online', 'offline' or 'off'"),
         ("seed=-1", "seed=-1: should be greater than or equal to 0"),
+        ("finetune=some", "finetune=some: should be all, head, or last_N with N from 1 on, such as last_4"),
+        ("finetune=last_0", "finetune=last_0: should be all, head, or last_N"),
+        ("ema=1", "ema=1: should be less than 1"),
+        ("optim.layer_decay=0", "optim.layer_decay=0: should be greater than 0"),
+        ("mixing.mixup=-1", "mixing.mixup=-1: should be greater than or equal to 0"),
+        ("+mixing.mixupp=1", "mixing.mixupp: no such setting; did you mean mixing.mixup?"),
         ("keep=first", "keep=first: should be 'last' or 'best'"),
         (
             "model=vit_xxl",
             "model=vit_xxl: no such choice; model is one of checkpoint, deit_s, micro, timm, vit_b",
         ),
-        ("method=nullspce", "method=nullspce: no such choice; method is one of clean, nullspace"),
+        ("method=nullspce", "method=nullspce: no such choice; method is one of clean, clean_same_compute,"),
         ("modle=vit_s", "modle: no such setting; did you mean model?"),
         ("model=timm", "model.name is not set: type model.name=..."),
         ("data=checkpoint", "data=checkpoint is for evaluate.py"),
@@ -121,6 +127,44 @@ def test_models_that_live_on_imagenet_bring_it_along(model):
         assert cfg.trainer.max_epochs == 10
         assert compose("train", [f"model={model}", "data=cifar10"]).data["_target_"] == "nsaug.data.CIFAR10"
         assert compose("evaluate", [f"model={model}"]).data["_target_"] == "nsaug.data.ImageNet"
+
+
+def test_several_wrong_settings_together():
+    assert refused("mixing.mixup=0.8", "data.batch_size=7") == (
+        "mixup and cutmix pair images: data.batch_size=7 should be even"
+    )
+    assert refused("method=pgd", "method.attack.eps=2").startswith("method.attack.eps=2: should be less than or equal")
+    assert refused("method=trades", "+method.attack.norm=2").startswith("method.attack.norm: no such setting")
+    assert refused("method=random_noise", "method.match=size").startswith("method.match=size: should be 'norm', ")
+
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_compose(experiment):
+    assert refused(f"experiment={experiment}") is None
+    assert refused(f"experiment={experiment}", "method=trades", "nullspace=batch", "trainer=ddp") is None
+
+
+@pytest.mark.parametrize(("experiment", "batch"), [("vit_s", 128), ("vit_b", 64), ("vit_l", 16)])
+def test_the_paper_settings(experiment, batch):
+    """FACTS of the authors' code: 10 epochs, lr and weight decay 1e-4, cosine, limit 3, noise lr 0.1, no clamping."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", [f"experiment=imagenet_{experiment}"])
+    assert cfg.model.name.startswith({"vit_s": "vit_small", "vit_b": "vit_base", "vit_l": "vit_large"}[experiment])
+    assert (cfg.data.batch_size, cfg.data.crop, cfg.data.hflip) == (batch, "resized", 0.5)
+    assert (cfg.trainer.max_epochs, cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.warmup) == (10, 1e-4, 1e-4, 0)
+    noise = cfg.nullspace
+    assert (noise.scope, noise.units, noise.limit, noise.lr, noise.eps) == ("batch", "absolute", 3.0, 0.1, 0.03)
+
+
+@pytest.mark.parametrize("method", ["pgd", "fgsm_rs", "trades"])
+def test_one_radius_for_training_and_validation(method):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", [f"method={method}", "attack.eps=8/255"])
+        assert cfg.method.attack.eps == "8/255"
+        assert compose("train", [f"method={method}", "method.attack.eps=2/255"]).method.attack.eps == "2/255"
 
 
 def test_missing_data_is_said_before_weights_are_sought(monkeypatch):

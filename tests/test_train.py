@@ -2,7 +2,9 @@
 
 import csv
 import json
+import subprocess
 import sys
+import tarfile
 
 import pytest
 import timm
@@ -12,6 +14,7 @@ from PIL import Image
 
 import evaluate
 import train
+from tests.conftest import ROOT, SHARED
 
 FAST = [
     "trainer=cpu",
@@ -196,6 +199,43 @@ def test_in_a_multirun_the_others_go_on(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "1" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_a_multirun_in_processes_of_their_own(monkeypatch, tmp_path, capsys):
+    """hydra-submitit-launcher's local executor, which runs what a Slurm job would: one is refused, one trains."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.chdir(ROOT)
+    arguments = [
+        "-m", "hydra/launcher=processes", *FAST, "trainer.max_steps=1", "nullspace.eps=9,0.1",
+        f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${nullspace.eps}",
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, "train.py", *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "error: nullspace.eps=9: should be less than or equal to 2"
+    assert not (tmp_path / "9" / "model.safetensors").exists()
+    assert (tmp_path / "0.1" / "model.safetensors").exists()
+
+
+def test_without_slurm_there_are_no_slurm_jobs(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", "/nowhere")
+    line = refusal(
+        train, monkeypatch, capsys, "-m", "hydra/launcher=slurm", "seed=0,1", f"hydra.sweep.dir={tmp_path}"
+    )
+    assert line.startswith("error: hydra/launcher=slurm: there is no srun here")
+
+
+def test_two_views_of_what_is_never_augmented_are_warned_of(monkeypatch, tmp_path, capsys):
+    run(train, monkeypatch, *SHORT, "method=clean_two_views", f"hydra.run.dir={tmp_path}")
+    assert "clean_two_views: all views of an image are the same" in capsys.readouterr().out
+
+
+def test_the_moving_average_is_said_to_be_judged(monkeypatch, tmp_path, capsys):
+    run(train, monkeypatch, *SHORT, "method=clean", "ema=0.9", f"hydra.run.dir={tmp_path}/run")
+    small = ["suite.eps=[8/255]", "suite.max_images=20", "device=cpu", f"hydra.run.dir={tmp_path}/eval"]
+    run(evaluate, monkeypatch, *small, f"checkpoint={tmp_path}/run")
+    assert "the moving average of its weights (ema=0.9) is judged" in capsys.readouterr().out
+
+
 def test_a_model_with_other_classes_is_not_judged_on_the_data(monkeypatch, tmp_path, capsys):
     line = refusal(
         evaluate, monkeypatch, capsys, "model=micro", "data=digits", f"hydra.run.dir={tmp_path}", "device=cpu"
@@ -220,6 +260,32 @@ def test_vit_s_trains_at_224_px(monkeypatch, tmp_path, imagenet):
         "data.holdout=0.25", "model.pretrained=false", f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["vit_s", "vit_b", "vit_l"])
+def test_the_paper_experiments_take_steps_on_real_images(monkeypatch, tmp_path, imagenet, model):
+    run(
+        train, monkeypatch, *FAST, f"experiment=imagenet_{model}", "trainer.max_steps=2", "nullspace.steps=2",
+        f"data.root={imagenet}", "data.batch_size=2", "data.holdout=0.1", "model.pretrained=false",
+        f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["cifar10_pretrain", "cifar10_pretrain_cpu", "cifar10_finetune"])
+def test_cifar10_experiments_take_steps_on_real_images(monkeypatch, tmp_path, experiment):
+    archive = SHARED / "cifar10.tar.xz"
+    if not archive.is_file():
+        pytest.skip(f"no real CIFAR-10 images at {archive} (set NSAUG_SHARED)")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    run(
+        train, monkeypatch, *FAST, f"experiment={experiment}", "trainer.max_steps=3", "data.num_workers=0",
+        f"data.root={tmp_path}/cifar10", "data.batch_size=8", "data.holdout=0.001", f"hydra.run.dir={tmp_path}/run",
+    )  # fmt: skip
+    assert timm.create_model(f"local-dir:{tmp_path}/run", pretrained=True).num_classes == 10
 
 
 @pytest.mark.slow

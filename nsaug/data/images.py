@@ -132,6 +132,11 @@ class ImageData(L.LightningDataModule):
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def augments(self) -> bool:
+        """Whether a training image is ever seen otherwise than it is."""
+        return self.crop != "none" or self.hflip > 0 or self.auto_augment is not None
+
     def read(self, split: Literal["train", "test"]) -> ImageSet:
         """The source's own training or test images; sets `class_names`.
 

@@ -42,7 +42,9 @@ def main(cfg: DictConfig) -> None:
     method = build(cfg.method)
     data.views = method.views
     if method.views > 1 and not data.augments:
-        log.warning("%s: all views of an image are the same, set data.crop, data.hflip or data.auto_augment", method.name)
+        log.warning(
+            "%s: all views of an image are the same, set data.crop, data.hflip or data.auto_augment", method.name
+        )
     data.prepare_for(vit.data_config)
     attack = build(cfg.attack) if cfg.attacked_batches else None
     optim, mixing = build(cfg.optim), build(cfg.mixing)

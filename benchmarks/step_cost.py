@@ -54,7 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=BATCH, default=["micro", "vit_cifar"])
     parser.add_argument("--methods", nargs="+", default=METHODS, help="each as on the command line, after method=")
-    parser.add_argument("--pairs", type=int, default=9, help="how often a plain step and the method's are timed in turn")
+    parser.add_argument(
+        "--pairs", type=int, default=9, help="how often a plain step and the method's are timed in turn"
+    )
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{'model':10} {'batch':>5} {'ratio':>6} {'quartiles':>13} {'counted':>8}   method, on {device}")

@@ -74,7 +74,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             except RuntimeError as error:
                 if wanted or _NO_SLURM not in str(error):
                     raise
-                _report(NsaugError("hydra/launcher=slurm: there is no srun here, so this machine submits no Slurm jobs"))
+                _report(
+                    NsaugError("hydra/launcher=slurm: there is no srun here, so this machine submits no Slurm jobs")
+                )
                 sys.exit(1)
             finally:
                 del os.environ[_WANTED]

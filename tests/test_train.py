@@ -218,9 +218,7 @@ def test_a_multirun_in_processes_of_their_own(monkeypatch, tmp_path, capsys):
 def test_without_slurm_there_are_no_slurm_jobs(monkeypatch, tmp_path, capsys):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     monkeypatch.setenv("PATH", "/nowhere")
-    line = refusal(
-        train, monkeypatch, capsys, "-m", "hydra/launcher=slurm", "seed=0,1", f"hydra.sweep.dir={tmp_path}"
-    )
+    line = refusal(train, monkeypatch, capsys, "-m", "hydra/launcher=slurm", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
     assert line.startswith("error: hydra/launcher=slurm: there is no srun here")
 
 
@@ -258,6 +256,19 @@ def test_vit_s_trains_at_224_px(monkeypatch, tmp_path, imagenet):
     run(
         train, monkeypatch, *FAST, "trainer.max_steps=2", "model=vit_s", f"data.root={imagenet}", "data.batch_size=4",
         "data.holdout=0.25", "model.pretrained=false", f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    ["clean", "clean_two_views", "clean_same_compute", "nullspace", "random_noise", "pgd", "fgsm_rs", "trades"],
+)
+def test_every_method_trains_vit_s_on_imagenet(monkeypatch, tmp_path, imagenet, method):
+    run(
+        train, monkeypatch, *FAST, "trainer.max_steps=1", "model=vit_s", f"method={method}", f"data.root={imagenet}",
+        "data.batch_size=2", "data.holdout=0.1", "model.pretrained=false", f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000
 

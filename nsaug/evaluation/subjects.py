@@ -2,12 +2,17 @@
 
 import glob
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nsaug.checkpoints import SUFFIXES, WEIGHTS, locate, read_config
 from nsaug.settings import NsaugError
+
+
+REPEATED = re.compile(r"method\.(compute_of\.)?synthesis\.")
+"""Settings of a method that stand under `nullspace` already."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def _told_apart(subjects: list[Subject]) -> list[Subject]:
         namesakes = [_flat(other.record.get("settings", {})) for other in subjects if other.name == subject.name]
         own = _flat(subject.record.get("settings", {}))
         keys = [key for key in own if any(other.get(key) != own[key] for other in namesakes)]
-        suffix = "".join(f" {key}={own[key]}" for key in keys if not key.startswith("method.synthesis."))
+        suffix = "".join(f" {key}={own[key]}" for key in keys if not REPEATED.match(key))
         named.append(Subject(subject.checkpoint, subject.config, subject.record, subject.name + suffix))
     return named
 

@@ -10,7 +10,6 @@ from typing import Any
 from nsaug.checkpoints import SUFFIXES, WEIGHTS, locate, read_config
 from nsaug.settings import NsaugError
 
-
 REPEATED = re.compile(r"method\.(compute_of\.)?synthesis\.")
 """Settings of a method that stand under `nullspace` already."""
 

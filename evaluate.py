@@ -1,10 +1,12 @@
 """Judges checkpoints or timm models. `python evaluate.py --help` says how; conf/evaluate.yaml holds every choice."""
 
+import datetime
 import json
 import logging
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -19,65 +21,112 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nsaug.evaluate")
 
-KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device"}
+KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store"}
 
 
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Every model on every benchmark of the suite: rows on disk, a table on the terminal, a plot."""
+    """Every model on every benchmark of the suite: results on disk as they come, then tables, plots and a report."""
     check_settings(cfg)
 
     import pandas as pd
     import torch
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from nsaug.evaluation import find_subjects, plot, terminal_table, write
+    from nsaug.evaluation import Entry, Store, find_subjects, run_suite
     from nsaug.evaluation.benchmark import subset
-    from nsaug.evaluation.table import COLUMNS
+    from nsaug.evaluation.plots import overview
+    from nsaug.evaluation.report import write_report
+    from nsaug.evaluation.table import COLUMNS, compared, grouped, rows_of, tabulate, write
+    from nsaug.evaluation.views import markdown, terminal_table
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    benchmarks = {name: build(entry) for name, entry in cfg.suite.benchmarks.items()}
+    entries = [
+        Entry(str(name), build(node), cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)))
+        for name, node in cfg.suite.benchmarks.items()
+    ]
+    score = build(cfg.suite.score) if cfg.suite.score is not None else None
+    if score:
+        score.check(entry.name for entry in entries)
     given = list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint
     subjects = find_subjects(given, cfg.model.get("name"))
     open_data = data_opener(cfg)
+    images = 0
     for subject in subjects:  # all that can be missing is missed before the first is judged
-        open_data(subject)
+        images += len(subset(open_data(subject).test_images, cfg.suite.max_images, cfg.seed))
         if "name" not in cfg.model:
             subject.model()
 
-    rows: list[dict[str, Any]] = []
-    with Progress(transient=True) as progress:
-        total = progress.add_task("evaluating", total=len(subjects) * len(benchmarks))
-        for subject in subjects:
-            data = open_data(subject)
-            vit = open_model(cfg, subject, data).to(device)
-            data.prepare_for(vit.data_config)
-            if averaged := subject.record.get("settings", {}).get("ema"):
-                log.info("%s: the moving average of its weights (ema=%g) is judged", subject.checkpoint, averaged)
-            assert data.test_set is not None
-            data.test_set = subset(data.test_set, cfg.suite.max_images, cfg.seed)
-            loader = data.test_dataloader()
-            for name, benchmark in benchmarks.items():
-                task = progress.add_task(f"{subject.name} {subject.columns['seed']}: {name}", total=len(loader))
-                advance = _advancing(progress, task)
-                found = benchmark.run(name, vit, loader, device, cfg.seed, advance)
-                rows += [subject.columns | row for row in found]
-                write(pd.DataFrame(rows, columns=COLUMNS), folder)
-                progress.remove_task(task)
-                progress.advance(total)
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    plot(table, folder / "results.png")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file or a pipe has no width to respect
-    console.print(terminal_table(table))
-    log.info("results.csv, results.json and results.png: %s", folder)
+    def opened(subject: "Subject") -> "tuple[ViT, ImageData]":
+        data = open_data(subject)
+        vit = open_model(cfg, subject, data).to(device)
+        data.prepare_for(vit.data_config)
+        if averaged := subject.record.get("settings", {}).get("ema"):
+            log.info("%s: the moving average of its weights (ema=%g) is judged", subject.label, averaged)
+        return vit, data
+
+    first = opened(subjects[0])  # a mistake shows here, before any work; later ones cost their own results alone
+    outcomes, rows = [], []
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("", total=images * sum(entry.benchmark.forwards for entry in entries))
+
+        def advance(title: str, work: int) -> None:
+            progress.update(task, description=title, advance=work)
+
+        for outcome in run_suite(
+            subjects,
+            entries,
+            lambda subject: first if subject is subjects[0] else opened(subject),
+            Store(Path(cfg.store)),
+            cfg.seed,
+            cfg.suite.max_images,
+            advance,
+        ):
+            outcomes.append(outcome)
+            rows += rows_of(outcome)
+            write(pd.DataFrame(rows, columns=COLUMNS), folder / "results.csv")
+    failed = sum(outcome.result is None for outcome in outcomes)
+    if failed < len(outcomes):
+        table = tabulate(outcomes, score)
+        groups = grouped(table)
+        write(table, folder / "results.csv")
+        write(groups, folder / "groups.csv")
+        write(compared(outcomes, score), folder / "comparisons.csv")
+        table.to_json(folder / "results.json", orient="records", indent=1)
+        (folder / "results.md").write_text(markdown(table, groups))
+        overview(groups, folder / "results.png")
+        write_report(
+            table, outcomes, score, open_data(subjects[0]).class_names, facts(cfg, device), folder / "report.html"
+        )
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=200)  # a file or a pipe has no width to respect
+        console.print(terminal_table(table, groups))
+        log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
+    if failed:
+        raise NsaugError(
+            f"{failed} of {len(outcomes)} benchmarks failed (above); what was judged is kept in {cfg.store}"
+        )
 
 
-def _advancing(progress: Any, task: Any) -> Callable[[], None]:
-    return lambda: progress.advance(task)
+def facts(cfg: DictConfig, device: Any) -> dict[str, str]:
+    """What was evaluated, with what, and when, for the report's head."""
+    import lightning
+    import timm
+    import torch
+
+    hydra = HydraConfig.get()
+    return {
+        "suite": hydra.runtime.choices["suite"],
+        "command": "python evaluate.py " + " ".join(hydra.overrides.task),
+        "date": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "device": str(device),
+        "versions": f"nsaug {version('nsaug')}, torch {torch.__version__}, timm {timm.__version__}, "
+        f"lightning {lightning.__version__}",
+    }
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -89,6 +138,7 @@ def check_settings(cfg: DictConfig) -> None:
     check(cfg, KNOWN)
     check_value("seed", cfg.seed, Count)
     check_value("batch_size", cfg.batch_size, PositiveCount | None)
+    check_value("store", cfg.store, str)
     check_value("suite.max_images", cfg.suite.max_images, PositiveCount | None)
     if cfg.device != "auto":
         try:

@@ -132,7 +132,7 @@ def explain(error: Exception) -> str:
             return "this launcher needs a package of its own: pip install hydra-submitit-launcher"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         missing = str(error.missing_cfg_file or "").split("/")
-        choices = [line for line in lines[1:] if not line.startswith(("Available", "Config search"))]
+        choices = [line for line in lines[1:] if not line.startswith(("Available", "Config search", "provider="))]
         if "/".join(missing[:-1]) and choices:
             group = "/".join(missing[:-1])
             return f"{group}={missing[-1]}: no such choice; {group} is one of {', '.join(choices)}"

@@ -1,10 +1,11 @@
 """Random draws as a function of where they are made, never of what was drawn before."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def generator(device: torch.device | str, *key: int) -> torch.Generator:
@@ -20,6 +21,31 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
     words = _words(key)
     seed = int(words[0]) << 31 ^ int(words[1])
     return torch.Generator(device).manual_seed(seed)
+
+
+Source = torch.Generator | Sequence[torch.Generator] | None
+"""Where numbers come from: one generator for a whole batch, one for each image of it, or the global one."""
+
+
+def uniform(shape: tuple[int, ...], source: Source, like: Tensor) -> Tensor:
+    """U(0, 1) in a shape, on the device and in the type of `like`.
+
+    With a generator for each image, the numbers of an image do not depend on the batch that it is in.
+    """
+    return _drawn(torch.rand, shape, source, like)
+
+
+def normal(shape: tuple[int, ...], source: Source, like: Tensor) -> Tensor:
+    """N(0, 1), likewise."""
+    return _drawn(torch.randn, shape, source, like)
+
+
+def _drawn(draw: Callable[..., Tensor], shape: tuple[int, ...], source: Source, like: Tensor) -> Tensor:
+    if source is None or isinstance(source, torch.Generator):
+        return draw(shape, generator=source, device=like.device, dtype=like.dtype)
+    each = source[: shape[0]]  # one shape for all images, as of a noise they share, is the first one's
+    numbers = [draw(shape[1:], generator=own, device=own.device, dtype=like.dtype) for own in each]
+    return torch.stack(numbers).to(like.device)
 
 
 @contextmanager

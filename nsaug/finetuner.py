@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from nsaug.draws import generator
+from nsaug.draws import Source, generator
 from nsaug.layers import Finetune, freeze, parameter_groups, still_frozen
 from nsaug.methods import Method
 from nsaug.mixing import Mixing
 from nsaug.settings import Count, NonNegative, Positive, PositiveShare, Share, settings
 from nsaug.vit import ViT
 
-Attack = Callable[[nn.Module, Tensor, Tensor, torch.Generator | None], Tensor]
+Attack = Callable[[nn.Module, Tensor, Tensor, Source], Tensor]
 Batch = tuple[Tensor, Tensor, Any]
 
 TRAINING, VALIDATION, MIXING = 0, 1, 3

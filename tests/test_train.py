@@ -26,6 +26,16 @@ FAST = [
 SHORT = [*FAST, "trainer.max_steps=3"]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """What is written below the working directory, such as evaluate.py's store, is this test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def top1(folder):
+    return [row["value"] for row in json.loads((folder / "results.json").read_text()) if row["metric"] == "top1"]
+
+
 def run(script, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments])
     script.main()
@@ -58,12 +68,63 @@ def test_a_run_leaves_weights_that_timm_and_evaluate_take(capsys, trained, monke
     small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=100", "device=cpu"]
     where = [f"hydra.run.dir={tmp_path}/eval", f"checkpoint=[{trained},{trained}/last.ckpt]"]
     run(evaluate, monkeypatch, *small, *where)
-    rows = json.loads((tmp_path / "eval" / "results.json").read_text())
-    assert len(rows) == 2 * 4
-    assert [row["value"] for row in rows[:4]] == [row["value"] for row in rows[4:]], "the same weights twice"
-    assert rows[0]["n"] == 100
-    assert (tmp_path / "eval" / "results.png").exists()
+    found = top1(tmp_path / "eval")
+    assert len(found) == 2 * 4
+    assert found[:4] == found[4:], "the same weights twice"
+    views = ["results.png", "results.md", "groups.csv", "comparisons.csv", "report.html"]
+    assert all((tmp_path / "eval" / view).stat().st_size > 100 for view in views)
     assert "100 test images" in capsys.readouterr().out
+
+
+def test_an_evaluation_takes_up_where_it_was_stopped(trained, monkeypatch, tmp_path, capsys):
+    """Stopped in its second benchmark; the same command then runs what is left, and all say the same."""
+    from nsaug.evaluation import Benchmark
+
+    done, benchmark = [], Benchmark.run
+    small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=30", "device=cpu", f"checkpoint={trained}"]
+
+    def counted(self, *rest):
+        if len(done) == 1 and stop:
+            raise KeyboardInterrupt
+        done.append(self.condition)
+        return benchmark(self, *rest)
+
+    monkeypatch.setattr(Benchmark, "run", counted)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        run(evaluate, monkeypatch, *small, f"hydra.run.dir={tmp_path}/stopped")
+    assert "clean" in (tmp_path / "stopped" / "results.csv").read_text(), "finished rows are on disk"
+    stop = False
+    for name in ("resumed", "again"):
+        run(evaluate, monkeypatch, *small, f"hydra.run.dir={tmp_path}/{name}")
+    assert done == ["clean", "attacked", "attacked", "corrupted"]
+    run(evaluate, monkeypatch, *small, f"hydra.run.dir={tmp_path}/fresh", f"store={tmp_path}/fresh_store")
+    tables = [(tmp_path / name / "results.csv").read_text() for name in ("resumed", "again", "fresh")]
+    assert len(set(tables)) == 1
+
+
+def test_a_failing_benchmark_is_reported_and_costs_no_other(trained, monkeypatch, tmp_path, capsys):
+    from nsaug.attacks import FGSM
+
+    monkeypatch.setattr(FGSM, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("no such kernel")))
+    small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=30", "device=cpu", f"checkpoint={trained}"]
+    with pytest.raises(SystemExit) as stop:
+        run(evaluate, monkeypatch, *small, f"hydra.run.dir={tmp_path}/eval")
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    assert "nullspace, seed 0: fgsm failed: RuntimeError: no such kernel" in said.out
+    assert said.err.strip().startswith("error: 1 of 4 benchmarks failed")
+    assert len(top1(tmp_path / "eval")) == 3
+    assert "What failed" in (tmp_path / "eval" / "report.html").read_text()
+
+
+def test_a_suite_with_no_score_and_one_that_names_nothing(trained, monkeypatch, tmp_path, capsys):
+    small = ["suite.max_images=20", "device=cpu", f"checkpoint={trained}", f"hydra.run.dir={tmp_path}/eval"]
+    run(evaluate, monkeypatch, *small, "suite.score=null", "~suite.benchmarks.pgd")
+    rows = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert {row["benchmark"] for row in rows} == {"clean", "fgsm", "gaussian_noise"}
+    line = refusal(evaluate, monkeypatch, capsys, *small, "~suite.benchmarks.pgd")
+    assert line == "error: suite.score.weights.pgd: the suite has clean, fgsm, gaussian_noise"
 
 
 def test_the_last_checkpoint_of_a_run_that_broke_can_be_judged(monkeypatch, tmp_path):
@@ -81,7 +142,7 @@ def test_the_last_checkpoint_of_a_run_that_broke_can_be_judged(monkeypatch, tmp_
         run(train, monkeypatch, *FAST, "trainer.max_epochs=2", "method=clean", f"hydra.run.dir={tmp_path}/run")
     small = ["suite.eps=[8/255]", "suite.max_images=20", "device=cpu", f"hydra.run.dir={tmp_path}/eval"]
     run(evaluate, monkeypatch, *small, f"checkpoint={tmp_path}/run/last.ckpt")
-    assert len(json.loads((tmp_path / "eval" / "results.json").read_text())) == 5
+    assert len(top1(tmp_path / "eval")) == 5
 
 
 def test_finetuning_starts_from_the_checkpoint(trained, monkeypatch, tmp_path):
@@ -305,4 +366,4 @@ def test_evaluate_a_plain_timm_model(monkeypatch, tmp_path, imagenet):
         evaluate, monkeypatch, "model=vit_ti", "model.pretrained=false", f"data.root={imagenet}", "suite.max_images=8",
         "batch_size=4", f"hydra.run.dir={tmp_path}", "device=cpu",
     )  # fmt: skip
-    assert len(json.loads((tmp_path / "results.json").read_text())) == 7
+    assert len(top1(tmp_path)) == 7

@@ -1,9 +1,9 @@
 """Fast gradient sign method (Goodfellow et al., arXiv 1412.6572)."""
 
-import torch
 from torch import Tensor, nn
 
 from nsaug.attacks.gradient import cross_entropy, gradient
+from nsaug.draws import Source
 from nsaug.settings import PixelSize, settings
 
 
@@ -14,9 +14,7 @@ class FGSM:
     eps: PixelSize = 4 / 255
     """Radius of the L-inf ball, in pixel units."""
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: Source = None) -> Tensor:
         """Attacked images, (B, 3, H, W) in [0, 1], for images (B, 3, H, W) in [0, 1] and labels (B,)."""
         uphill = gradient(cross_entropy(model, labels), images).sign()
         return (images + self.eps * uphill).clamp(0, 1).detach()

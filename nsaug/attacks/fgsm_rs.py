@@ -1,9 +1,9 @@
 """One step from a random start, what fast adversarial training uses (Wong et al., arXiv 2001.03994)."""
 
-import torch
 from torch import Tensor, nn
 
 from nsaug.attacks.pgd import PGD
+from nsaug.draws import Source
 from nsaug.settings import PixelSize, Positive, settings
 
 
@@ -18,9 +18,7 @@ class FGSMRS:
 
     num_steps = 1
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: Source = None) -> Tensor:
         """Attacked images, (B, 3, H, W) in [0, 1]; arguments as for `PGD`."""
         once = PGD(eps=self.eps, num_steps=self.num_steps, step_size=min(1.0, self.step * self.eps))
         return once(model, images, labels, generator)

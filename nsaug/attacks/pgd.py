@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nsaug.attacks.gradient import cross_entropy, gradient
+from nsaug.draws import Source, uniform
 from nsaug.settings import Count, PixelSize, settings
 
 
@@ -21,23 +22,21 @@ class PGD:
     random_start: bool = True
     """Start from a uniform draw from the ball instead of the image."""
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: Source = None) -> Tensor:
         """Attacked images, (B, 3, H, W) in [0, 1].
 
         Args:
             model: images in [0, 1] to logits.
             images: (B, 3, H, W) in [0, 1].
             labels: (B,) class indices, or (B, C) probabilities.
-            generator: on the images' device; draws the random start.
+            generator: draws the random start; on the images' device, or one for each image.
         """
         start = self.start(images, generator) if self.random_start else images
         return self.climb(cross_entropy(model, labels), images, start)
 
-    def start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def start(self, images: Tensor, generator: Source = None) -> Tensor:
         """A uniform draw from each image's ball, within [0, 1]."""
-        draw = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        draw = uniform(images.shape, generator, images)
         return (images + self.eps * (2 * draw - 1)).clamp(0, 1)
 
     def climb(self, objective: Callable[[Tensor], Tensor], images: Tensor, start: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """CIFAR-10, from class folders or as torchvision downloads it."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ class _Arrays:
 
     def __call__(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index])
+
+    def stamp(self, index: int) -> str:
+        return hashlib.sha256(self.images[index].tobytes()).hexdigest()
 
 
 class CIFAR10(Folder):

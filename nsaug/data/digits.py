@@ -20,6 +20,9 @@ class _Pixels:
     def __call__(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index]).convert("RGB")
 
+    def stamp(self, index: int) -> str:
+        return self.images[index].tobytes().hex()
+
 
 class Digits(ImageData):
     """The embedded data set: needs no download. The set has no test split of its own; a fixed fifth is kept for it."""

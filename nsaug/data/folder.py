@@ -23,6 +23,10 @@ class _Files:
         with Image.open(self.paths[index]) as image:
             return image.convert("RGB")
 
+    def stamp(self, index: int) -> str:
+        status = os.stat(self.paths[index])
+        return f"{status.st_size} {status.st_mtime_ns}"
+
 
 class Folder(ImageData):
     """Images in class folders; a label is the place of the folder's name in a list of classes.

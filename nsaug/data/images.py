@@ -1,9 +1,10 @@
 """What all sources share: images with an id, three splits, and how an image is prepared for a model."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lightning as L
 import numpy as np
@@ -33,13 +34,25 @@ class Preparation:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
+class Loader(Protocol):
+    """Where a source's images come from, by position. A class, so that worker processes can be handed one."""
+
+    def __call__(self, index: int) -> Image.Image:
+        """The image, RGB."""
+        ...
+
+    def stamp(self, index: int) -> str:
+        """Text that changes when the image does."""
+        ...
+
+
 @dataclass
 class ImageSet(Dataset[tuple[Tensor, int, str]]):
     """Images by position: each an RGB image, a class index and an id that no other image of the source has."""
 
     ids: Sequence[str]
     labels: Sequence[int]
-    load: Callable[[int], Image.Image]
+    load: Loader
     transform: Callable[[Image.Image], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -49,6 +62,13 @@ class ImageSet(Dataset[tuple[Tensor, int, str]]):
         """The image (3, H, W) in [0, 1], its label and its id."""
         assert self.transform is not None, "call ImageData.prepare_for before loading images"
         return self.transform(self.load(index)), self.labels[index], self.ids[index]
+
+    def digest(self) -> str:
+        """SHA-256 of what the images are: ids, labels, and each image's content (of a file: its size and date)."""
+        total = hashlib.sha256()
+        for index, (image, label) in enumerate(zip(self.ids, self.labels, strict=True)):
+            total.update(f"{image}\0{label}\0{self.load.stamp(index)}\n".encode())
+        return total.hexdigest()
 
     def subset(self, indices: Iterable[int]) -> "ImageSet":
         """The images at these positions, in this order."""
@@ -70,13 +90,16 @@ class _Views:
 
 @dataclass(frozen=True)
 class _Reindexed:
-    """A loader seen through a list of positions; a class, so that worker processes can be handed one."""
+    """A loader seen through a list of positions."""
 
-    load: Callable[[int], Image.Image]
+    load: Loader
     positions: list[int]
 
     def __call__(self, index: int) -> Image.Image:
         return self.load(self.positions[index])
+
+    def stamp(self, index: int) -> str:
+        return self.load.stamp(self.positions[index])
 
 
 class ImageData(L.LightningDataModule):
@@ -131,6 +154,12 @@ class ImageData(L.LightningDataModule):
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def test_images(self) -> ImageSet:
+        """The test split; `setup("test")` has found it."""
+        assert self.test_set is not None, "call setup('test') first"
+        return self.test_set
 
     @property
     def augments(self) -> bool:
@@ -201,16 +230,16 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.train_set is not None
         whole = len(self.train_set) >= self.batch_size
-        return self._loader(self.train_set, shuffle=True, drop_last=whole)
+        return self.loader(self.train_set, shuffle=True, drop_last=whole)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return self._loader(self.val_set) if self.val_set else []
+        return self.loader(self.val_set) if self.val_set else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        assert self.test_set is not None
-        return self._loader(self.test_set)
+        return self.loader(self.test_images)
 
-    def _loader(self, images: ImageSet, **kwargs: Any) -> DataLoader[Any]:
+    def loader(self, images: ImageSet, **kwargs: Any) -> DataLoader[Any]:
+        """Batches of (images (B, 3, H, W) in [0, 1], labels (B,), ids); `kwargs` go to the DataLoader."""
         return DataLoader(
             images,
             batch_size=self.batch_size,

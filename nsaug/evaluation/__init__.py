@@ -1,7 +1,9 @@
-"""Judging models: benchmarks become rows of one tidy table, and every view is drawn from it."""
+"""Judging models: a suite's benchmarks become results that are kept, and every view is drawn from those."""
 
 from nsaug.evaluation.benchmark import Benchmark
+from nsaug.evaluation.runner import Entry, Outcome, run_suite
+from nsaug.evaluation.store import Store
 from nsaug.evaluation.subjects import Subject, find_subjects
-from nsaug.evaluation.table import plot, summarise, terminal_table, write
+from nsaug.evaluation.table import Score
 
-__all__ = ["Benchmark", "Subject", "find_subjects", "plot", "summarise", "terminal_table", "write"]
+__all__ = ["Benchmark", "Entry", "Outcome", "Score", "Store", "Subject", "find_subjects", "run_suite"]

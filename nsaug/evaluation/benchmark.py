@@ -2,99 +2,176 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from nsaug.draws import generator
+from nsaug.evaluation.metrics import FIELDS, Judged, judge
+from nsaug.evaluation.store import Result
+from nsaug.nullspace import NoiseSynthesis, embedding_rms
+from nsaug.nullspace.pixels import to_pixels
 from nsaug.settings import Number, settings
 from nsaug.vit import ViT
+
+PICTURES = 6
+"""How many images are kept as the model saw them."""
+REFERENCE = 64
+"""On how many of the first images rms(u) is measured, whatever the batch size."""
+
+
+class Halved(Protocol):
+    def __call__(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor]: ...
 
 
 @settings
 class Benchmark:
-    """Top-1 accuracy on clean images, or at each strength of an attack or a corruption.
+    """Clean images, or images at each strength of an attack, of a corruption, or of nullspace noise.
 
     Attributes:
         attack: one of `nsaug.attacks`.
         corruption: one of `nsaug.corruptions`.
-        vary: the setting of either that is its strength.
+        noise: a synthesis of ε-approximate nullspace noise, refined for each image on the model that is judged.
+        vary: the setting of whichever it is that is its strength.
         values: the strengths, in that setting's unit.
     """
 
     attack: Any = None
     corruption: Any = None
+    noise: NoiseSynthesis | None = None
     vary: str | None = None
     values: tuple[Number, ...] = ()
 
     def __post_init__(self) -> None:
-        kinds = [kind for kind in (self.attack, self.corruption) if kind is not None]
+        kinds = [kind for kind in (self.attack, self.corruption, self.noise) if kind is not None]
         if len(kinds) > 1:
-            raise ValueError("a benchmark has an attack or a corruption, not both")
+            raise ValueError("a benchmark has one of attack, corruption and noise")
         if bool(kinds) != bool(self.vary) or bool(kinds) != bool(self.values):
             raise ValueError(
-                "a benchmark with an attack or a corruption says what to vary and its values; no other does"
+                "a benchmark with an attack, a corruption or noise says what to vary and its values; no other does"
             )
+        if self.noise is not None and self.noise.scope != "sample":
+            raise ValueError("a benchmark judges each image by a noise of its own: set scope to sample")
         for strength in self.values:  # builds each once, so that a bad strength is found before any image is read
             self._at(strength)
 
-    def run(
-        self, name: str, vit: ViT, batches: Any, device: torch.device, seed: int, advance: Callable[[], None]
-    ) -> list[dict[str, Any]]:
-        """Rows of the tidy table, in fp32 and eval mode.
+    @property
+    def condition(self) -> str:
+        """What is done to the images, in a word."""
+        if self.attack is not None:
+            return "attacked"
+        if self.corruption is not None:
+            return "corrupted"
+        return "clean" if self.noise is None else "noised"
+
+    @property
+    def strengths(self) -> tuple[float | None, ...]:
+        return self.values or (None,)
+
+    @property
+    def forwards(self) -> int:
+        """About how many forwards an image costs: what a forecast of the time left goes by."""
+        each = 1
+        if self.attack is not None:
+            each += 3 * getattr(self.attack, "num_steps", 1)
+        elif self.noise is not None:
+            each += 1 + 3 * self.noise.steps
+        return each * len(self.strengths)
+
+    def run(self, vit: ViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> Result:
+        """Judges every image at every strength, in fp32 and eval mode.
 
         Args:
-            name: the benchmark's key in its suite.
-            vit: on `device`.
-            batches: (images (B, 3, H, W) in [0, 1], labels (B,), ids) repeatedly.
-            seed: of random starts and corruptions. A corruption's draws follow from it, the image's id and the
-                strength's place, and depend on neither batch size nor order.
-            advance: called after each batch.
-
-        Returns:
-            A row for each strength: benchmark, condition, strength, metric, value in [0, 1], n images.
+            vit: on the device to work on.
+            loader: of (images (B, 3, H, W) in [0, 1], labels (B,), ids).
+            seed: of random starts and corruptions. An image's draws follow from it, the image's id and the strength's
+                place, and depend on neither batch size nor order.
+            advance: called with the number of images after each batch.
         """
-        strengths: tuple[float | None, ...] = self.values or (None,)
-        correct = dict.fromkeys(strengths, 0)
-        seen = 0
+        device = vit.mean.device
         vit.eval()
-        for number, (images, labels, ids) in enumerate(batches):
+        rms = self._reference(vit, loader, device)
+        found: list[dict[str, list[np.ndarray]]] = [{name: [] for name in FIELDS} for _ in self.strengths]
+        pictures: list[Tensor] = []
+        seen: list[str] = []
+        for images, labels, ids in loader:
             images, labels = images.to(device), labels.to(device)
-            for place, strength in enumerate(strengths):
-                changed = self._changed(vit, images, labels, ids, (seed, place, number))
-                with torch.no_grad():
-                    correct[strength] += int((vit(changed).argmax(1) == labels).sum())
-            seen += len(images)
-            advance()
-        condition = "attacked" if self.attack else "corrupted" if self.corruption else "clean"
-        return [
-            {
-                "benchmark": name,
-                "condition": condition,
-                "strength": strength,
-                "metric": "top1",
-                "value": correct[strength] / seen,
-                "n": seen,
-            }
-            for strength in strengths
-        ]
+            for place in range(len(self.strengths)):
+
+                def at_this_strength(
+                    images: Tensor, labels: Tensor, ids: Sequence[str], place: int = place
+                ) -> tuple[Tensor, Tensor]:
+                    return self._logits(vit, images, labels, ids, place, seed, rms)
+
+                logits, shown = in_memory(at_this_strength, images, labels, ids)
+                for name, values in judge(logits, labels).items():
+                    found[place][name].append(values.cpu().numpy())
+                if not seen:
+                    pictures.append(shown[:PICTURES])
+            seen += ids
+            advance(len(images))
+        judged = [Judged(**{name: np.concatenate(parts) for name, parts in each.items()}) for each in found]
+        kept = (torch.stack(pictures).clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
+        return Result(self.strengths, seen, judged, kept)
+
+    @torch.no_grad()
+    def _logits(
+        self, vit: ViT, images: Tensor, labels: Tensor, ids: Sequence[str], place: int, seed: int, rms: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits at one strength, and the images as the model saw them."""
+        if self.condition == "clean":
+            return vit(images), images
+        kind = self._at(self.values[place])
+        own = [generator("cpu", seed, place, zlib.crc32(image.encode())) for image in ids]
+        if self.noise is not None:
+            noise = kind.refine(vit, images, own, rms=rms).noise
+            change = to_pixels(vit, noise)
+            return vit(images, noise), images if change is None else images + change
+        if self.attack is not None:
+            changed = kind(vit, images, labels, own)
+        else:
+            draws = torch.stack([kind.draw(tuple(images.shape[1:]), draw) for draw in own])
+            changed = kind(images, draws.to(images))
+        return vit(changed), changed
+
+    def _reference(self, vit: ViT, loader: DataLoader[Any], device: torch.device) -> Tensor | None:
+        """rms(u) on the first images, which noise is counted in."""
+        if self.noise is None:
+            return None
+        images: Any = loader.dataset
+        first = torch.stack([images[index][0] for index in range(min(REFERENCE, len(images)))])
+        return embedding_rms(vit, first.to(device))
 
     def _at(self, strength: float) -> Any:
-        return dataclasses.replace(self.attack or self.corruption, **{self.vary or "": strength})
+        kind: Any = self.attack or self.corruption or self.noise
+        return dataclasses.replace(kind, **{self.vary or "": strength})
 
-    def _changed(self, vit: ViT, images: Tensor, labels: Tensor, ids: list[str], key: tuple[int, int, int]) -> Tensor:
-        """The images at one strength; the key is (seed, place of the strength, number of the batch)."""
-        seed, place, _ = key
-        if self.attack is not None:
-            return self._at(self.values[place])(vit, images, labels, generator(images.device, *key))
-        if self.corruption is not None:
-            corruption = self._at(self.values[place])
-            own = [generator("cpu", seed, place, zlib.crc32(image.encode())) for image in ids]
-            draws = torch.stack([corruption.draw(tuple(images.shape[1:]), draw) for draw in own])
-            return corruption(images, draws.to(images))
-        return images
+
+def in_memory(function: Halved, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The function's results for a batch; one that does not fit in memory is halved until it does.
+
+    Raises:
+        torch.OutOfMemoryError, RuntimeError: a single image does not fit.
+    """
+    try:
+        return function(images, labels, ids)
+    except RuntimeError as error:  # OutOfMemoryError is one
+        if len(images) == 1 or not _out_of_memory(error):
+            raise
+    # Outside the handler: there the traceback would hold on to what has to be freed.
+    if images.is_cuda:
+        torch.cuda.empty_cache()
+    half = len(images) // 2
+    parts = [in_memory(function, images[part], labels[part], ids[part]) for part in (slice(half), slice(half, None))]
+    return torch.cat([logits for logits, _ in parts]), torch.cat([shown for _, shown in parts])
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def subset(images: Any, most: int | None, seed: int) -> Any:

@@ -31,6 +31,12 @@ class Subject:
     name: str
 
     @property
+    def label(self) -> str:
+        """What a person tells it by."""
+        seed = self.record.get("seed")
+        return self.name if seed is None else f"{self.name}, seed {seed}"
+
+    @property
     def columns(self) -> dict[str, Any]:
         """What tells its rows from others."""
         return {

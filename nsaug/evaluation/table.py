@@ -1,114 +1,184 @@
-"""The tidy table and what is drawn from it."""
+"""From outcomes to tables: a row per number, groups of runs that differ by their seed alone, and their differences."""
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import matplotlib
+import numpy as np
 import pandas as pd
-from rich.table import Table
 
 from nsaug.checkpoints import written_whole
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
+from nsaug.evaluation.metrics import METRICS
+from nsaug.evaluation.runner import Outcome
+from nsaug.evaluation.statistics import Interval, mean_over_images, over_images, over_seeds, resampled_weights
+from nsaug.settings import NsaugError, Positive, settings
 
 COLUMNS = [
-    "checkpoint",
-    "name",
-    "method",
-    "seed",
-    "benchmark",
-    "condition",
-    "strength",
-    "metric",
-    "value",
-    "n",
+    *("checkpoint", "name", "method", "seed"),
+    *("benchmark", "condition", "strength", "metric", "value", "low", "high", "n"),
 ]
+SCORE = "score"
+"""Benchmark and metric of the summary score's rows."""
 
 
-def write(rows: pd.DataFrame, folder: Path) -> None:
-    """results.csv and results.json: the rows, as they are."""
-    with written_whole(folder / "results.csv") as draft:
-        rows.to_csv(draft, index=False)
-    with written_whole(folder / "results.json") as draft:
-        rows.to_json(draft, orient="records", indent=1)
+@settings
+class Score:
+    """One number for a run: the weighted mean over benchmarks of the top-1 accuracy, averaged over their strengths.
+
+    score = sum over b of weight_b * mean over strengths s of top1(b, s), over the sum of the weights.
+    """
+
+    weights: dict[str, Positive]
+    """By benchmark."""
+
+    def check(self, benchmarks: Iterable[str]) -> None:
+        """Raises NsaugError where a weight is given to a benchmark that the suite does not hold."""
+        names = list(benchmarks)
+        for name in self.weights:
+            if name not in names:
+                raise NsaugError(f"suite.score.weights.{name}: the suite has {', '.join(names)}")
+
+    def per_image(self, outcomes: list[Outcome]) -> np.ndarray | None:
+        """Each image's score, (n,), from one subject's outcomes; None where one that counts is missing."""
+        by_name = {each.entry.name: each.result for each in outcomes if each.result is not None}
+        found = [by_name.get(name) for name in self.weights]
+        if not found or any(result is None for result in found):
+            return None
+        means = [np.mean([judged.top1 for judged in result.judged], axis=0) for result in found if result]
+        weights = np.array(list(self.weights.values()))
+        return (weights / weights.sum()) @ np.stack(means)
 
 
-def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread over seeds of each name at each benchmark's strength.
+def tabulate(outcomes: list[Outcome], score: Score | None) -> pd.DataFrame:
+    """The tidy table: a row for each subject, benchmark, strength and metric, with its interval over images."""
+    rows: list[dict[str, Any]] = []
+    for _, own in _by_subject(outcomes):
+        clean = next((each for each in own if each.entry.benchmark.condition == "clean" and each.result), None)
+        for each in own:
+            rows += rows_of(each, clean)
+        per_image = score.per_image(own) if score else None
+        if per_image is not None:
+            told = {"benchmark": SCORE, "condition": SCORE, "strength": None, "metric": SCORE}
+            rows.append(own[0].subject.columns | told | vars(mean_over_images(per_image)) | {"n": len(per_image)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def rows_of(outcome: Outcome, clean: Outcome | None = None) -> list[dict[str, Any]]:
+    """The rows of one outcome; with retention where the same subject's clean outcome is told."""
+    result = outcome.result
+    if result is None:
+        return []
+    n = len(result.ids)
+    even, samples = np.full(n, 1 / n), resampled_weights(n)
+    rows = []
+    for strength, judged in zip(result.strengths, result.judged, strict=True):
+        found = {
+            name: over_images(float(metric(judged, even)), metric(judged, samples)) for name, metric in METRICS.items()
+        }
+        if clean is not None and clean.result is not None and outcome is not clean and clean.result.ids == result.ids:
+            found["retention"] = _ratio(judged.top1, clean.result.judged[0].top1)
+        told = {"benchmark": outcome.entry.name, "condition": outcome.entry.benchmark.condition, "strength": strength}
+        for metric, interval in found.items():
+            rows.append(outcome.subject.columns | told | {"metric": metric} | vars(interval) | {"n": n})
+    return rows
+
+
+def _ratio(robust: np.ndarray, clean: np.ndarray) -> Interval:
+    """Accuracy under a change over accuracy without, with its bootstrap interval; NaN where nothing is right at all."""
+    samples = resampled_weights(len(clean))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = (samples @ robust.astype(np.float32)) / (samples @ clean.astype(np.float32))
+        return over_images(robust.mean() / clean.mean(), values)
+
+
+def grouped(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the runs of each name, which differ by their seed alone.
 
     Returns:
-        Columns name, benchmark, strength, mean and std (in [0, 1]; the sample standard deviation, NaN for one run),
-        runs; names and benchmarks in the order of the rows.
+        Columns name, benchmark, condition, strength, metric, value, low, high, runs, over. The 95 % interval is
+        Student's t over seeds where there are several runs (over: seeds), else the bootstrap over images.
     """
-    grouped = rows.groupby(["name", "benchmark", "strength"], dropna=False, sort=False)["value"]
-    return grouped.agg(mean="mean", std="std", runs="count").reset_index()
+    found = []
+    keys = ["name", "benchmark", "condition", "strength", "metric"]
+    for key, own in rows.groupby(keys, dropna=False, sort=False):
+        several = len(own) > 1
+        interval = over_seeds(own["value"].to_numpy()) if several else Interval(*own.iloc[0][["value", "low", "high"]])
+        told = {"runs": len(own), "over": "seeds" if several else "images"}
+        found.append(dict(zip(keys, key, strict=True)) | vars(interval) | told)
+    return pd.DataFrame(found, columns=[*keys, "value", "low", "high", "runs", "over"])
 
 
-def terminal_table(rows: pd.DataFrame) -> Table:
-    """Top-1 in percent: a row per name, a column per benchmark and strength; ± is the standard deviation over seeds."""
-    summary = summarise(rows)
-    images = sorted({int(n) for n in rows["n"]})
-    runs = sorted({int(count) for count in summary["runs"]})
-    spread = "; mean ± standard deviation over seeds" if runs[-1] > 1 else ""
-    counts = " to ".join(dict.fromkeys((str(images[0]), str(images[-1]))))
-    table = Table(title=f"top-1 in %, {counts} test images{spread}", title_justify="left")
-    table.add_column("model")
-    table.add_column("runs", justify="right")
-    conditions = _unique_conditions(summary)
-    for benchmark, strength in conditions:
-        table.add_column(_heading(benchmark, strength), justify="right", no_wrap=True)
-    for name in dict.fromkeys(summary["name"]):
-        own = summary[summary["name"] == name]
-        cells = [_cell(own, benchmark, strength) for benchmark, strength in conditions]
-        table.add_row(name, str(int(own["runs"].max())), *cells)
-    return table
+def compared(outcomes: list[Outcome], score: Score | None) -> pd.DataFrame:
+    """Every two names by their paired difference in top-1 and in the score, `name` minus `other`.
+
+    Returns:
+        Columns name, other, benchmark, condition, strength, metric, difference, seeds_low, seeds_high, seeds,
+        images_low, images_high, images. Over seeds: Student's t on the differences of runs of the same seed, of two or
+        more. Over images: the bootstrap on the differences of each image's mean over these runs.
+    """
+    names: dict[str, dict[Any, list[Outcome]]] = {}
+    for subject, its in _by_subject(outcomes):
+        runs = names.setdefault(subject.name, {})
+        seed = subject.columns["seed"]
+        runs[f"run {len(runs)}" if seed in runs else seed] = its
+    rows: list[dict[str, Any]] = []
+    for (other, theirs), (name, own) in itertools.combinations(names.items(), 2):
+        common = [seed for seed in own if seed in theirs]
+        pairs = [(own[seed], theirs[seed]) for seed in common] or list(zip(own.values(), theirs.values(), strict=False))
+        rows += [{"name": name, "other": other} | row for row in _differences(pairs, score, len(common))]
+    columns = ["name", "other", "benchmark", "condition", "strength", "metric", "difference"]
+    spreads = ["seeds_low", "seeds_high", "seeds", "images_low", "images_high", "images"]
+    return pd.DataFrame(rows, columns=[*columns, *spreads])
 
 
-def _unique_conditions(summary: pd.DataFrame) -> list[tuple[str, float | None]]:
-    pairs = zip(summary["benchmark"].tolist(), summary["strength"].tolist(), strict=True)
-    return list(dict.fromkeys((name, None if pd.isna(strength) else float(strength)) for name, strength in pairs))
+def _differences(
+    pairs: list[tuple[list[Outcome], list[Outcome]]], score: Score | None, seeds: int
+) -> list[dict[str, Any]]:
+    ours, theirs = ([_vectors(pair[side], score) for pair in pairs] for side in (0, 1))
+    rows = []
+    for key in ours[0]:
+        if not all(key in each for each in (*ours, *theirs)):
+            continue
+        ids = ours[0][key][0]
+        if not all(each[key][0] == ids for each in (*ours, *theirs)):
+            continue  # other images: nothing to pair
+        each = np.stack([a[key][1] - b[key][1] for a, b in zip(ours, theirs, strict=True)])
+        seed = over_seeds(each.mean(1)) if seeds > 1 else Interval(float(each.mean()), float("nan"), float("nan"))
+        image = mean_over_images(each.mean(0))
+        told = dict(zip(("benchmark", "condition", "strength", "metric"), key, strict=True))
+        rows.append(
+            told
+            | {"difference": seed.value}
+            | {"seeds_low": seed.low, "seeds_high": seed.high, "seeds": seeds}
+            | {"images_low": image.low, "images_high": image.high, "images": len(ids)}
+        )
+    return rows
 
 
-def _at(summary: pd.DataFrame, benchmark: str, strength: float | None) -> pd.DataFrame:
-    of = summary["strength"].isna() if strength is None else summary["strength"] == strength
-    return summary[(summary["benchmark"] == benchmark) & of]
+def _vectors(outcomes: list[Outcome], score: Score | None) -> dict[tuple[str, str, float | None, str], Any]:
+    """One number per image by benchmark, condition, strength and metric, with the images' ids."""
+    found: dict[tuple[str, str, float | None, str], Any] = {}
+    for outcome in outcomes:
+        if outcome.result is not None:
+            for strength, judged in zip(outcome.result.strengths, outcome.result.judged, strict=True):
+                key = outcome.entry.name, outcome.entry.benchmark.condition, strength, "top1"
+                found[key] = outcome.result.ids, judged.top1.astype(float)
+    per_image = score.per_image(outcomes) if score else None
+    if per_image is not None:
+        ids = next(outcome.result.ids for outcome in outcomes if outcome.result is not None)
+        found[SCORE, SCORE, None, SCORE] = ids, per_image
+    return found
 
 
-def _cell(summary: pd.DataFrame, benchmark: str, strength: float | None) -> str:
-    found = _at(summary, benchmark, strength)
-    if found.empty:
-        return "-"
-    mean, std = 100 * found["mean"].iloc[0], 100 * found["std"].iloc[0]
-    return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+def _by_subject(outcomes: list[Outcome]) -> list[tuple[Any, list[Outcome]]]:
+    found: dict[tuple[str | None, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault((outcome.subject.checkpoint, outcome.subject.name), []).append(outcome)
+    return [(own[0].subject, own) for own in found.values()]
 
 
-def _heading(benchmark: str, strength: float | None) -> str:
-    if strength is None:
-        return benchmark
-    levels = strength * 255
-    grey = abs(levels - round(levels)) < 1e-6 and benchmark != "gaussian_noise"
-    return f"{benchmark}\n{round(levels)}/255" if grey else f"{benchmark}\n{strength:g}"
-
-
-def plot(rows: pd.DataFrame, path: Path) -> None:
-    """Top-1 at every benchmark and strength, a colour per name, bars of one standard deviation over seeds."""
-    summary = summarise(rows)
-    conditions = _unique_conditions(summary)
-    names = list(dict.fromkeys(summary["name"]))
-    figure, axes = plt.subplots(figsize=(1.2 + 1.1 * len(conditions), 3.8), layout="constrained")
-    width = 0.8 / len(names)
-    for place, name in enumerate(names):
-        own = [_at(summary[summary["name"] == name], *condition) for condition in conditions]
-        heights = [100 * found["mean"].iloc[0] if len(found) else float("nan") for found in own]
-        spreads = [100 * found["std"].fillna(0).iloc[0] if len(found) else 0.0 for found in own]
-        positions = [x + (place - (len(names) - 1) / 2) * width for x in range(len(conditions))]
-        axes.bar(positions, heights, width, yerr=spreads, capsize=2, label=name)
-    axes.set_xticks(range(len(conditions)), [_heading(*condition) for condition in conditions])
-    axes.set_ylabel("top-1, %")
-    axes.set_ylim(0, 100)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside upper left", ncols=len(names), frameon=False)
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """A table as CSV."""
     with written_whole(path) as draft:
-        figure.savefig(draft, dpi=120, format="png")
-    plt.close(figure)
+        frame.to_csv(draft, index=False)

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nsaug.attacks import PGD
+from nsaug.draws import normal
 from nsaug.methods.method import Loss, Method, top1
 from nsaug.settings import NonNegative, validated
 from nsaug.vit import ViT, eval_mode
@@ -38,8 +39,7 @@ class TRADES(Method):
             if self.attack.random_start:
                 start = self.attack.start(images, generator)
             else:
-                draw = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-                start = (images + START_STD * draw).clamp(0, 1)
+                start = (images + START_STD * normal(images.shape, generator, images)).clamp(0, 1)
             attacked = self.attack.climb(lambda x: divergence(vit(x), clean).sum(), images, start)
         logits, attacked_logits = vit(images), vit(attacked)
         loss = F.cross_entropy(logits, targets)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from nsaug.draws import Source, normal, uniform
 from nsaug.nullspace.influence import full_precision, influence
 from nsaug.settings import Count, NonNegative, Number, Positive, settings
 from nsaug.vit import ViT, eval_mode
@@ -73,7 +74,7 @@ class NoiseSynthesis:
         self,
         vit: ViT,
         images: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Source = None,
         clean_logits: Tensor | None = None,
         rms: Tensor | None = None,
     ) -> Refinement:
@@ -81,7 +82,7 @@ class NoiseSynthesis:
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            generator: on the images' device; draws the starting noise.
+            generator: draws the starting noise; on the images' device, or one for each image.
             clean_logits: (B, C), the clean images' logits if the caller has them: the target where the model's own
                 mode computes the same as eval mode. Computed here otherwise.
             rms: rms(u), what relative units count in; measured on these images where None.
@@ -95,9 +96,7 @@ class NoiseSynthesis:
         with nullcontext() if as_eval else eval_mode(vit):
             return self._descend(vit, images, full_precision(clean_logits.detach()), noise, unit, keep_logits=as_eval)
 
-    def start(
-        self, vit: ViT, images: Tensor, generator: torch.Generator | None = None, rms: Tensor | None = None
-    ) -> Tensor:
+    def start(self, vit: ViT, images: Tensor, generator: Source = None, rms: Tensor | None = None) -> Tensor:
         """The noise that `refine` starts from: (B or 1, *vit.embedding_shape), in units of the patch embeddings."""
         unit, width = self._unit(vit, images, rms)
         return width * unit * self._draw(vit, images, generator)
@@ -108,12 +107,12 @@ class NoiseSynthesis:
             return self.limit * (embedding_rms(vit, images) if rms is None else rms), 1.0
         return images.new_ones(()), self.limit
 
-    def _draw(self, vit: ViT, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _draw(self, vit: ViT, images: Tensor, generator: Source) -> Tensor:
         """Starting noise whose uniform distribution would be U(-1, 1)."""
         shape = (len(images) if self.scope == "sample" else 1, *vit.embedding_shape)
         if self.init == "normal":
-            return torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype) / 3**0.5
-        return torch.rand(shape, generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
+            return normal(shape, generator, images) / 3**0.5
+        return uniform(shape, generator, images) * 2 - 1
 
     def _descend(
         self, vit: ViT, images: Tensor, target: Tensor, start: Tensor, unit: Tensor, keep_logits: bool

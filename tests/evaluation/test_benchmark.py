@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -7,66 +8,102 @@ from pydantic import ValidationError
 from nsaug.attacks import FGSM, PGD
 from nsaug.corruptions import GaussianNoise
 from nsaug.evaluation import Benchmark
-from nsaug.evaluation.benchmark import subset
+from nsaug.evaluation.benchmark import in_memory, subset
+from nsaug.nullspace import NoiseSynthesis
+from tests.evaluation.conftest import Images
 
-
-def batches(images, labels, size):
-    ids = [f"image{i}" for i in range(len(images))]
-    return [(images[i : i + size], labels[i : i + size], ids[i : i + size]) for i in range(0, len(images), size)]
+ATTACK = Benchmark(attack=PGD(num_steps=3), vary="eps", values=["4/255", 0.3])
+CORRUPTION = Benchmark(corruption=GaussianNoise(), vary="std", values=[0.05, 0.3])
+NOISE = Benchmark(noise=NoiseSynthesis(steps=2, lr=0.03), vary="limit", values=[0.5, 1.0])
 
 
 def run(benchmark, vit, images, labels, size=4, seed=0):
     counted = []
-    data = batches(images, labels, size)
-    rows = benchmark.run("it", vit, data, torch.device("cpu"), seed, lambda: counted.append(1))
-    assert len(counted) == len(data)
-    return rows
+    result = benchmark.run(vit, Images(images, labels, size), seed, counted.append)
+    assert sum(counted) == len(images)
+    assert result.ids == [f"image{index}" for index in range(len(images))]
+    assert result.strengths == benchmark.strengths
+    return result
 
 
-def test_clean_top1(vit, images):
-    labels = vit.eval()(images).argmax(1)
+def test_clean(vit, images):
+    logits = vit.eval()(images)
+    labels = logits.argmax(1)
     labels[:2] += 1
-    (row,) = run(Benchmark(), vit, images, labels % 10)
-    expected = {
-        "benchmark": "it",
-        "condition": "clean",
-        "strength": None,
-        "metric": "top1",
-        "value": 4 / 6,
-        "n": 6,
-    }
-    assert row == expected
+    result = run(Benchmark(), vit, images, labels % 10)
+    (judged,) = result.judged
+    assert judged.top1.tolist() == [False, False, True, True, True, True]
+    np.testing.assert_allclose(judged.confidence, logits.softmax(-1).amax(-1).detach())
+    np.testing.assert_array_equal(judged.prediction, logits.argmax(1))
+    seen = (images[:4].permute(0, 2, 3, 1) * 255).round().byte()
+    np.testing.assert_array_equal(result.pictures[0], seen)
 
 
 def test_an_attack_at_each_strength(vit, images):
     labels = vit.eval()(images).argmax(1)
-    rows = run(Benchmark(attack=FGSM(), vary="eps", values=["4/255", 0.3]), vit, images, labels)
-    assert [row["strength"] for row in rows] == [4 / 255, 0.3]
-    for row in rows:
-        attacked = FGSM(eps=row["strength"])(vit, images, labels)
-        assert row["value"] == (vit(attacked).argmax(1) == labels).double().mean()
-        assert row["condition"] == "attacked"
-    assert rows[1]["value"] < 1
+    benchmark = Benchmark(attack=FGSM(), vary="eps", values=["4/255", 0.3])
+    result = run(benchmark, vit, images, labels)
+    for strength, judged in zip((4 / 255, 0.3), result.judged, strict=True):
+        attacked = FGSM(eps=strength)(vit, images, labels)
+        np.testing.assert_array_equal(judged.prediction, vit(attacked).argmax(1))
+    assert not result.judged[1].top1.all()
+    assert benchmark.condition == "attacked"
 
 
-def test_corruptions_depend_on_the_seed_and_not_on_the_batches(vit, images):
+def test_nullspace_noise_is_refined_on_the_model(vit, images):
     labels = vit.eval()(images).argmax(1)
-    benchmark = Benchmark(corruption=GaussianNoise(), vary="std", values=[0.05, 0.3])
-    seen = []
-    for size, seed in ((6, 0), (1, 0), (6, 1)):
-        logits = []
-        handle = vit.register_forward_hook(lambda m, a, out, kept=logits: kept.append(a[0]))
-        run(benchmark, vit, images, labels, size, seed)
-        handle.remove()
-        seen.append(torch.cat(logits[1::2]))
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], seen[2])
+    start = Benchmark(noise=NoiseSynthesis(steps=0, lr=0.03), vary="limit", values=[1.0])
+    refined = Benchmark(noise=NoiseSynthesis(steps=10, lr=0.03, eps=0.001), vary="limit", values=[1.0])
+    clean = run(Benchmark(), vit, images, labels).judged[0]
+    before, after = (run(each, vit, images, labels).judged[0] for each in (start, refined))
+    assert np.abs(after.nll - clean.nll).mean() < 0.7 * np.abs(before.nll - clean.nll).mean()
+
+
+@pytest.mark.parametrize("benchmark", [ATTACK, CORRUPTION, NOISE], ids=["attack", "corruption", "noise"])
+def test_results_depend_on_the_seed_and_not_on_the_batches(vit, images, benchmark):
+    labels = vit.eval()(images).argmax(1)
+    whole, single, other = (run(benchmark, vit, images, labels, *told) for told in ((6, 0), (1, 0), (6, 1)))
+    for place in range(2):
+        np.testing.assert_allclose(whole.judged[place].nll, single.judged[place].nll, rtol=1e-6)
+        assert np.abs(whole.judged[place].nll - other.judged[place].nll).max() > 1e-6
+
+
+def test_a_batch_that_does_not_fit_is_halved(images, labels):
+    sizes = []
+
+    def limited(images, labels, ids):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return images.sum((1, 2, 3)), images
+
+    ids = [str(index) for index in range(6)]
+    sums, shown = in_memory(limited, images, labels, ids)
+    torch.testing.assert_close(sums, images.sum((1, 2, 3)))
+    torch.testing.assert_close(shown, images)
+    assert sizes == [6, 3, 1, 2, 3, 1, 2]
+
+    def hopeless(images, labels, ids):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(RuntimeError, match="allocate"):
+        in_memory(hopeless, images, labels, ids)
+
+    def broken(images, labels, ids):
+        sizes.append("once")
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape"):
+        in_memory(broken, images, labels, ids)
+    assert sizes.count("once") == 1, "only a lack of memory is tried again"
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"attack": PGD(), "corruption": GaussianNoise(), "vary": "eps", "values": [0.1]},
+        {"attack": PGD(), "noise": NoiseSynthesis(), "vary": "eps", "values": [0.1]},
+        {"noise": NoiseSynthesis(scope="batch"), "vary": "eps", "values": [0.1]},
         {"attack": PGD()},
         {"vary": "eps", "values": [0.1]},
         {"attack": PGD(), "vary": "eps", "values": [7]},
@@ -80,14 +117,14 @@ def test_entries_that_make_no_sense_are_refused(wrong):
 
 def test_a_subset_is_seeded_and_ordered():
     @dataclasses.dataclass
-    class Images:
+    class Many:
         def __len__(self):
             return 100
 
         def subset(self, indices):
             return indices
 
-    first = subset(Images(), 10, seed=0)
-    assert first == sorted(set(first)) == subset(Images(), 10, seed=0)
-    assert first != subset(Images(), 10, seed=1)
-    assert len(subset(Images(), None, 0)) == len(subset(Images(), 200, 0)) == 100
+    first = subset(Many(), 10, seed=0)
+    assert first == sorted(set(first)) == subset(Many(), 10, seed=0)
+    assert first != subset(Many(), 10, seed=1)
+    assert len(subset(Many(), None, 0)) == len(subset(Many(), 200, 0)) == 100

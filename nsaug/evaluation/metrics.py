@@ -1,0 +1,94 @@
+"""What is said of each image, and the metrics that follow from it.
+
+Everything that a metric needs of an image is kept, so that intervals, paired differences and calibration can be
+computed from stored results without a model. Every metric takes weights of the images: a bootstrap asks for them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nsaug.nullspace.influence import full_precision
+
+BINS = 15
+"""Of equal width, for the expected calibration error (Guo et al., arXiv 1706.04599)."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model said of n images, each an array of n.
+
+    Attributes:
+        label: class index.
+        prediction: the likeliest class.
+        confidence: its probability.
+        top1, top5: whether the label is the likeliest class, is among the five likeliest.
+        nll: negative log-likelihood of the label, in nats.
+        brier: summed squared difference of the probabilities to the label's, in [0, 2].
+    """
+
+    label: np.ndarray
+    prediction: np.ndarray
+    confidence: np.ndarray
+    top1: np.ndarray
+    top5: np.ndarray
+    nll: np.ndarray
+    brier: np.ndarray
+
+
+FIELDS = tuple(Judged.__dataclass_fields__)
+
+
+@torch.no_grad()
+def judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The fields of `Judged` for logits (B, C) and labels (B,), each a tensor (B,) on their device."""
+    log_probabilities = full_precision(logits).log_softmax(-1)
+    own = log_probabilities.gather(1, labels[:, None])[:, 0]
+    best, prediction = log_probabilities.max(-1)
+    likeliest = log_probabilities.topk(min(5, logits.shape[1]), -1).indices
+    probabilities = log_probabilities.exp()
+    brier = probabilities.square().sum(-1) - 2 * own.exp() + 1
+    return {
+        "label": labels,
+        "prediction": prediction,
+        "confidence": best.exp(),
+        "top1": prediction == labels,
+        "top5": (likeliest == labels[:, None]).any(-1),
+        "nll": -own,
+        "brier": brier,
+    }
+
+
+def _mean_of(field: str) -> Callable[[Judged, np.ndarray], np.ndarray]:
+    return lambda judged, weights: weights @ getattr(judged, field).astype(weights.dtype)
+
+
+def calibration_error(judged: Judged, weights: np.ndarray) -> np.ndarray:
+    """Mean over images of how far the accuracy in their confidence's bin lies from the mean confidence there (ECE)."""
+    gaps = (judged.top1 - judged.confidence).astype(weights.dtype)
+    place = bins(judged.confidence)
+    apart = np.zeros(weights.shape[:-1], weights.dtype)
+    for each in np.unique(place):
+        inside = place == each
+        apart += np.abs(weights[..., inside] @ gaps[inside])
+    return apart
+
+
+def bins(confidence: np.ndarray) -> np.ndarray:
+    """The bin of each confidence: ((b / BINS), (b + 1) / BINS]."""
+    return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+
+
+METRICS: dict[str, Callable[[Judged, np.ndarray], np.ndarray]] = {
+    "top1": _mean_of("top1"),
+    "top5": _mean_of("top5"),
+    "nll": _mean_of("nll"),
+    "ece": calibration_error,
+    "brier": _mean_of("brier"),
+}
+"""From what was judged and weights (..., n) that sum to 1, to values (...)."""
+
+BETTER = {"top1": "higher", "top5": "higher", "nll": "lower", "ece": "lower", "brier": "lower", "retention": "higher"}

@@ -1,0 +1,159 @@
+"""report.html: one file that shows an evaluation, with nothing to fetch."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from nsaug.checkpoints import written_whole
+from nsaug.evaluation import plots
+from nsaug.evaluation.metrics import Judged
+from nsaug.evaluation.runner import Outcome
+from nsaug.evaluation.table import SCORE, Score, compared, grouped
+from nsaug.evaluation.views import Place, caption, grid, headline, names, number, percent, runs
+
+SHOWN_PAIRS = 12
+"""Plots of differences: all pairs up to that many, then each name against the first."""
+SHOWN_MODELS = 4
+"""How many models' sample images are shown."""
+
+
+def write_report(
+    rows: pd.DataFrame,
+    outcomes: list[Outcome],
+    score: Score | None,
+    class_names: list[str],
+    told: dict[str, Any],
+    path: Path,
+) -> None:
+    """Writes the page.
+
+    Args:
+        rows: `table.tabulate`'s.
+        outcomes: all of them, failures included.
+        score: the suite's, if it has one.
+        class_names: by class index.
+        told: what was evaluated and when, as text by label.
+        path: of the HTML file.
+    """
+    groups, comparisons = grouped(rows), compared(outcomes, score)
+    done = [outcome for outcome in outcomes if outcome.result is not None]
+    who = names(rows)
+    by_condition: dict[str, list[str]] = {}
+    for outcome in done:
+        found = by_condition.setdefault(outcome.entry.benchmark.condition, [])
+        if outcome.entry.name not in found:
+            found.append(outcome.entry.name)
+    clean = next(iter(by_condition.get("clean", [])), None)
+    corruptions = by_condition.get("corrupted", [])
+    eps = trained_eps(done)
+    judged: dict[str, list[Judged]] = {}
+    for outcome in done:
+        if outcome.entry.name == clean and outcome.result:
+            judged.setdefault(outcome.subject.name, []).append(outcome.result.judged[0])
+    page = _template().render(
+        told=told,
+        caption=caption(rows, groups),
+        main=main_table(groups),
+        metrics=metric_tables(groups),
+        legend=[(name, _css(colour)) for name, colour in plots.colours(who).items()],
+        attacks=[plots.strength_curve(groups, b, clean) for b in by_condition.get("attacked", [])],
+        corruptions=[plots.strength_curve(groups, b, clean) for b in corruptions],
+        noises=[plots.strength_curve(groups, b, None) for b in by_condition.get("noised", [])],
+        heat_maps=[plots.heat_map(groups, name, corruptions) for name in who] if corruptions else [],
+        differences=[plots.differences(comparisons, *pair) for pair in shown_pairs(comparisons, who[0])],
+        comparisons=comparison_rows(comparisons),
+        reliability=plots.reliability(judged) if clean else None,
+        eps_curve=plots.eps_curve(rows, eps) if len(set(eps.values())) > 1 else None,
+        samples=samples(done, class_names),
+        failures=[(o.subject.label, o.entry.name, o.failure) for o in outcomes if o.failure],
+        score=score.weights if score else None,
+    )
+    with written_whole(path) as draft:
+        draft.write_text(page)
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("nsaug.evaluation", "."), autoescape=select_autoescape(["html"]), trim_blocks=True
+    )
+    return environment.get_template("report.html")
+
+
+def _css(colour: Any) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])
+
+
+def main_table(groups: pd.DataFrame) -> dict[str, Any]:
+    """Top-1 and the score, a row per benchmark and strength; the best of each row is marked."""
+    shown = headline(groups)
+    lines = []
+    for place, cells in grid(shown, percent):
+        own = place.of(shown)
+        best = set(own[own["value"] == own["value"].max()]["name"])
+        marked = [name in best for name in names(shown)]
+        lines.append((place.heading, list(zip(cells, marked, strict=True))))
+    return {"names": names(shown), "runs": runs(shown), "lines": lines}
+
+
+def metric_tables(groups: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table for each further metric, its numbers as they are."""
+    tables = []
+    for metric in dict.fromkeys(groups["metric"]):
+        if metric not in ("top1", SCORE):
+            own = groups[groups["metric"] == metric]
+            lines = [(place.heading, cells) for place, cells in grid(own, number)]
+            tables.append({"metric": metric, "names": names(own), "lines": lines})
+    return tables
+
+
+def shown_pairs(comparisons: pd.DataFrame, first: str) -> list[tuple[str, str]]:
+    pairs = list(dict.fromkeys(zip(comparisons["name"], comparisons["other"], strict=True)))
+    return pairs if len(pairs) <= SHOWN_PAIRS else [pair for pair in pairs if pair[1] == first]
+
+
+def comparison_rows(comparisons: pd.DataFrame) -> list[dict[str, str]]:
+    """Every pair and benchmark, in points, each interval with what it is over."""
+    found = []
+    for row in comparisons.to_dict("records"):
+        strength = None if pd.isna(row["strength"]) else float(row["strength"])
+        place = Place(row["benchmark"], row["condition"], strength)
+        bounds = {kind: [100 * row[f"{kind}_{end}"] for end in ("low", "high")] for kind in ("seeds", "images")}
+        spans = {kind: "-" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]" for kind, (low, high) in bounds.items()}
+        told = {"pair": f"{row['name']} - {row['other']}", "where": place.heading}
+        found.append(told | spans | {"difference": f"{100 * row['difference']:+.1f}", "runs": str(row["seeds"] or 1)})
+    return found
+
+
+def trained_eps(outcomes: list[Outcome]) -> dict[str, float]:
+    """The ε of each checkpoint that was trained on nullspace noise."""
+    found: dict[str, float] = {}
+    for outcome in outcomes:
+        record = outcome.subject.record
+        if record.get("method") == "nullspace" and outcome.subject.checkpoint:
+            found[outcome.subject.checkpoint] = float(record["settings"]["nullspace"]["eps"])
+    return found
+
+
+def samples(outcomes: list[Outcome], class_names: list[str]) -> list[dict[str, Any]]:
+    """The first images at each benchmark's greatest strength, by the first run of each name, with what it said."""
+    found: dict[str, dict[str, Any]] = {}
+    for outcome in outcomes:
+        name, result = outcome.subject.name, outcome.result
+        if result is None or (name not in found and len(found) == SHOWN_MODELS):
+            continue
+        own = found.setdefault(name, {"label": outcome.subject.label, "subject": outcome.subject, "lines": []})
+        if own["subject"] is not outcome.subject:
+            continue
+        judged, strength = result.judged[-1], result.strengths[-1]
+        images = []
+        for rank, pixels in enumerate(result.pictures[-1]):
+            label, said = int(judged.label[rank]), int(judged.prediction[rank])
+            images.append(
+                {"image": plots.picture(pixels), "right": label == said, "said": class_names[said]}
+                | {"label": class_names[label], "confidence": f"{100 * float(judged.confidence[rank]):.0f} %"}
+            )
+        place = Place(outcome.entry.name, outcome.entry.benchmark.condition, strength)
+        own["lines"].append({"title": place.heading, "images": images})
+    return list(found.values())

@@ -1,0 +1,131 @@
+"""Finished benchmarks on disk, each under a key of everything that its result depends on.
+
+A result is found again exactly where the weights, the images, the benchmark's settings and the seed are the same: work
+that is done is never repeated, and results of different things are never mixed.
+"""
+
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nsaug.checkpoints import written_whole
+from nsaug.evaluation.metrics import FIELDS, Judged
+from nsaug.vit import ViT
+
+VERSION = 1
+"""Raised whenever the same settings come to mean another result."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a result depends on, part by part.
+
+    Attributes:
+        subject: the checkpoint's path, or the timm model's name: what a user knows it by.
+        benchmark: its name in the suite.
+        parts: digests or settings: weights, data, benchmark, seed, device.
+    """
+
+    subject: str
+    benchmark: str
+    parts: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return digest(self.parts | {"version": VERSION})
+
+    @property
+    def place(self) -> str:
+        """What stays the same when a part changes: names the folder of all results of it."""
+        return digest({"subject": self.subject, "benchmark": self.benchmark})[:16]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model did on one benchmark.
+
+    Attributes:
+        strengths: of the benchmark; (None,) where it has none.
+        ids: of the images.
+        judged: for each strength.
+        pictures: (strengths, k, H, W, 3) in uint8: the first k images as the model saw them.
+    """
+
+    strengths: tuple[float | None, ...]
+    ids: list[str]
+    judged: list[Judged]
+    pictures: np.ndarray
+
+
+class Store:
+    """A folder of results; each file is written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, identity: Identity) -> Result | None:
+        """The result, or None where there is none of exactly this."""
+        content = _read(self._path(identity))
+        if content is None:
+            return None
+        strengths = tuple(_meta(content)["strengths"])
+        judged = [Judged(**{name: content[name][place] for name in FIELDS}) for place in range(len(strengths))]
+        return Result(strengths, content["ids"].tolist(), judged, content["pictures"])
+
+    def keep(self, identity: Identity, result: Result) -> None:
+        fields: dict[str, Any] = {name: np.stack([getattr(each, name) for each in result.judged]) for name in FIELDS}
+        meta = {"strengths": result.strengths, "subject": identity.subject, "benchmark": identity.benchmark}
+        with written_whole(self._path(identity)) as draft, open(draft, "wb") as file:
+            text = json.dumps(meta | {"parts": identity.parts})
+            np.savez_compressed(file, meta=text, ids=np.array(result.ids), pictures=result.pictures, **fields)
+
+    def changed(self, identity: Identity) -> list[str]:
+        """The parts in which the latest other result of the same subject and benchmark differs; empty without one."""
+        others = sorted(self._others(identity), key=lambda path: path.stat().st_mtime)
+        content = _read(others[-1]) if others else None
+        if content is None:
+            return []
+        before = _meta(content)["parts"]
+        return [part for part, value in identity.parts.items() if before.get(part) != value]
+
+    def _others(self, identity: Identity) -> Iterator[Path]:
+        return (path for path in (self.folder / identity.place).glob("[!.]*.npz") if path.stem != identity.key)
+
+    def _path(self, identity: Identity) -> Path:
+        return self.folder / identity.place / f"{identity.key}.npz"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A file's arrays; None where it is missing, or damaged: what it held is then judged anew, and replaced."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("meta", "ids", "pictures", *FIELDS)}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _meta(content: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(str(content["meta"]))
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain values, by their JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def model_digest(vit: ViT) -> str:
+    """SHA-256 of what a model computes with: its weights, how it is built, how it wants its images."""
+    told = {"args": vit.model_args, "data": vit.data_config, "architecture": type(vit.model).__name__}
+    total = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, value in sorted(vit.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()

@@ -1,0 +1,134 @@
+"""The engine: finished work is found again, changed work is done again, failed work costs nothing else."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from nsaug.evaluation import Store, run_suite
+from nsaug.evaluation.benchmark import Benchmark
+from nsaug.settings import NsaugError
+from tests.evaluation.conftest import ATTACKED, CLEAN, data_of, subject
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The benchmarks that were really run."""
+    names, run = [], Benchmark.run
+    monkeypatch.setattr(Benchmark, "run", lambda self, *rest: names.append(self.condition) or run(self, *rest))
+    return names
+
+
+@pytest.fixture
+def suite(vit, images, labels, tmp_path):
+    def go(subjects=None, entries=(CLEAN, ATTACKED), opened=None, seed=0):
+        done = []
+        found = list(
+            run_suite(
+                subjects or [subject()], list(entries), opened or (lambda _: (vit, data_of(images, labels))),
+                Store(tmp_path), seed, None, lambda title, work: done.append(work),
+            )
+        )  # fmt: skip
+        return found, sum(done)
+
+    return go
+
+
+def same(first, second):
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.result.ids == theirs.result.ids
+        assert ours.result.strengths == theirs.result.strengths
+        np.testing.assert_array_equal(ours.result.pictures, theirs.result.pictures)
+        for a, b in zip(ours.result.judged, theirs.result.judged, strict=True):
+            for field in vars(a):
+                np.testing.assert_array_equal(getattr(a, field), getattr(b, field), strict=True)
+
+
+def test_finished_work_is_not_repeated(suite, ran):
+    first, work = suite()
+    assert ran == ["clean", "attacked"]
+    assert work == 6 * (CLEAN.benchmark.forwards + ATTACKED.benchmark.forwards)
+    second, again = suite()
+    assert ran == ["clean", "attacked"]
+    assert again == work, "the time left counts what need not be done as done"
+    same(first, second)
+
+
+def test_work_that_was_stopped_goes_on_where_it_was(suite, ran, monkeypatch):
+    run = Benchmark.run
+
+    def killed(self, *rest):
+        if self.condition == "attacked":
+            raise KeyboardInterrupt
+        return run(self, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Benchmark, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            suite()
+    assert ran == ["clean"]
+    suite()
+    assert ran == ["clean", "attacked"]
+
+
+def test_what_changed_is_judged_anew_and_said(suite, ran, vit, images, labels, caplog):
+    caplog.set_level(logging.INFO)
+    first, _ = suite(entries=[CLEAN])
+    moved = copy.deepcopy(vit)
+    with torch.no_grad():
+        moved.model.head.bias[0] += 1e-3
+    changes = {
+        "weights": {"opened": lambda _: (moved, data_of(images, labels))},
+        "data": {"opened": lambda _: (vit, data_of(images + 1e-3, labels))},
+        "seed": {"seed": 1},
+    }
+    for part, change in changes.items():
+        caplog.clear()
+        suite(entries=[CLEAN], **change)
+        assert "clean, seed 0: clean is judged anew: changed since it was last are its" in caplog.text
+        assert part in caplog.text
+    other = type(CLEAN)("clean", CLEAN.benchmark, {"kind": "other"})
+    suite(entries=[other])
+    assert len(ran) == 5
+    back, _ = suite(entries=[CLEAN])
+    assert len(ran) == 5, "the first is still there"
+    same(first, back)
+
+
+def test_a_failing_benchmark_costs_no_other(suite, ran, monkeypatch, caplog):
+    run = Benchmark.run
+
+    def failing(self, *rest):
+        if self.condition == "clean":
+            raise RuntimeError("no such kernel\nand more")
+        return run(self, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Benchmark, "run", failing)
+        found, _ = suite()
+    assert [each.result is None for each in found] == [True, False]
+    assert found[0].failure == "RuntimeError: no such kernel"
+    assert "clean, seed 0: clean failed: RuntimeError: no such kernel" in caplog.text
+    found, _ = suite()
+    assert ran == ["attacked", "clean"], "what failed is tried again, what was done is not"
+
+
+def test_a_model_that_cannot_be_opened_costs_no_other(suite, vit, images, labels):
+    def opened(of):
+        if of.name == "broken":
+            raise NsaugError("runs/broken0 cannot be read")
+        return vit, data_of(images, labels)
+
+    found, _ = suite([subject("broken"), subject()], opened=opened)
+    assert [each.failure for each in found] == ["runs/broken0 cannot be read"] * 2 + [None] * 2
+
+
+def test_a_damaged_result_is_judged_anew(suite, ran, tmp_path):
+    suite(entries=[CLEAN])
+    (file,) = tmp_path.rglob("*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    found, _ = suite(entries=[CLEAN])
+    assert ran == ["clean"] * 2
+    assert found[0].result is not None

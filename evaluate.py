@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nsaug.evaluate")
 
-KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store"}
+KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
 
 
 @entry_point("evaluate")
@@ -101,6 +101,8 @@ def main(cfg: DictConfig) -> None:
         write_report(
             table, outcomes, score, open_data(subjects[0]).class_names, facts(cfg, device), folder / "report.html"
         )
+        name = f"{HydraConfig.get().runtime.choices['suite']} of {len(subjects)}"
+        build(cfg.tracking).publish(folder, name, table, outcomes)
         console = Console()
         if not console.is_terminal:
             console = Console(width=200)  # a file or a pipe has no width to respect

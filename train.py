@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
 
     from nsaug import checkpoints
     from nsaug.finetuner import Finetuner
-    from nsaug.tracking import NoiseWatch, Pictures, Progress, finish
+    from nsaug.tracking import NoiseWatch, Pictures, Progress, finish, whereabouts
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -69,6 +69,7 @@ def main(cfg: DictConfig) -> None:
         length = run_length(cfg.trainer, method.longer)
         trainer = build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, **length)
         if trainer.is_global_zero:  # at once: whatever ends the run, its last.ckpt can be judged
+            record["wandb"] = whereabouts(loggers)
             checkpoints.describe(folder, vit.model, vit.model_args, record)
         trainer.fit(finetuner, datamodule=data)
         finished = not trainer.interrupted

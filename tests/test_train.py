@@ -116,6 +116,8 @@ def test_a_failing_benchmark_is_reported_and_costs_no_other(trained, monkeypatch
     assert said.err.strip().startswith("error: 1 of 4 benchmarks failed")
     assert len(top1(tmp_path / "eval")) == 3
     assert "What failed" in (tmp_path / "eval" / "report.html").read_text()
+    assert "Traceback" not in said.out + said.err
+    assert "in _logits" in (tmp_path / "eval" / "evaluate.log").read_text(), "the log file says where"
 
 
 def test_a_suite_with_no_score_and_one_that_names_nothing(trained, monkeypatch, tmp_path, capsys):

@@ -36,10 +36,9 @@ def main(cfg: DictConfig) -> None:
 
     from nsaug.evaluation import Entry, Store, find_subjects, run_suite
     from nsaug.evaluation.benchmark import subset
-    from nsaug.evaluation.plots import overview
-    from nsaug.evaluation.report import write_report
-    from nsaug.evaluation.table import COLUMNS, compared, grouped, rows_of, tabulate, write
-    from nsaug.evaluation.views import markdown, terminal_table
+    from nsaug.evaluation.report import write_views
+    from nsaug.evaluation.table import COLUMNS, grouped, rows_of, tabulate, write
+    from nsaug.evaluation.views import terminal_table
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
@@ -90,23 +89,14 @@ def main(cfg: DictConfig) -> None:
             write(pd.DataFrame(rows, columns=COLUMNS), folder / "results.csv")
     failed = sum(outcome.result is None for outcome in outcomes)
     if failed < len(outcomes):
-        table = tabulate(outcomes, score)
-        groups = grouped(table)
-        write(table, folder / "results.csv")
-        write(groups, folder / "groups.csv")
-        write(compared(outcomes, score), folder / "comparisons.csv")
-        table.to_json(folder / "results.json", orient="records", indent=1)
-        (folder / "results.md").write_text(markdown(table, groups))
-        overview(groups, folder / "results.png")
-        write_report(
-            table, outcomes, score, open_data(subjects[0]).class_names, facts(cfg, device), folder / "report.html"
-        )
-        name = f"{HydraConfig.get().runtime.choices['suite']} of {len(subjects)}"
-        build(cfg.tracking).publish(folder, name, table, outcomes)
+        table, suite = tabulate(outcomes, score), HydraConfig.get().runtime.choices["suite"]
+        class_names = open_data(subjects[0]).class_names
+        write_views(table, outcomes, score, class_names, facts(cfg, device), folder)
+        build(cfg.tracking).publish(folder, f"{suite} of {len(subjects)}", table, outcomes)
         console = Console()
         if not console.is_terminal:
             console = Console(width=200)  # a file or a pipe has no width to respect
-        console.print(terminal_table(table, groups))
+        console.print(terminal_table(table, grouped(table)))
         log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
     if failed:
         raise NsaugError(

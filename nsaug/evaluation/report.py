@@ -10,13 +10,34 @@ from nsaug.checkpoints import written_whole
 from nsaug.evaluation import plots
 from nsaug.evaluation.metrics import Judged
 from nsaug.evaluation.runner import Outcome
-from nsaug.evaluation.table import SCORE, Score, compared, grouped
-from nsaug.evaluation.views import Place, caption, grid, headline, names, number, percent, runs
+from nsaug.evaluation.table import SCORE, Score, compared, grouped, write
+from nsaug.evaluation.views import Place, caption, grid, headline, markdown, names, number, percent, runs
 
 SHOWN_PAIRS = 12
 """Plots of differences: all pairs up to that many, then each name against the first."""
 SHOWN_MODELS = 4
 """How many models' sample images are shown."""
+
+
+def write_views(
+    rows: pd.DataFrame,
+    outcomes: list[Outcome],
+    score: Score | None,
+    class_names: list[str],
+    told: dict[str, Any],
+    folder: Path,
+) -> None:
+    """Writes all that is made of results into a folder; the arguments are those of `write_report`."""
+    groups = grouped(rows)
+    write(rows, folder / "results.csv")
+    write(groups, folder / "groups.csv")
+    write(compared(outcomes, score), folder / "comparisons.csv")
+    with written_whole(folder / "results.json") as draft:
+        rows.to_json(draft, orient="records", indent=1)
+    with written_whole(folder / "results.md") as draft:
+        draft.write_text(markdown(rows, groups))
+    plots.overview(groups, folder / "results.png")
+    write_report(rows, outcomes, score, class_names, told, folder / "report.html")
 
 
 def write_report(
@@ -33,7 +54,7 @@ def write_report(
         rows: `table.tabulate`'s.
         outcomes: all of them, failures included.
         score: the suite's, if it has one.
-        class_names: by class index.
+        class_names: by class index, for models whose record names none.
         told: what was evaluated and when, as text by label.
         path: of the HTML file.
     """
@@ -148,11 +169,12 @@ def samples(outcomes: list[Outcome], class_names: list[str]) -> list[dict[str, A
             continue
         judged, strength = result.judged[-1], result.strengths[-1]
         images = []
+        classes = outcome.subject.record.get("class_names", class_names)
         for rank, pixels in enumerate(result.pictures[-1]):
             label, said = int(judged.label[rank]), int(judged.prediction[rank])
             images.append(
-                {"image": plots.picture(pixels), "right": label == said, "said": class_names[said]}
-                | {"label": class_names[label], "confidence": f"{100 * float(judged.confidence[rank]):.0f} %"}
+                {"image": plots.picture(pixels), "right": label == said, "said": classes[said]}
+                | {"label": classes[label], "confidence": f"{100 * float(judged.confidence[rank]):.0f} %"}
             )
         place = Place(outcome.entry.name, outcome.entry.benchmark.condition, strength)
         own["lines"].append({"title": place.heading, "images": images})

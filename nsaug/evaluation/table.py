@@ -42,10 +42,10 @@ class Score:
     def per_image(self, outcomes: list[Outcome]) -> np.ndarray | None:
         """Each image's score, (n,), from one subject's outcomes; None where one that counts is missing."""
         by_name = {each.entry.name: each.result for each in outcomes if each.result is not None}
-        found = [by_name.get(name) for name in self.weights]
-        if not found or any(result is None for result in found):
+        found = [by_name[name] for name in self.weights if name in by_name]
+        if len(found) < len(self.weights) or any(result.ids != found[0].ids for result in found):
             return None
-        means = [np.mean([judged.top1 for judged in result.judged], axis=0) for result in found if result]
+        means = [np.mean([judged.top1 for judged in result.judged], axis=0) for result in found]
         weights = np.array(list(self.weights.values()))
         return (weights / weights.sum()) @ np.stack(means)
 

@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     from nsaug.evaluation.benchmark import subset
     from nsaug.evaluation.report import write_views
     from nsaug.evaluation.table import COLUMNS, grouped, rows_of, tabulate, write
-    from nsaug.evaluation.views import terminal_table
+    from nsaug.evaluation.views import caption, terminal_table
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
@@ -96,7 +96,9 @@ def main(cfg: DictConfig) -> None:
         console = Console()
         if not console.is_terminal:
             console = Console(width=200)  # a file or a pipe has no width to respect
-        console.print(terminal_table(table, grouped(table)))
+        groups = grouped(table)
+        console.print(caption(table, groups), highlight=False, markup=False)
+        console.print(terminal_table(groups))
         log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
     if failed:
         raise NsaugError(

@@ -100,10 +100,10 @@ def markdown(rows: pd.DataFrame, groups: pd.DataFrame) -> str:
     return caption(rows, groups) + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def terminal_table(rows: pd.DataFrame, groups: pd.DataFrame) -> Table:
-    """The main table for a terminal."""
+def terminal_table(groups: pd.DataFrame) -> Table:
+    """The main table for a terminal, to stand below its caption."""
     shown = headline(groups)
-    table = Table(title=caption(rows, groups), title_justify="left")
+    table = Table()
     table.add_column("")
     for name in names(shown):
         table.add_column(name, justify="right")

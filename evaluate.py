@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +24,9 @@ log = logging.getLogger("nsaug.evaluate")
 KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
 
 
+SUITE = {"benchmarks", "score", "max_images", "eps", "std"}
+
+
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """Every model on every benchmark of the suite: results on disk as they come, then tables, plots and a report."""
@@ -34,7 +37,7 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from nsaug.evaluation import Entry, Store, find_subjects, run_suite
+    from nsaug.evaluation import Benchmark, Entry, Store, find_subjects, run_suite
     from nsaug.evaluation.benchmark import subset
     from nsaug.evaluation.report import write_views
     from nsaug.evaluation.table import COLUMNS, grouped, rows_of, tabulate, write
@@ -42,10 +45,10 @@ def main(cfg: DictConfig) -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    entries = [
-        Entry(str(name), build(node), cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)))
-        for name, node in cfg.suite.benchmarks.items()
-    ]
+    entries = [Entry(str(name), build(node)) for name, node in cfg.suite.benchmarks.items()]
+    for entry in entries:
+        if not isinstance(entry.benchmark, Benchmark):
+            raise NsaugError(f"suite.benchmarks.{entry.name}: set its _target_ to nsaug.evaluation.Benchmark")
     score = build(cfg.suite.score) if cfg.suite.score is not None else None
     if score:
         score.check(entry.name for entry in entries)
@@ -55,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     images = 0
     for subject in subjects:  # all that can be missing is missed before the first is judged
         images += len(subset(open_data(subject).test_images, cfg.suite.max_images, cfg.seed))
-        if "name" not in cfg.model:
+        if not by_model_group(cfg, subject):
             subject.model()
 
     def opened(subject: "Subject") -> "tuple[ViT, ImageData]":
@@ -66,7 +69,8 @@ def main(cfg: DictConfig) -> None:
             log.info("%s: the moving average of its weights (ema=%g) is judged", subject.label, averaged)
         return vit, data
 
-    first = opened(subjects[0])  # a mistake shows here, before any work; later ones cost their own results alone
+    if len(subjects) == 1:  # a mistake of one among many costs its own results alone
+        only = opened(subjects[0])
     outcomes, rows = [], []
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, transient=True) as progress:
@@ -78,7 +82,7 @@ def main(cfg: DictConfig) -> None:
         for outcome in run_suite(
             subjects,
             entries,
-            lambda subject: first if subject is subjects[0] else opened(subject),
+            opened if len(subjects) > 1 else lambda _: only,
             Store(Path(cfg.store)),
             cfg.seed,
             cfg.suite.max_images,
@@ -130,6 +134,13 @@ def check_settings(cfg: DictConfig) -> None:
     from nsaug.settings import Count, PositiveCount
 
     check(cfg, KNOWN)
+    check_value(
+        "checkpoint",
+        OmegaConf.to_container(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint,
+        str | list[str] | None,
+    )
+    if unknown := set(map(str, cfg.suite)) - SUITE:
+        raise NsaugError(f"suite.{min(unknown)}: no such setting; choose among {', '.join(sorted(SUITE))}")
     check_value("seed", cfg.seed, Count)
     check_value("batch_size", cfg.batch_size, PositiveCount | None)
     check_value("store", cfg.store, str)
@@ -163,11 +174,20 @@ def data_opener(cfg: DictConfig) -> "Callable[[Subject], ImageData]":
     return open_data
 
 
+def by_model_group(cfg: DictConfig, subject: "Subject") -> bool:
+    """Whether `model=` says how a subject is built: what brings a config.json, or is a timm name, says so itself."""
+    return (
+        cfg.model.get("name") is not None
+        and subject.config is None
+        and (subject.checkpoint is not None or subject.name == cfg.model.name)
+    )
+
+
 def open_model(cfg: DictConfig, subject: "Subject", data: "ImageData") -> "ViT":
     """Builds a model and makes sure that its classes are those of the data."""
     from nsaug.vit import build_vit
 
-    told = "name" in cfg.model
+    told = by_model_group(cfg, subject)
     vit = build(cfg.model, checkpoint=subject.checkpoint) if told else build_vit(**subject.model())
     if vit.model.num_classes != data.num_classes:
         raise NsaugError(

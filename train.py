@@ -52,7 +52,8 @@ def main(cfg: DictConfig) -> None:
 
     tracking = build(cfg.logger)
     name = cfg.name or method.name
-    record = run_record(cfg, name, method.name, data.class_names)
+    start = checkpoints.name_of(cfg.checkpoint) if cfg.checkpoint else None
+    record = run_record(cfg, name, method.name, data.class_names, start)
     settings = OmegaConf.to_container(cfg, resolve=True)
     loggers = tracking.loggers(folder, f"{name}-{cfg.seed}", multirun_group(), settings)
     last, best = checkpoint_callbacks(folder, cfg.keep)
@@ -105,7 +106,9 @@ def check_settings(cfg: DictConfig) -> None:
     check_value("checkpoint", cfg.checkpoint, str | None)
 
 
-def run_record(cfg: DictConfig, name: str, method: str, class_names: list[str]) -> dict[str, Any]:
+def run_record(
+    cfg: DictConfig, name: str, method: str, class_names: list[str], start: str | None = None
+) -> dict[str, Any]:
     """What `config.json` tells of the run: enough to judge its weights on its data, and to group runs by settings."""
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)
@@ -113,8 +116,8 @@ def run_record(cfg: DictConfig, name: str, method: str, class_names: list[str]) 
         data["root"] = str(Path(data["root"]).expanduser().absolute())
     told = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(told, dict)
-    groups = ("data", "model", "method", "nullspace", "optim", "mixing", "finetune", "ema", "trainer")
-    settings = {group: told[group] for group in groups}
+    groups = ("data", "model", "method", "nullspace", "optim", "mixing", "finetune", "ema", "keep", "trainer")
+    settings = {group: told[group] for group in groups} | {"start": start}
     return {
         "name": name,
         "method": method,

@@ -101,6 +101,13 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     return json.loads(config.read_text()) if config.is_file() else None
 
 
+def name_of(path: str | Path) -> str:
+    """What tables call the weights at `path`: the name of the run that left them, else the name of the file."""
+    record = (read_config(path) or {}).get("nsaug", {})
+    file = locate(path)
+    return record.get("name") or (file.parent.name if file.name == WEIGHTS else file.stem)
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors, .pth, .pt, .bin or Lightning .ckpt file, on the CPU, with timm's own keys.
 

@@ -30,6 +30,9 @@ from pydantic.errors import PydanticUserError
 
 from nsaug.settings import NsaugError, first_line
 
+# A folder's name of a run's overrides: attack.eps=4/255 would make a folder within a folder.
+OmegaConf.register_new_resolver("nsaug.filename", lambda text: text.replace("/", ":"), replace=True)
+
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """`hydra.main`, with errors in one line and exit code 1.
@@ -189,7 +192,7 @@ def _check_node(node: Any, path: str) -> None:
             _check_node(node[index], f"{path}[{index}]")
     if not isinstance(node, DictConfig):
         return
-    parameters = _parameters(get_object(node["_target_"])) if "_target_" in node else None
+    parameters = _parameters(_target(node, path)) if "_target_" in node else None
     for key in map(str, node):
         where, value = f"{path}.{key}" if path else key, node[key]
         built_elsewhere = OmegaConf.is_interpolation(node, key)  # ${nullspace} is checked where it stands
@@ -202,6 +205,13 @@ def _check_node(node: Any, path: str) -> None:
         if not (isinstance(value, DictConfig) and "_target_" in value):
             plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             check_value(where, plain, parameters[key])
+
+
+def _target(node: DictConfig, path: str) -> Any:
+    try:
+        return get_object(node["_target_"])
+    except Exception as error:
+        raise NsaugError(f"{path}._target_={node['_target_']}: there is no such class or function") from error
 
 
 def check_value(where: str, value: Any, annotation: Any) -> None:

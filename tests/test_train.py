@@ -200,6 +200,19 @@ def test_a_multirun_gives_each_run_its_folder_and_one_group(monkeypatch, tmp_pat
     assert wandb.run is None, "the last one is finished too"
 
 
+def test_no_two_runs_of_a_sweep_share_a_folder(monkeypatch, tmp_path, trained):
+    """Start weights are no part of a folder's name, and 4/255 would be a folder within a folder."""
+    run(
+        train, monkeypatch, "-m", *FAST, "trainer.max_steps=1", "method=clean", f"checkpoint={trained},null",
+        "attack.eps=4/255,0", f"hydra.sweep.dir={tmp_path}/sweep",
+    )  # fmt: skip
+    folders = sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/model.safetensors"))
+    assert [folder.split(",")[0] for folder in folders] == ["0", "1", "2", "3"]
+    assert "attack.eps=4:255" in folders[0]
+    starts = [json.loads((tmp_path / "sweep" / name / "config.json").read_text()) for name in folders]
+    assert [each["nsaug"]["settings"]["start"] for each in starts] == ["nullspace", "nullspace", None, None]
+
+
 def test_pictures_of_the_noise(monkeypatch, tmp_path):
     run(train, monkeypatch, *SHORT, "logger.pictures=4", f"hydra.run.dir={tmp_path}")
     with Image.open(tmp_path / "noise.png") as picture:

@@ -25,7 +25,7 @@ REFERENCE = 64
 
 
 class Halved(Protocol):
-    def __call__(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, ...]: ...
 
 
 @settings
@@ -73,6 +73,11 @@ class Benchmark:
         return self.values or (None,)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All that its results depend on, defaults included, as plain values."""
+        return _plain(self)
+
+    @property
     def forwards(self) -> int:
         """About how many forwards an image costs: what a forecast of the time left goes by."""
         each = 1
@@ -96,7 +101,9 @@ class Benchmark:
         vit.eval()
         rms = self._reference(vit, loader, device)
         found: list[dict[str, list[np.ndarray]]] = [{name: [] for name in FIELDS} for _ in self.strengths]
-        pictures: list[Tensor] = []
+        pictures: list[list[Tensor]] = [[] for _ in self.strengths]
+        count = len(loader.dataset)  # type: ignore[arg-type]
+        pictured = sorted({round(each) for each in np.linspace(0, count - 1, PICTURES)})
         seen: list[str] = []
         for images, labels, ids in loader:
             images, labels = images.to(device), labels.to(device)
@@ -104,39 +111,42 @@ class Benchmark:
 
                 def at_this_strength(
                     images: Tensor, labels: Tensor, ids: Sequence[str], place: int = place
-                ) -> tuple[Tensor, Tensor]:
+                ) -> tuple[Tensor, ...]:
                     return self._logits(vit, images, labels, ids, place, seed, rms)
 
-                logits, shown = in_memory(at_this_strength, images, labels, ids)
-                for name, values in judge(logits, labels).items():
+                logits, shown, reached = in_memory(at_this_strength, images, labels, ids)
+                for name, values in judge(logits, labels, reached).items():
                     found[place][name].append(values.cpu().numpy())
-                if not seen:
-                    pictures.append(shown[:PICTURES])
+                pictures[place] += [
+                    shown[each - len(seen)].cpu() for each in pictured if 0 <= each - len(seen) < len(ids)
+                ]
             seen += ids
             advance(len(images))
         judged = [Judged(**{name: np.concatenate(parts) for name, parts in each.items()}) for each in found]
-        kept = (torch.stack(pictures).clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
-        return Result(self.strengths, seen, judged, kept)
+        stacked = torch.stack([torch.stack(each) for each in pictures])
+        kept = (stacked.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
+        return Result(self.strengths, seen, judged, pictured, kept)
 
     @torch.no_grad()
     def _logits(
         self, vit: ViT, images: Tensor, labels: Tensor, ids: Sequence[str], place: int, seed: int, rms: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits at one strength, and the images as the model saw them."""
+    ) -> tuple[Tensor, ...]:
+        """Logits at one strength, the images as the model saw them, and of noise which images' reached ε."""
         if self.condition == "clean":
-            return vit(images), images
+            return vit(images), images, _nothing(images)
         kind = self._at(self.values[place])
         own = [generator("cpu", seed, place, zlib.crc32(image.encode())) for image in ids]
         if self.noise is not None:
-            noise = kind.refine(vit, images, own, rms=rms).noise
-            change = to_pixels(vit, noise)
-            return vit(images, noise), images if change is None else images + change
+            refined = kind.refine(vit, images, own, rms=rms)
+            change = to_pixels(vit, refined.noise)
+            shown = images if change is None else images + change
+            return vit(images, refined.noise), shown, refined.reached.float()
         if self.attack is not None:
             changed = kind(vit, images, labels, own)
         else:
             draws = torch.stack([kind.draw(tuple(images.shape[1:]), draw) for draw in own])
             changed = kind(images, draws.to(images))
-        return vit(changed), changed
+        return vit(changed), changed, _nothing(images)
 
     def _reference(self, vit: ViT, loader: DataLoader[Any], device: torch.device) -> Tensor | None:
         """rms(u) on the first images, which noise is counted in."""
@@ -151,8 +161,12 @@ class Benchmark:
         return dataclasses.replace(kind, **{self.vary or "": strength})
 
 
-def in_memory(function: Halved, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The function's results for a batch; one that does not fit in memory is halved until it does.
+def _nothing(images: Tensor) -> Tensor:
+    return images.new_full((len(images),), float("nan"))
+
+
+def in_memory(function: Halved, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, ...]:
+    """The function's tensors for a batch; one that does not fit in memory is halved until it does.
 
     Raises:
         torch.OutOfMemoryError, RuntimeError: a single image does not fit.
@@ -167,11 +181,18 @@ def in_memory(function: Halved, images: Tensor, labels: Tensor, ids: Sequence[st
         torch.cuda.empty_cache()
     half = len(images) // 2
     parts = [in_memory(function, images[part], labels[part], ids[part]) for part in (slice(half), slice(half, None))]
-    return torch.cat([logits for logits, _ in parts]), torch.cat([shown for _, shown in parts])
+    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": type(value).__qualname__} | fields
+    return list(value) if isinstance(value, tuple) else value
 
 
 def subset(images: Any, most: int | None, seed: int) -> Any:

@@ -28,6 +28,8 @@ class Judged:
         top1, top5: whether the label is the likeliest class, is among the five likeliest.
         nll: negative log-likelihood of the label, in nats.
         brier: summed squared difference of the probabilities to the label's, in [0, 2].
+        reached: of a benchmark with nullspace noise: whether the image's noise has an influence below ε (1 or 0); NaN
+            for others.
     """
 
     label: np.ndarray
@@ -37,14 +39,21 @@ class Judged:
     top5: np.ndarray
     nll: np.ndarray
     brier: np.ndarray
+    reached: np.ndarray
 
 
 FIELDS = tuple(Judged.__dataclass_fields__)
 
 
 @torch.no_grad()
-def judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The fields of `Judged` for logits (B, C) and labels (B,), each a tensor (B,) on their device."""
+def judge(logits: Tensor, labels: Tensor, reached: Tensor | None = None) -> dict[str, Tensor]:
+    """The fields of `Judged` for logits (B, C), labels (B,) and reached (B,), each a tensor (B,) on their device.
+
+    Raises:
+        RuntimeError: a logit is not finite: such a model has no answer that could be right or wrong.
+    """
+    if not logits.isfinite().all():
+        raise RuntimeError("the model's logits are not finite")
     log_probabilities = full_precision(logits).log_softmax(-1)
     own = log_probabilities.gather(1, labels[:, None])[:, 0]
     best, prediction = log_probabilities.max(-1)
@@ -59,6 +68,7 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "top5": (likeliest == labels[:, None]).any(-1),
         "nll": -own,
         "brier": brier,
+        "reached": torch.full_like(own, float("nan")) if reached is None else reached.to(own.dtype),
     }
 
 
@@ -90,5 +100,3 @@ METRICS: dict[str, Callable[[Judged, np.ndarray], np.ndarray]] = {
     "brier": _mean_of("brier"),
 }
 """From what was judged and weights (..., n) that sum to 1, to values (...)."""
-
-BETTER = {"top1": "higher", "top5": "higher", "nll": "lower", "ece": "lower", "brier": "lower", "retention": "higher"}

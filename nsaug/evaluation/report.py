@@ -158,7 +158,7 @@ def trained_eps(outcomes: list[Outcome]) -> dict[str, float]:
 
 
 def samples(outcomes: list[Outcome], class_names: list[str]) -> list[dict[str, Any]]:
-    """The first images at each benchmark's greatest strength, by the first run of each name, with what it said."""
+    """The kept images at each benchmark's greatest strength, by the first run of each name, with what it said."""
     found: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
         name, result = outcome.subject.name, outcome.result
@@ -167,10 +167,11 @@ def samples(outcomes: list[Outcome], class_names: list[str]) -> list[dict[str, A
         own = found.setdefault(name, {"label": outcome.subject.label, "subject": outcome.subject, "lines": []})
         if own["subject"] is not outcome.subject:
             continue
-        judged, strength = result.judged[-1], result.strengths[-1]
+        hardest = max(range(len(result.strengths)), key=lambda place: result.strengths[place] or 0)
+        judged, strength = result.judged[hardest], result.strengths[hardest]
         images = []
         classes = outcome.subject.record.get("class_names", class_names)
-        for rank, pixels in enumerate(result.pictures[-1]):
+        for rank, pixels in zip(result.pictured, result.pictures[hardest], strict=True):
             label, said = int(judged.label[rank]), int(judged.prediction[rank])
             images.append(
                 {"image": plots.picture(pixels), "right": label == said, "said": classes[said]}

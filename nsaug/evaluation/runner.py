@@ -4,7 +4,8 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nsaug.evaluation.benchmark import Benchmark, subset
 from nsaug.evaluation.store import Identity, Result, Store, model_digest
@@ -25,12 +26,10 @@ class Entry:
     Attributes:
         name: its key in the suite.
         benchmark: what it is.
-        settings: its YAML, resolved: what its results depend on.
     """
 
     name: str
     benchmark: Benchmark
-    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,21 @@ def run_suite(
         try:
             vit, data = opened(subject)
             images = subset(data.test_images, max_images, seed)
-            common = {"weights": model_digest(vit), "data": images.digest(), "seed": seed}
+            common = {"weights": model_digest(vit), "data": images.digest(), "classes": data.class_names, "seed": seed}
             common["device"] = vit.mean.device.type
         except Exception as error:
             failure = _reported(error, subject.label)
             for entry in entries:
                 yield Outcome(subject, entry, None, failure)
             continue
-        loader = data.loader(images)
+        loader, where = (
+            data.loader(images),
+            str(Path(subject.checkpoint).resolve()) if subject.checkpoint else subject.name,
+        )
         for entry in entries:
             title = f"{subject.label}: {entry.name}"
             work, forwards = len(images) * entry.benchmark.forwards, entry.benchmark.forwards
-            identity = Identity(subject.checkpoint or subject.name, entry.name, common | {"settings": entry.settings})
+            identity = Identity(where, entry.name, common | {"settings": entry.benchmark.settings})
             result = store.find(identity)
             if result is not None:
                 advance(title, work)

@@ -35,6 +35,15 @@ def over_images(estimate: float, samples: np.ndarray) -> Interval:
     return Interval(float(estimate), float(low), float(high))
 
 
+def basic_over_images(estimate: float, samples: np.ndarray) -> Interval:
+    """The basic interval about an estimate that cannot be negative: resampling biases it as sampling did, and upwards.
+
+    A percentile interval would add that bias twice (Davison & Hinkley, Bootstrap Methods, section 5.2).
+    """
+    reflected = over_images(estimate, 2 * estimate - samples)
+    return Interval(reflected.value, max(0.0, reflected.low), max(0.0, reflected.high))
+
+
 def mean_over_images(values: np.ndarray) -> Interval:
     """Mean of one number per image, (n,), with its bootstrap interval."""
     return over_images(values.mean(), resampled_weights(len(values)) @ values.astype(np.float32))

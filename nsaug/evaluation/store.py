@@ -8,7 +8,6 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,13 @@ class Identity:
 
     @property
     def key(self) -> str:
-        return digest(self.parts | {"version": VERSION})
+        """The same for the same work, whatever path or name it goes by."""
+        return _digest(self.parts | {"version": VERSION})
 
     @property
     def place(self) -> str:
-        """What stays the same when a part changes: names the folder of all results of it."""
-        return digest({"subject": self.subject, "benchmark": self.benchmark})[:16]
+        """The same for what a user takes for the same work, whatever has changed in it."""
+        return _digest({"subject": self.subject, "benchmark": self.benchmark})
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class Result:
         strengths: of the benchmark; (None,) where it has none.
         ids: of the images.
         judged: for each strength.
-        pictures: (strengths, k, H, W, 3) in uint8: the first k images as the model saw them.
+        pictured: positions of k images among them.
+        pictures: (strengths, k, H, W, 3) in uint8: those as the model saw them.
     """
 
     strengths: tuple[float | None, ...]
     ids: list[str]
     judged: list[Judged]
+    pictured: list[int]
     pictures: np.ndarray
 
 
@@ -78,36 +80,40 @@ class Store:
             return None
         strengths = tuple(_meta(content)["strengths"])
         judged = [Judged(**{name: content[name][place] for name in FIELDS}) for place in range(len(strengths))]
-        return Result(strengths, content["ids"].tolist(), judged, content["pictures"])
+        return Result(strengths, content["ids"].tolist(), judged, content["pictured"].tolist(), content["pictures"])
 
     def keep(self, identity: Identity, result: Result) -> None:
         fields: dict[str, Any] = {name: np.stack([getattr(each, name) for each in result.judged]) for name in FIELDS}
-        meta = {"strengths": result.strengths, "subject": identity.subject, "benchmark": identity.benchmark}
+        told: dict[str, Any] = {
+            "pictured": np.array(result.pictured, int),
+            "pictures": result.pictures,
+            "ids": np.array(result.ids),
+        }
         with written_whole(self._path(identity)) as draft, open(draft, "wb") as file:
-            text = json.dumps(meta | {"parts": identity.parts})
-            np.savez_compressed(file, meta=text, ids=np.array(result.ids), pictures=result.pictures, **fields)
+            np.savez_compressed(file, meta=json.dumps({"strengths": result.strengths}), **told, **fields)
+        with written_whole(self._latest(identity)) as draft:
+            draft.write_text(json.dumps(identity.parts))
 
     def changed(self, identity: Identity) -> list[str]:
-        """The parts in which the latest other result of the same subject and benchmark differs; empty without one."""
-        others = sorted(self._others(identity), key=lambda path: path.stat().st_mtime)
-        content = _read(others[-1]) if others else None
-        if content is None:
+        """The parts in which the latest result of this subject and benchmark differs; empty without one."""
+        try:
+            before = json.loads(self._latest(identity).read_text())
+        except (OSError, ValueError):
             return []
-        before = _meta(content)["parts"]
         return [part for part, value in identity.parts.items() if before.get(part) != value]
 
-    def _others(self, identity: Identity) -> Iterator[Path]:
-        return (path for path in (self.folder / identity.place).glob("[!.]*.npz") if path.stem != identity.key)
-
     def _path(self, identity: Identity) -> Path:
-        return self.folder / identity.place / f"{identity.key}.npz"
+        return self.folder / f"{identity.key}.npz"
+
+    def _latest(self, identity: Identity) -> Path:
+        return self.folder / "latest" / f"{identity.place}.json"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A file's arrays; None where it is missing, or damaged: what it held is then judged anew, and replaced."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in ("meta", "ids", "pictures", *FIELDS)}
+            return {name: file[name] for name in ("meta", "ids", "pictured", "pictures", *FIELDS)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
@@ -116,14 +122,14 @@ def _meta(content: dict[str, Any]) -> dict[str, Any]:
     return json.loads(str(content["meta"]))
 
 
-def digest(value: Any) -> str:
+def _digest(value: Any) -> str:
     """SHA-256 of plain values, by their JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def model_digest(vit: ViT) -> str:
     """SHA-256 of what a model computes with: its weights, how it is built, how it wants its images."""
-    told = {"args": vit.model_args, "data": vit.data_config, "architecture": type(vit.model).__name__}
+    told = {"args": vit.model_args, "data": vit.data_config, "architecture": vit.model.pretrained_cfg["architecture"]}
     total = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, value in sorted(vit.state_dict().items()):
         total.update(name.encode())

@@ -1,14 +1,19 @@
 """Who is judged: checkpoints of runs, foreign weights, plain timm models."""
 
+import dataclasses
 import glob
 import json
+import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nsaug.checkpoints import SUFFIXES, WEIGHTS, locate, read_config
+from nsaug.checkpoints import CONFIG, SUFFIXES, WEIGHTS, locate, name_of, read_config
 from nsaug.settings import NsaugError
+
+log = logging.getLogger(__name__)
 
 REPEATED = re.compile(r"method\.(compute_of\.)?synthesis\.")
 """Settings of a method that stand under `nullspace` already."""
@@ -47,7 +52,9 @@ class Subject:
         }
 
     def model(self) -> dict[str, Any]:
-        """`build_vit`'s arguments, from what config.json says."""
+        """`build_vit`'s arguments, from what config.json says; a timm name's hub weights for a subject of that kind."""
+        if self.checkpoint is None:
+            return {"name": self.name, "pretrained": True}
         if self.config is None:
             raise NsaugError(f"checkpoint={self.checkpoint} has no config.json beside it: add model=... and data=...")
         args = self.config.get("model_args", {})
@@ -56,50 +63,72 @@ class Subject:
         return {"name": self.config["architecture"], "args": own, "checkpoint": self.checkpoint}
 
 
+TIMM = "timm:"
+
+
 def find_subjects(checkpoint: str | list[str] | None, model_name: str | None) -> list[Subject]:
-    """The models that `checkpoint=` means: one path, several, or globs; the timm model where it is None.
+    """The models that `checkpoint=` means: paths, globs, and timm models as `timm:NAME`; that of `model=` where None.
 
     Raises:
         NsaugError: nothing to judge, or a path without weights.
     """
-    if checkpoint is None:
+    given = [checkpoint] if isinstance(checkpoint, str) else checkpoint
+    if not given:
         if model_name is None:
             raise NsaugError("nothing to judge: type checkpoint=PATH (a run's folder, a file, a glob) or model=vit_s")
         return [Subject(None, None, {}, model_name)]
-    given = [checkpoint] if isinstance(checkpoint, str) else checkpoint
-    files = list(dict.fromkeys(file for pattern in given for file in _expand(pattern)))
-    found = []
-    for file in files:
-        config = read_config(file)
-        record = (config or {}).get("nsaug", {})
-        found.append(Subject(str(file), config, record, record.get("name") or _place(file)))
-    return _told_apart(found)
+    found: dict[Any, Subject] = {}
+    for pattern in given:
+        if pattern.startswith(TIMM):
+            found.setdefault(pattern, Subject(None, None, {}, pattern.removeprefix(TIMM)))
+            continue
+        for file in _expand(pattern):
+            config = read_config(file)
+            record = (config or {}).get("nsaug", {})
+            found.setdefault(file.resolve(), Subject(str(file), config, record, name_of(file)))
+    return _told_apart(list(found.values()))
 
 
 def _expand(pattern: str) -> list[Path]:
     if not glob.has_magic(pattern) or Path(pattern).exists():
         return [locate(pattern)]
     paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-    runs = [path for path in paths if path.suffix in SUFFIXES or (path / WEIGHTS).is_file()]
+    runs = [path for path in paths if _holds_weights(path)]
     if not runs:
         raise NsaugError(f"checkpoint={pattern} matches no run's folder and no weights file ({len(paths)} other paths)")
+    for path in paths:
+        if (path / CONFIG).is_file() and path not in runs:
+            log.warning("%s is left out: its run did not end (checkpoint=%s/last.ckpt judges it as it was)", path, path)
     return [locate(path) for path in runs]
 
 
-def _place(file: Path) -> str:
-    return file.parent.name if file.name == WEIGHTS else file.stem
+def _holds_weights(path: Path) -> bool:
+    """Whether a path that a glob found is meant: a run's folder, its weights, or a file of weights that no run left."""
+    if path.is_dir():
+        return (path / WEIGHTS).is_file()
+    return path.name == WEIGHTS or (path.suffix in SUFFIXES and not (path.parent / WEIGHTS).is_file())
 
 
 def _told_apart(subjects: list[Subject]) -> list[Subject]:
-    """Runs of one name that differ in a setting other than the seed get that setting into their name."""
+    """Names under which only runs that differ by nothing but their seed are alike.
+
+    Runs of one name that differ in another setting get that setting into their name; what is alike even in its seed,
+    or has none, gets its path.
+    """
     named = []
     for subject in subjects:
         namesakes = [_flat(other.record.get("settings", {})) for other in subjects if other.name == subject.name]
         own = _flat(subject.record.get("settings", {}))
         keys = [key for key in own if any(other.get(key) != own[key] for other in namesakes)]
         suffix = "".join(f" {key}={own[key]}" for key in keys if not REPEATED.match(key))
-        named.append(Subject(subject.checkpoint, subject.config, subject.record, subject.name + suffix))
-    return named
+        named.append(dataclasses.replace(subject, name=subject.name + suffix))
+    alike = Counter((subject.name, subject.record.get("seed")) for subject in named)
+    return [
+        dataclasses.replace(subject, name=f"{subject.name} {subject.checkpoint}")
+        if alike[subject.name, subject.record.get("seed")] > 1
+        else subject
+        for subject in named
+    ]
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

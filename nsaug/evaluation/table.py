@@ -11,7 +11,14 @@ import pandas as pd
 from nsaug.checkpoints import written_whole
 from nsaug.evaluation.metrics import METRICS
 from nsaug.evaluation.runner import Outcome
-from nsaug.evaluation.statistics import Interval, mean_over_images, over_images, over_seeds, resampled_weights
+from nsaug.evaluation.statistics import (
+    Interval,
+    basic_over_images,
+    mean_over_images,
+    over_images,
+    over_seeds,
+    resampled_weights,
+)
 from nsaug.settings import NsaugError, Positive, settings
 
 COLUMNS = [
@@ -73,9 +80,12 @@ def rows_of(outcome: Outcome, clean: Outcome | None = None) -> list[dict[str, An
     even, samples = np.full(n, 1 / n), resampled_weights(n)
     rows = []
     for strength, judged in zip(result.strengths, result.judged, strict=True):
-        found = {
-            name: over_images(float(metric(judged, even)), metric(judged, samples)) for name, metric in METRICS.items()
-        }
+        found = {}
+        for name, value in METRICS.items():
+            over = basic_over_images if name == "ece" else over_images
+            found[name] = over(float(value(judged, even)), value(judged, samples))
+        if not np.isnan(judged.reached).any():
+            found["reached"] = mean_over_images(judged.reached)
         if clean is not None and clean.result is not None and outcome is not clean and clean.result.ids == result.ids:
             found["retention"] = _ratio(judged.top1, clean.result.judged[0].top1)
         told = {"benchmark": outcome.entry.name, "condition": outcome.entry.benchmark.condition, "strength": strength}
@@ -115,7 +125,8 @@ def compared(outcomes: list[Outcome], score: Score | None) -> pd.DataFrame:
     Returns:
         Columns name, other, benchmark, condition, strength, metric, difference, seeds_low, seeds_high, seeds,
         images_low, images_high, images. Over seeds: Student's t on the differences of runs of the same seed, of two or
-        more. Over images: the bootstrap on the differences of each image's mean over these runs.
+        more, or of all runs to the other name's only one. Over images: the bootstrap on the differences of each image's
+        mean over these runs.
     """
     names: dict[str, dict[Any, list[Outcome]]] = {}
     for subject, its in _by_subject(outcomes):
@@ -124,18 +135,29 @@ def compared(outcomes: list[Outcome], score: Score | None) -> pd.DataFrame:
         runs[f"run {len(runs)}" if seed in runs else seed] = its
     rows: list[dict[str, Any]] = []
     for (other, theirs), (name, own) in itertools.combinations(names.items(), 2):
-        common = [seed for seed in own if seed in theirs]
-        pairs = [(own[seed], theirs[seed]) for seed in common] or list(zip(own.values(), theirs.values(), strict=False))
-        rows += [{"name": name, "other": other} | row for row in _differences(pairs, score, len(common))]
+        rows += [{"name": name, "other": other} | row for row in _differences(*_paired(own, theirs), score)]
     columns = ["name", "other", "benchmark", "condition", "strength", "metric", "difference"]
     spreads = ["seeds_low", "seeds_high", "seeds", "images_low", "images_high", "images"]
     return pd.DataFrame(rows, columns=[*columns, *spreads])
 
 
-def _differences(
-    pairs: list[tuple[list[Outcome], list[Outcome]]], score: Score | None, seeds: int
-) -> list[dict[str, Any]]:
-    ours, theirs = ([_vectors(pair[side], score) for pair in pairs] for side in (0, 1))
+Runs = list[list[Outcome]]
+
+
+def _paired(own: dict[Any, list[Outcome]], theirs: dict[Any, list[Outcome]]) -> tuple[Runs, Runs, int]:
+    """The runs of two names in pairs, and over how many seeds: of the same seed; or all against the only other one."""
+    common = [seed for seed in own if seed in theirs]
+    if common:
+        return [own[seed] for seed in common], [theirs[seed] for seed in common], len(common)
+    if len(own) == 1 or len(theirs) == 1:  # weights that were not trained here, say, against each run from them
+        count = max(len(own), len(theirs))
+        return list(own.values()) * (count // len(own)), list(theirs.values()) * (count // len(theirs)), count
+    pairs = list(itertools.product(own.values(), theirs.values()))  # no seed in common: the difference of the means
+    return [mine for mine, _ in pairs], [other for _, other in pairs], 1
+
+
+def _differences(own: Runs, other: Runs, seeds: int, score: Score | None) -> list[dict[str, Any]]:
+    ours, theirs = ([_vectors(run, score) for run in runs] for runs in (own, other))
     rows = []
     for key in ours[0]:
         if not all(key in each for each in (*ours, *theirs)):

@@ -12,8 +12,8 @@ from nsaug.evaluation.metrics import judge
 from nsaug.evaluation.store import Result
 
 EPS = (4 / 255, 8 / 255)
-CLEAN = Entry("clean", Benchmark(), {"kind": "clean"})
-ATTACKED = Entry("pgd", Benchmark(attack=PGD(), vary="eps", values=EPS), {"kind": "pgd"})
+CLEAN = Entry("clean", Benchmark())
+ATTACKED = Entry("pgd", Benchmark(attack=PGD(), vary="eps", values=EPS))
 
 
 class Images:
@@ -44,7 +44,9 @@ class Images:
 
 def data_of(images, labels):
     """Enough of an ImageData."""
-    return SimpleNamespace(test_images=Images(images, labels), loader=lambda found: found)
+    return SimpleNamespace(
+        test_images=Images(images, labels), loader=lambda found: found, class_names=[str(i) for i in range(10)]
+    )
 
 
 def subject(name="clean", seed=0, **record):
@@ -69,7 +71,7 @@ def outcome(of, entry, accuracies, n=50, seed=0):
     ids = [f"image{index}" for index in range(n)]
     found = [judged(accuracy, n, seed) for accuracy in accuracies]
     pictures = np.full((len(found), 3, 8, 8, 3), 100, np.uint8)
-    return Outcome(of, entry, Result(entry.benchmark.strengths, ids, found, pictures))
+    return Outcome(of, entry, Result(entry.benchmark.strengths, ids, found, [0, 20, 40], pictures))
 
 
 @pytest.fixture

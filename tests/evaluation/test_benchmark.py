@@ -35,8 +35,25 @@ def test_clean(vit, images):
     assert judged.top1.tolist() == [False, False, True, True, True, True]
     np.testing.assert_allclose(judged.confidence, logits.softmax(-1).amax(-1).detach())
     np.testing.assert_array_equal(judged.prediction, logits.argmax(1))
-    seen = (images[:4].permute(0, 2, 3, 1) * 255).round().byte()
+    assert result.pictured == list(range(6))
+    seen = (images.permute(0, 2, 3, 1) * 255).round().byte()
     np.testing.assert_array_equal(result.pictures[0], seen)
+
+
+def test_pictures_are_spread_over_the_data_set(vit, images):
+    """A data set is often sorted by class: its first images are all alike."""
+    many = images.repeat(5, 1, 1, 1) * torch.linspace(0.1, 1, 30, dtype=torch.float64).view(-1, 1, 1, 1)
+    result = run(ATTACK, vit, many, torch.zeros(30, dtype=torch.long), size=7)
+    assert result.pictured == [0, 6, 12, 17, 23, 29]
+    assert result.pictures.shape == (2, 6, 8, 8, 3)
+    attacked = many[result.pictured].permute(0, 2, 3, 1).numpy() * 255 - result.pictures[0]
+    assert np.abs(attacked).max() <= 4.51
+
+
+def test_a_model_without_finite_answers_is_refused(vit, images):
+    vit.model.head.bias.data[0] = float("nan")
+    with pytest.raises(RuntimeError, match="not finite"):
+        run(Benchmark(), vit, images, torch.zeros(6, dtype=torch.long))
 
 
 def test_an_attack_at_each_strength(vit, images):
@@ -52,11 +69,13 @@ def test_an_attack_at_each_strength(vit, images):
 
 def test_nullspace_noise_is_refined_on_the_model(vit, images):
     labels = vit.eval()(images).argmax(1)
-    start = Benchmark(noise=NoiseSynthesis(steps=0, lr=0.03), vary="limit", values=[1.0])
+    start = Benchmark(noise=NoiseSynthesis(steps=0, eps=0.001), vary="limit", values=[1.0])
     refined = Benchmark(noise=NoiseSynthesis(steps=10, lr=0.03, eps=0.001), vary="limit", values=[1.0])
     clean = run(Benchmark(), vit, images, labels).judged[0]
     before, after = (run(each, vit, images, labels).judged[0] for each in (start, refined))
     assert np.abs(after.nll - clean.nll).mean() < 0.7 * np.abs(before.nll - clean.nll).mean()
+    assert before.reached.mean() < after.reached.mean()
+    assert np.isnan(clean.reached).all()
 
 
 @pytest.mark.parametrize("benchmark", [ATTACK, CORRUPTION, NOISE], ids=["attack", "corruption", "noise"])

@@ -9,7 +9,9 @@ import torch
 
 from nsaug.evaluation import Store, run_suite
 from nsaug.evaluation.benchmark import Benchmark
+from nsaug.evaluation.store import model_digest
 from nsaug.settings import NsaugError
+from nsaug.vit import build_vit
 from tests.evaluation.conftest import ATTACKED, CLEAN, data_of, subject
 
 
@@ -56,6 +58,29 @@ def test_finished_work_is_not_repeated(suite, ran):
     same(first, second)
 
 
+def test_the_same_work_is_found_under_another_name_and_path(suite, ran):
+    suite(entries=[CLEAN])
+    suite([subject("renamed", seed=7)], entries=[type(CLEAN)("plain", CLEAN.benchmark)])
+    assert ran == ["clean"]
+
+
+def test_defaults_are_part_of_what_a_result_depends_on():
+    told = ATTACKED.benchmark.settings
+    assert told["attack"] == {"class": "PGD", "eps": 4 / 255, "num_steps": 10, "step_size": None, "random_start": True}
+    assert told["values"] == [4 / 255, 8 / 255]
+
+
+def test_architectures_of_one_class_are_told_apart():
+    """GELU or its quick approximation: the class, the weights' names and shapes and the images are the same."""
+    names = ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_quickgelu_224.openai")
+    args = {"embed_dim": 8, "depth": 1, "num_heads": 1}
+    digests = []
+    for name in names:
+        torch.manual_seed(0)
+        digests.append(model_digest(build_vit(name, num_classes=2, img_size=32, args=args)))
+    assert digests[0] != digests[1]
+
+
 def test_work_that_was_stopped_goes_on_where_it_was(suite, ran, monkeypatch):
     run = Benchmark.run
 
@@ -89,8 +114,7 @@ def test_what_changed_is_judged_anew_and_said(suite, ran, vit, images, labels, c
         suite(entries=[CLEAN], **change)
         assert "clean, seed 0: clean is judged anew: changed since it was last are its" in caplog.text
         assert part in caplog.text
-    other = type(CLEAN)("clean", CLEAN.benchmark, {"kind": "other"})
-    suite(entries=[other])
+    suite(entries=[type(CLEAN)("clean", ATTACKED.benchmark)])
     assert len(ran) == 5
     back, _ = suite(entries=[CLEAN])
     assert len(ran) == 5, "the first is still there"
@@ -127,7 +151,7 @@ def test_a_model_that_cannot_be_opened_costs_no_other(suite, vit, images, labels
 
 def test_a_damaged_result_is_judged_anew(suite, ran, tmp_path):
     suite(entries=[CLEAN])
-    (file,) = tmp_path.rglob("*.npz")
+    (file,) = tmp_path.glob("*.npz")
     file.write_bytes(file.read_bytes()[:100])
     found, _ = suite(entries=[CLEAN])
     assert ran == ["clean"] * 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nsaug.evaluation.statistics import mean_over_images, over_seeds, resampled_weights
+from nsaug.evaluation.statistics import basic_over_images, mean_over_images, over_seeds, resampled_weights
 
 
 def test_the_bootstrap_agrees_with_scipy():
@@ -41,3 +41,19 @@ def test_the_same_resamples_for_all():
     weights = resampled_weights(30)
     assert weights is resampled_weights(30)
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+
+
+def test_the_calibration_error_of_a_calibrated_model_lies_within_its_interval():
+    """A percentile interval lies above the estimate itself: resampling adds its own upward bias."""
+    from nsaug.evaluation.metrics import Judged, calibration_error
+
+    rng, held = np.random.default_rng(0), []
+    for _ in range(40):
+        confidence = rng.uniform(0.3, 1, 359)
+        rest = {key: np.zeros(359) for key in ("label", "prediction", "top5", "nll", "brier", "reached")}
+        judged = Judged(confidence=confidence, top1=rng.random(359) < confidence, **rest)
+        value = float(calibration_error(judged, np.full(359, 1 / 359)))
+        found = basic_over_images(value, calibration_error(judged, resampled_weights(359)))
+        assert 0 <= found.low <= found.high
+        held.append(found.low <= value <= found.high)
+    assert np.mean(held) > 0.6

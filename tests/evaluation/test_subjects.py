@@ -49,6 +49,33 @@ def test_a_path_named_twice_is_judged_once(runs):
     )
 
 
+def test_what_is_alike_even_in_its_seed_is_told_apart_by_its_path(runs):
+    """Two files of one name are no two seeds of one model."""
+    for folder in ("a", "b"):
+        (runs / folder).mkdir()
+        (runs / folder / "best.safetensors").write_bytes((runs / "clean-0.03-0" / "model.safetensors").read_bytes())
+    found = find_subjects([f"{runs}/a/best.safetensors", f"{runs}/b/best.safetensors"], None)
+    assert [subject.name for subject in found] == [f"best {runs}/{folder}/best.safetensors" for folder in "ab"]
+
+
+def test_a_run_is_found_once_whatever_is_in_its_folder(runs):
+    (runs / "clean-0.03-0" / "last.ckpt").write_bytes(b"")
+    (subject,) = find_subjects(f"{runs}/clean-0.03-0/*", None)
+    assert subject.checkpoint.endswith("model.safetensors")
+
+
+def test_a_run_that_did_not_end_is_named(runs, caplog):
+    (runs / "clean-0.03-0" / "model.safetensors").unlink()
+    assert len(find_subjects(f"{runs}/*", None)) == 3
+    assert f"{runs}/clean-0.03-0 is left out: its run did not end" in caplog.text
+
+
+def test_several_timm_models_beside_a_checkpoint(runs):
+    found = find_subjects([f"{runs}/clean-0.03-0", "timm:vit_tiny_patch16_224", "timm:deit_tiny_patch16_224"], None)
+    assert [subject.name for subject in found] == ["clean", "vit_tiny_patch16_224", "deit_tiny_patch16_224"]
+    assert found[1].model() == {"name": "vit_tiny_patch16_224", "pretrained": True}
+
+
 def test_a_plain_timm_model():
     (subject,) = find_subjects(None, "vit_small_patch16_224")
     assert subject.columns == {

@@ -7,7 +7,7 @@ from PIL import Image
 from rich.console import Console
 from scipy import stats
 
-from nsaug.evaluation import Outcome, Score
+from nsaug.evaluation import Benchmark, Entry, Outcome, Score
 from nsaug.evaluation.plots import overview
 from nsaug.evaluation.table import COLUMNS, compared, grouped, tabulate, write
 from nsaug.evaluation.views import Place, caption, markdown, terminal_table
@@ -95,6 +95,37 @@ def test_runs_without_a_common_seed_have_no_interval_over_seeds():
     assert np.isnan(row["seeds_low"])
     assert row["difference"] == pytest.approx(-0.1)
     assert row["images_low"] < -0.1 < row["images_high"]
+
+
+def test_runs_are_compared_with_the_weights_they_started_from():
+    """The model before finetuning has no seed: each run is paired with it; the spread is that of the runs."""
+    runs = [outcome(subject("ft", seed), CLEAN, [accuracy]) for seed, accuracy in enumerate((0.2, 0.5, 0.8))]
+    start = [outcome(subject("start", None), CLEAN, [0.5])]
+    for order, sign in ((start + runs, 1), (runs + start, -1)):
+        row = of(compared(order, None), benchmark="clean")
+        low, high = stats.t.interval(0.95, 2, loc=0, scale=stats.sem([0.2, 0.5, 0.8]))
+        assert row["difference"] == pytest.approx(0, abs=1e-9)
+        assert (row["seeds_low"], row["seeds_high"], row["seeds"]) == pytest.approx((low, high, 3)), sign
+
+
+def test_groups_without_a_common_seed_are_compared_by_their_means():
+    own = [outcome(subject("a", seed), CLEAN, [accuracy]) for seed, accuracy in ((0, 0.2), (1, 0.4))]
+    theirs = [outcome(subject("b", seed), CLEAN, [accuracy]) for seed, accuracy in ((2, 0.8), (3, 0.6))]
+    row = of(compared(own + theirs, None), benchmark="clean")
+    assert row["difference"] == pytest.approx(0.4)
+    assert np.isnan(row["seeds_low"])
+    assert row["images_low"] < 0.4 < row["images_high"]
+
+
+def test_the_share_that_reached_eps_is_told():
+    from nsaug.nullspace import NoiseSynthesis
+
+    noise = Entry("noise", Benchmark(noise=NoiseSynthesis(), vary="limit", values=(1,)))
+    found = outcome(subject(), noise, [0.9])
+    found.result.judged[0].reached[:] = np.arange(50) < 20
+    row = of(tabulate([found], None), metric="reached")
+    assert row["value"] == pytest.approx(0.4)
+    assert "reached" not in set(tabulate([outcome(subject(), CLEAN, [0.9])], None)["metric"])
 
 
 def test_a_failure_leaves_no_row(outcomes):

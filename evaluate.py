@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
 
     from nsaug.evaluation import Benchmark, Entry, Store, find_subjects, run_suite
     from nsaug.evaluation.benchmark import subset
-    from nsaug.evaluation.report import write_views
+    from nsaug.evaluation.report import write_report
     from nsaug.evaluation.table import COLUMNS, grouped, rows_of, tabulate, write
     from nsaug.evaluation.views import caption, terminal_table
 
@@ -95,7 +95,7 @@ def main(cfg: DictConfig) -> None:
     if failed < len(outcomes):
         table, suite = tabulate(outcomes, score), HydraConfig.get().runtime.choices["suite"]
         class_names = open_data(subjects[0]).class_names
-        write_views(table, outcomes, score, class_names, facts(cfg, device), folder)
+        write_report(table, outcomes, score, class_names, facts(cfg, device), folder)
         build(cfg.tracking).publish(folder, f"{suite} of {len(subjects)}", table, outcomes)
         console = Console()
         if not console.is_terminal:

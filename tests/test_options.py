@@ -90,7 +90,7 @@ def test_averaging_leaves_index_buffers_alone(monkeypatch, tmp_path):
     """Swin looks its positions up by integer buffers: averaged, they would be rounded to their neighbours."""
     swin = ["model=timm", "model.name=swin_tiny_patch4_window7_224", "model.pretrained=false", "data=digits",
             "model.img_size=32", "model.args={embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1]}",
-            "model.args.window_size=2", "trainer.max_steps=3"]  # fmt: skip
+            "+model.args.window_size=2", "trainer.max_steps=3"]  # fmt: skip
     run(train, monkeypatch, "method=clean", *ONE_STEP[:-2], *swin, "ema=0.9", f"hydra.run.dir={tmp_path}")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     averaged, raw = state["state_dict"], state["current_model_state"]

@@ -107,19 +107,22 @@ class Benchmark:
         seen: list[str] = []
         for images, labels, ids in loader:
             images, labels = images.to(device), labels.to(device)
+            shown_here = [each - len(seen) for each in pictured if 0 <= each - len(seen) < len(ids)]
             for place in range(len(self.strengths)):
 
                 def at_this_strength(
-                    images: Tensor, labels: Tensor, ids: Sequence[str], place: int = place
+                    images: Tensor,
+                    labels: Tensor,
+                    ids: Sequence[str],
+                    place: int = place,
+                    show: bool = bool(shown_here),
                 ) -> tuple[Tensor, ...]:
-                    return self._logits(vit, images, labels, ids, place, seed, rms)
+                    return self._logits(vit, images, labels, ids, place, seed, rms, show)
 
                 logits, shown, reached = in_memory(at_this_strength, images, labels, ids)
                 for name, values in judge(logits, labels, reached).items():
                     found[place][name].append(values.cpu().numpy())
-                pictures[place] += [
-                    shown[each - len(seen)].cpu() for each in pictured if 0 <= each - len(seen) < len(ids)
-                ]
+                pictures[place] += [shown[each].cpu() for each in shown_here]
             seen += ids
             advance(len(images))
         judged = [Judged(**{name: np.concatenate(parts) for name, parts in each.items()}) for each in found]
@@ -129,16 +132,27 @@ class Benchmark:
 
     @torch.no_grad()
     def _logits(
-        self, vit: ViT, images: Tensor, labels: Tensor, ids: Sequence[str], place: int, seed: int, rms: Tensor | None
+        self,
+        vit: ViT,
+        images: Tensor,
+        labels: Tensor,
+        ids: Sequence[str],
+        place: int,
+        seed: int,
+        rms: Tensor | None,
+        show: bool,
     ) -> tuple[Tensor, ...]:
-        """Logits at one strength, the images as the model saw them, and of noise which images' reached ε."""
+        """Logits at one strength, the images as the model saw them, and of noise which images' reached ε.
+
+        With `show` unset, noise is not drawn into the images: its pixels are dear.
+        """
         if self.condition == "clean":
             return vit(images), images, _nothing(images)
         kind = self._at(self.values[place])
         own = [generator("cpu", seed, place, zlib.crc32(image.encode())) for image in ids]
         if self.noise is not None:
             refined = kind.refine(vit, images, own, rms=rms)
-            change = to_pixels(vit, refined.noise)
+            change = to_pixels(vit, refined.noise) if show else None
             shown = images if change is None else images + change
             return vit(images, refined.noise), shown, refined.reached.float()
         if self.attack is not None:

@@ -19,7 +19,7 @@ SHOWN_MODELS = 4
 """How many models' sample images are shown."""
 
 
-def write_views(
+def write_report(
     rows: pd.DataFrame,
     outcomes: list[Outcome],
     score: Score | None,
@@ -27,28 +27,7 @@ def write_views(
     told: dict[str, Any],
     folder: Path,
 ) -> None:
-    """Writes all that is made of results into a folder; the arguments are those of `write_report`."""
-    groups = grouped(rows)
-    write(rows, folder / "results.csv")
-    write(groups, folder / "groups.csv")
-    write(compared(outcomes, score), folder / "comparisons.csv")
-    with written_whole(folder / "results.json") as draft:
-        rows.to_json(draft, orient="records", indent=1)
-    with written_whole(folder / "results.md") as draft:
-        draft.write_text(markdown(rows, groups))
-    plots.overview(groups, folder / "results.png")
-    write_report(rows, outcomes, score, class_names, told, folder / "report.html")
-
-
-def write_report(
-    rows: pd.DataFrame,
-    outcomes: list[Outcome],
-    score: Score | None,
-    class_names: list[str],
-    told: dict[str, Any],
-    path: Path,
-) -> None:
-    """Writes the page.
+    """Writes results.csv, .json, .md and .png, groups.csv, comparisons.csv and report.html into a folder.
 
     Args:
         rows: `table.tabulate`'s.
@@ -56,9 +35,31 @@ def write_report(
         score: the suite's, if it has one.
         class_names: by class index, for models whose record names none.
         told: what was evaluated and when, as text by label.
-        path: of the HTML file.
+        folder: the evaluation's own.
     """
     groups, comparisons = grouped(rows), compared(outcomes, score)
+    write(rows, folder / "results.csv")
+    write(groups, folder / "groups.csv")
+    write(comparisons, folder / "comparisons.csv")
+    with written_whole(folder / "results.json") as draft:
+        rows.to_json(draft, orient="records", indent=1)
+    with written_whole(folder / "results.md") as draft:
+        draft.write_text(markdown(rows, groups))
+    plots.overview(groups, folder / "results.png")
+    with written_whole(folder / "report.html") as draft:
+        draft.write_text(page(rows, groups, comparisons, outcomes, score, class_names, told))
+
+
+def page(
+    rows: pd.DataFrame,
+    groups: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    outcomes: list[Outcome],
+    score: Score | None,
+    class_names: list[str],
+    told: dict[str, Any],
+) -> str:
+    """report.html; arguments as for `write_report`, with `table.grouped`'s and `table.compared`'s tables."""
     done = [outcome for outcome in outcomes if outcome.result is not None]
     who = names(rows)
     by_condition: dict[str, list[str]] = {}
@@ -73,7 +74,7 @@ def write_report(
     for outcome in done:
         if outcome.entry.name == clean and outcome.result:
             judged.setdefault(outcome.subject.name, []).append(outcome.result.judged[0])
-    page = _template().render(
+    return _template().render(
         told=told,
         caption=caption(rows, groups),
         main=main_table(groups),
@@ -91,8 +92,6 @@ def write_report(
         failures=[(o.subject.label, o.entry.name, o.failure) for o in outcomes if o.failure],
         score=score.weights if score else None,
     )
-    with written_whole(path) as draft:
-        draft.write_text(page)
 
 
 def _template() -> Any:

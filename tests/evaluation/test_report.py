@@ -15,9 +15,9 @@ NAMES = [f"class {index} <&>" for index in range(10)]
 
 
 def page(outcomes, tmp_path, score=None):
-    path = tmp_path / "report.html"
-    write_report(tabulate(outcomes, score), outcomes, score, NAMES, {"suite": "digits", "command": "a <b>"}, path)
-    return path.read_text()
+    told = {"suite": "digits", "command": "a <b>"}
+    write_report(tabulate(outcomes, score), outcomes, score, NAMES, told, tmp_path)
+    return (tmp_path / "report.html").read_text()
 
 
 class Balanced(HTMLParser):

@@ -31,8 +31,9 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmark: $(READY)  ## what a training step costs, as ratios to a plain one
+benchmark: $(READY)  ## what a training step costs beside a plain one, and judging beside a bare loop: ratios
 	$(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python benchmarks/evaluation.py --check
 
 clean:  ## remove the environment and all outputs
 	rm -rf .venv outputs

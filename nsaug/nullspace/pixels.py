@@ -6,15 +6,20 @@ from torch import Tensor, nn
 from nsaug.vit import ViT
 
 
-def patch_projection(vit: ViT) -> nn.Conv2d | None:
-    """The convolution that is the whole patch embedding: one linear map per patch, without overlap; else None."""
+def patch_convolution(vit: ViT) -> nn.Conv2d | None:
+    """The convolution that a patch embedding begins with: one linear map per patch, without overlap; else None."""
     convolutions = [part for part in vit.model.get_submodule("patch_embed").modules() if isinstance(part, nn.Conv2d)]
-    norms = [part for part in vit.model.get_submodule("patch_embed").modules() if isinstance(part, nn.LayerNorm)]
-    if len(convolutions) != 1 or norms:
+    if len(convolutions) != 1:
         return None
     (convolution,) = convolutions
     tiles = convolution.kernel_size == convolution.stride and convolution.padding in ((0, 0), "valid")
     return convolution if tiles and convolution.groups == 1 else None
+
+
+def patch_projection(vit: ViT) -> nn.Conv2d | None:
+    """That convolution where it is the whole patch embedding, with no norm behind it; else None."""
+    norms = [part for part in vit.model.get_submodule("patch_embed").modules() if isinstance(part, nn.LayerNorm)]
+    return None if norms else patch_convolution(vit)
 
 
 @torch.no_grad()

@@ -95,7 +95,6 @@ def strength_curve(groups: pd.DataFrame, benchmark: str, clean: str | None) -> s
         )
         axes.set_ylim(0, 100)
         axes.set_ylabel("top-1, %")
-        axes.set_title(benchmark, fontsize=11)
 
     return svg(draw)
 
@@ -114,7 +113,6 @@ def heat_map(groups: pd.DataFrame, name: str, corruptions: list[str]) -> str:
         axes.set_xticks(range(most), range(1, most + 1))
         axes.set_yticks(range(len(corruptions)), corruptions)
         axes.set_xlabel("severity")
-        axes.set_title(f"{name}: top-1, %", fontsize=11)
         axes.grid(visible=False)
         for (row, column), value in np.ndenumerate(grid):
             if not np.isnan(value):
@@ -139,7 +137,6 @@ def differences(comparisons: pd.DataFrame, name: str, other: str) -> str:
         axes.axvline(0, color="#b00", linewidth=1)
         axes.set_yticks(y, labels)
         axes.set_xlabel("points of top-1")
-        axes.set_title(f"{name} minus {other}", fontsize=11)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False, fontsize=8)
 
     return svg(draw, (4.4, 1.4 + 0.3 * len(own)))
@@ -166,25 +163,28 @@ def reliability(runs: dict[str, list[Judged]]) -> str:
     return svg(draw)
 
 
-def eps_curve(rows: pd.DataFrame, eps: dict[str, float]) -> str:
-    """Top-1 over the ε that runs were trained with, a line per benchmark and strength.
+def eps_curve(rows: pd.DataFrame, benchmark: str, eps: dict[str, float]) -> str:
+    """Top-1 on a benchmark over the ε that runs were trained with, a line per strength.
 
     Args:
         eps: by checkpoint.
     """
-    told = rows[rows["checkpoint"].isin(eps) & (rows["metric"] == "top1")]
+    told = rows[rows["checkpoint"].isin(eps) & (rows["metric"] == "top1") & (rows["benchmark"] == benchmark)]
     told = told.assign(eps=[eps[checkpoint] for checkpoint in told["checkpoint"]])
+    lines = places(told)
 
     def draw(axes: Any) -> None:
-        for place in places(told):
+        for place in lines:
             mean = place.of(told).groupby("eps")["value"].mean()
             axes.plot(mean.index, 100 * mean.to_numpy(), marker="o", markersize=4, label=place.heading)
         axes.set_xscale("log")
         axes.set_xticks(sorted(set(eps.values())), [f"{value:g}" for value in sorted(set(eps.values()))])
         axes.minorticks_off()
+        axes.set_ylim(0, 100)
         axes.set_xlabel("ε in training")
         axes.set_ylabel("top-1, %")
-        axes.legend(frameon=False, fontsize=8)
+        if len(lines) > 1:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8)
 
     return svg(draw)
 

@@ -80,14 +80,21 @@ def page(
         main=main_table(groups),
         metrics=metric_tables(groups),
         legend=[(name, _css(colour)) for name, colour in plots.colours(who).items()],
-        attacks=[plots.strength_curve(groups, b, clean) for b in by_condition.get("attacked", [])],
-        corruptions=[plots.strength_curve(groups, b, clean) for b in corruptions],
-        noises=[plots.strength_curve(groups, b, None) for b in by_condition.get("noised", [])],
-        heat_maps=[plots.heat_map(groups, name, corruptions) for name in who] if corruptions else [],
-        differences=[plots.differences(comparisons, *pair) for pair in shown_pairs(comparisons, who[0])],
+        attacks=[(b, plots.strength_curve(groups, b, clean)) for b in by_condition.get("attacked", [])],
+        corruptions=[(b, plots.strength_curve(groups, b, clean)) for b in corruptions],
+        noises=[(b, plots.strength_curve(groups, b, None)) for b in by_condition.get("noised", [])],
+        heat_maps=[(name, plots.heat_map(groups, name, corruptions)) for name in who] if corruptions else [],
+        differences=[
+            (f"{name} minus {other}", plots.differences(comparisons, name, other))
+            for name, other in shown_pairs(comparisons, who[0])
+        ],
         comparisons=comparison_rows(comparisons),
-        reliability=plots.reliability(judged) if clean else None,
-        eps_curve=plots.eps_curve(rows, eps) if len(set(eps.values())) > 1 else None,
+        reliability=[(clean, plots.reliability(judged))] if clean else [],
+        eps_curves=[
+            (benchmark, plots.eps_curve(rows, benchmark, eps))
+            for benchmark in dict.fromkeys(outcome.entry.name for outcome in done)
+            if len(set(eps.values())) > 1
+        ],
         samples=samples(done, class_names),
         failures=[(o.subject.label, o.entry.name, o.failure) for o in outcomes if o.failure],
         score=score.weights if score else None,

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint benchmark clean
+.PHONY: help setup demo test test-slow lint benchmark nullity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ lint: $(READY)  ## style, format and types
 benchmark: $(READY)  ## what a training step costs beside a plain one, and judging beside a bare loop: ratios
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/evaluation.py --check
+
+nullity: $(READY)  ## the exact nullspace's dimension over timm's ViT families
+	$(BIN)/python -m nsaug.nullspace.nullity
 
 clean:  ## remove the environment and all outputs
 	rm -rf .venv outputs

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import null_space, subspace_angles
+from scipy.optimize import minimize
 
 from nsaug.nullspace import ExactNullspace
 from nsaug.settings import NsaugError
@@ -63,6 +64,58 @@ def test_the_projection_is_the_nearest_point(wide):
     torch.testing.assert_close(
         torch.einsum("bcijhw,kchw->bijk", rest, found.basis), torch.zeros(2, 2, 2, 24, dtype=torch.float64)
     )
+
+
+@pytest.fixture
+def pair(wide, images):
+    targets = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    return images[:2], targets, ExactNullspace(wide).nearest(images[:2], targets)
+
+
+def test_two_different_images_get_the_same_logits(wide, pair):
+    images, targets, found = pair
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert (found - images).abs().mean() > 0.1, "visibly another image"
+    assert (found - targets).square().sum() < 0.8 * (images - targets).square().sum()
+    torch.testing.assert_close(wide(found), wide(images), atol=1e-9, rtol=0)
+
+
+def test_none_is_nearer_to_the_target(wide, pair):
+    """scipy's SLSQP on the same programme, patch by patch."""
+    images, targets, found = pair
+    basis = ExactNullspace(wide).basis.flatten(1).numpy()
+
+    def cut(x):
+        return torch.nn.functional.unfold(x[:1], 4, stride=4)[0].T.numpy()
+
+    for patch, target, ours in zip(cut(images), cut(targets), cut(found), strict=True):
+
+        def value(c, patch=patch, target=target):
+            return 0.5 * ((patch + basis.T @ c - target) ** 2).sum()
+
+        box = [
+            {"type": "ineq", "fun": lambda c, patch=patch: patch + basis.T @ c, "jac": lambda c: basis.T},
+            {"type": "ineq", "fun": lambda c, patch=patch: 1 - patch - basis.T @ c, "jac": lambda c: -basis.T},
+        ]
+        theirs = minimize(
+            value, np.zeros(len(basis)), method="SLSQP", constraints=box, options={"ftol": 1e-12, "maxiter": 500},
+            jac=lambda c, patch=patch, target=target: basis @ (patch + basis.T @ c - target),
+        )  # fmt: skip
+        assert theirs.success
+        assert 0.5 * ((ours - target) ** 2).sum() == pytest.approx(theirs.fun, abs=1e-6)
+
+
+def test_where_there_is_no_nullspace_nothing_but_the_image_itself_will_do(images):
+    null = ExactNullspace(tiny_vit().double())  # 12 values of a patch, 24 outputs
+    assert null.dimension == 0
+    torch.testing.assert_close(null.nearest(images, 1 - images), images)
+    torch.testing.assert_close(null.project(images), torch.zeros_like(images))
+
+
+def test_images_outside_of_the_box_are_refused(wide, images):
+    with pytest.raises(NsaugError, match=r"have to lie in \[0, 1\]"):
+        ExactNullspace(wide).nearest(images + 1, images)
 
 
 def test_weights_of_a_lower_rank_have_a_larger_nullspace(wide):

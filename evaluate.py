@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("nsaug.evaluate")
 
 KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
-
-
 SUITE = {"benchmarks", "score", "max_images", "eps", "std"}
 
 
@@ -40,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     from nsaug.evaluation import Benchmark, Entry, Store, find_subjects, run_suite
     from nsaug.evaluation.benchmark import subset
     from nsaug.evaluation.report import write_report
-    from nsaug.evaluation.table import COLUMNS, grouped, rows_of, tabulate, write
+    from nsaug.evaluation.table import COLUMNS, grouped, rows_across, rows_of, write
     from nsaug.evaluation.views import caption, terminal_table
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -93,7 +91,8 @@ def main(cfg: DictConfig) -> None:
             write(pd.DataFrame(rows, columns=COLUMNS), folder / "results.csv")
     failed = sum(outcome.result is None for outcome in outcomes)
     if failed < len(outcomes):
-        table, suite = tabulate(outcomes, score), HydraConfig.get().runtime.choices["suite"]
+        table = pd.DataFrame(rows + rows_across(outcomes, score), columns=COLUMNS)
+        suite = HydraConfig.get().runtime.choices["suite"]
         class_names = open_data(subjects[0]).class_names
         write_report(table, outcomes, score, class_names, facts(cfg, device), folder)
         build(cfg.tracking).publish(folder, f"{suite} of {len(subjects)}", table, outcomes)

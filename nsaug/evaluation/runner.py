@@ -71,10 +71,8 @@ def run_suite(
             for entry in entries:
                 yield Outcome(subject, entry, None, failure)
             continue
-        loader, where = (
-            data.loader(images),
-            str(Path(subject.checkpoint).resolve()) if subject.checkpoint else subject.name,
-        )
+        loader = data.loader(images)
+        where = str(Path(subject.checkpoint).resolve()) if subject.checkpoint else subject.name
         for entry in entries:
             title = f"{subject.label}: {entry.name}"
             work, forwards = len(images) * entry.benchmark.forwards, entry.benchmark.forwards

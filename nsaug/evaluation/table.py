@@ -59,20 +59,12 @@ class Score:
 
 def tabulate(outcomes: list[Outcome], score: Score | None) -> pd.DataFrame:
     """The tidy table: a row for each subject, benchmark, strength and metric, with its interval over images."""
-    rows: list[dict[str, Any]] = []
-    for _, own in _by_subject(outcomes):
-        clean = next((each for each in own if each.entry.benchmark.condition == "clean" and each.result), None)
-        for each in own:
-            rows += rows_of(each, clean)
-        per_image = score.per_image(own) if score else None
-        if per_image is not None:
-            told = {"benchmark": SCORE, "condition": SCORE, "strength": None, "metric": SCORE}
-            rows.append(own[0].subject.columns | told | vars(mean_over_images(per_image)) | {"n": len(per_image)})
-    return pd.DataFrame(rows, columns=COLUMNS)
+    own = [row for outcome in outcomes for row in rows_of(outcome)]
+    return pd.DataFrame(own + rows_across(outcomes, score), columns=COLUMNS)
 
 
-def rows_of(outcome: Outcome, clean: Outcome | None = None) -> list[dict[str, Any]]:
-    """The rows of one outcome; with retention where the same subject's clean outcome is told."""
+def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """The rows that follow from one outcome alone."""
     result = outcome.result
     if result is None:
         return []
@@ -86,12 +78,31 @@ def rows_of(outcome: Outcome, clean: Outcome | None = None) -> list[dict[str, An
             found[name] = over(float(value(judged, even)), value(judged, samples))
         if not np.isnan(judged.reached).any():
             found["reached"] = mean_over_images(judged.reached)
-        if clean is not None and clean.result is not None and outcome is not clean and clean.result.ids == result.ids:
-            found["retention"] = _ratio(judged.top1, clean.result.judged[0].top1)
-        told = {"benchmark": outcome.entry.name, "condition": outcome.entry.benchmark.condition, "strength": strength}
-        for metric, interval in found.items():
-            rows.append(outcome.subject.columns | told | {"metric": metric} | vars(interval) | {"n": n})
+        rows += [_row(outcome, strength, metric, interval) for metric, interval in found.items()]
     return rows
+
+
+def rows_across(outcomes: list[Outcome], score: Score | None) -> list[dict[str, Any]]:
+    """The rows that take several outcomes of a subject: retention, and the score."""
+    rows: list[dict[str, Any]] = []
+    for subject, own in _by_subject(outcomes):
+        done = [(each, each.result) for each in own if each.result is not None]
+        clean = next((result for each, result in done if each.entry.benchmark.condition == "clean"), None)
+        for each, result in done:
+            if clean is not None and result is not clean and result.ids == clean.ids:
+                for strength, judged in zip(result.strengths, result.judged, strict=True):
+                    rows.append(_row(each, strength, "retention", _ratio(judged.top1, clean.judged[0].top1)))
+        per_image = score.per_image(own) if score else None
+        if per_image is not None:
+            told = {"benchmark": SCORE, "condition": SCORE, "strength": None, "metric": SCORE}
+            rows.append(subject.columns | told | vars(mean_over_images(per_image)) | {"n": len(per_image)})
+    return rows
+
+
+def _row(outcome: Outcome, strength: float | None, metric: str, interval: Interval) -> dict[str, Any]:
+    assert outcome.result is not None
+    told = {"benchmark": outcome.entry.name, "condition": outcome.entry.benchmark.condition, "strength": strength}
+    return outcome.subject.columns | told | {"metric": metric} | vars(interval) | {"n": len(outcome.result.ids)}
 
 
 def _ratio(robust: np.ndarray, clean: np.ndarray) -> Interval:

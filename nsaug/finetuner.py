@@ -1,7 +1,7 @@
 """The LightningModule: a method, an optimiser, metrics. Nothing else."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
 from torchmetrics.classification import MulticlassAccuracy
 
 from nsaug.draws import Source, generator
@@ -22,7 +23,7 @@ from nsaug.vit import ViT
 Attack = Callable[[nn.Module, Tensor, Tensor, Source], Tensor]
 Batch = tuple[Tensor, Tensor, Any]
 
-TRAINING, VALIDATION, MIXING = 0, 1, 3
+TRAINING, VALIDATION, MIXING, EPOCH, ORDER = 0, 1, 3, 4, 5
 """First part of the key of a generator's draws, after the seed."""
 
 
@@ -75,6 +76,7 @@ class Finetuner(L.LightningModule):
         self.attack = attack
         self.attacked_batches = attacked_batches
         self.mixing = mixing
+        method.check(vit)
         freeze(vit.model, finetune)
         accuracy = partial(MulticlassAccuracy, num_classes=vit.model.num_classes, average="micro")
         self.val_top1 = accuracy()
@@ -82,10 +84,27 @@ class Finetuner(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.trainer.fit_loop.total_batch_idx == 0:
-            self.method.prepare(self.vit, batch[0], partial(self.trainer.strategy.reduce, reduce_op="mean"))
+            self.method.prepare(self.vit, batch[0], self._mean_over_ranks)
 
     def on_train_epoch_start(self) -> None:
         still_frozen(self.vit)
+        draws = generator(self.device, self.seed, EPOCH, self.current_epoch)
+        with self.trainer.precision_plugin.forward_context():
+            count = int(self.trainer.num_training_batches)
+            self.method.start_epoch(self.vit, self._batches, count, draws, self._mean_over_ranks)
+
+    def _mean_over_ranks(self, tensor: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(tensor, reduce_op="mean")
+
+    def _batches(self, number: int, count: int) -> Iterator[Tensor]:
+        """The first batches of a round over this epoch's training images, in an order of its own."""
+        loader: Any = self.trainer.train_dataloader
+        size, ranks = loader.batch_size, self.trainer.world_size
+        key = (self.seed, ORDER, self.current_epoch, number)
+        order = torch.randperm(len(loader.dataset), generator=generator("cpu", *key))[: count * size * ranks]
+        mine = Subset(loader.dataset, order[self.global_rank :: ranks].tolist())
+        for images, *_ in DataLoader(mine, size, num_workers=loader.num_workers):
+            yield self.trainer.precision_plugin.convert_input(images.to(self.device))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels, _ = batch

@@ -206,10 +206,11 @@ class Pictures(L.Callback):
         if not isinstance(method, Nullspace) or not loader or method.rms.isnan():
             return None
         val_set = loader.dataset
-        images = torch.stack([val_set[i][0] for i in range(min(self.images, len(val_set)))]).to(module.device)
+        images = torch.stack([val_set[i][0] for i in range(min(self.images, len(val_set)))])
+        images = trainer.precision_plugin.convert_input(images.to(module.device))
         with torch.no_grad():
             draws = generator(module.device, module.seed, PICTURE)
-            found = method.synthesis.refine(module.vit, images, draws, rms=method.rms)
+            found = method.noise_for(module.vit, images, module.vit(images), draws)
         change = to_pixels(module.vit, found.noise)
         if change is None:
             return None

@@ -1,10 +1,11 @@
-"""A timm vision transformer that takes images in [0, 1] and, if asked, noise on its patch embeddings."""
+"""A timm vision transformer that takes images in [0, 1] and, if asked, noise on its patch embeddings or in a block."""
 
 import difflib
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import timm
@@ -18,17 +19,23 @@ from nsaug.settings import NsaugError, PositiveCount, Share, first_line, validat
 
 log = logging.getLogger(__name__)
 
+PATCH_EMBED = "patch_embed"
+BLOCK = re.compile(r"(.+\.)?blocks\.\d+")
+"""Which of a timm model's modules are blocks; nested in Swin's and PVT's stages."""
+
 
 class ViT(nn.Module):
-    """Wraps a timm model: normalises inside, adds noise to what `patch_embed` returns, is timm's own in all else.
+    """Wraps a timm model: normalises inside, adds noise at a site, is timm's own in all else.
 
-    The encoder's forward is timm's. The noise enters through a forward hook on `patch_embed`, before class token and
-    positions. `state_dict()` has the keys of the timm model, without a prefix.
+    The encoder's forward is timm's. The noise enters through hooks: on what `patch_embed` returns, before class token
+    and positions, or on what a block is given (`blocks.3`), class token included. `state_dict()` has the keys of the
+    timm model, without a prefix.
 
     Attributes:
         model: the timm model.
         model_args: what `timm.create_model` was given beyond name and class count.
-        embedding_shape: the patch embeddings of one image in the model's own grid: (N, D), (H, W, D) or (D, H, W).
+        sites: where noise can be added, and the shape of one image's values there. Those of `patch_embed` are in the
+            model's own grid: (N, D), (H, W, D) or (D, H, W).
         data_config: timm's description of the images it takes: `input_size` (3, H, W), `interpolation`, `crop_pct`,
             `crop_mode`, `mean`, `std`.
 
@@ -52,49 +59,92 @@ class ViT(nn.Module):
         self.register_state_dict_post_hook(_drop_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
         self._noise: Tensor | None = None
-        self.embedding_shape = _probe(model, self.data_config["input_size"])
-        model.get_submodule("patch_embed").register_forward_hook(self._add_noise)
+        self._site = PATCH_EMBED
+        self.sites = _probe(model, self.data_config["input_size"])
+        for site in self.sites:  # all at once: a hook that comes after torch.compile is ignored
+            module = model.get_submodule(site)
+            if site == PATCH_EMBED:
+                module.register_forward_hook(self._add_to_output)
+            else:
+                module.register_forward_pre_hook(partial(self._add_to_input, site))
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, noise: Tensor | None = None, site: str = PATCH_EMBED) -> Tensor:
         """Logits, (B, num_classes).
 
         Args:
             images: (B, 3, H, W) in [0, 1], not normalised.
-            noise: added to the patch embeddings, in their units: (1 or B, N, D), or (1 or B, *embedding_shape).
+            noise: (1 or B, *noise_shape(site)), added there in the units of what is there; for a `patch_embed` that
+                keeps its tokens in a map, (1 or B, N, D) does too.
+            site: one of `sites`.
+
+        Raises:
+            NsaugError: an unknown site, or noise of another shape.
         """
-        self._noise = noise
+        if noise is not None:
+            noise = self._to_grid(noise, site)
+        self._noise, self._site = noise, site
         try:
             return self.model(self.normalize(images))
         finally:
             self._noise = None
 
+    def noise_shape(self, site: str = PATCH_EMBED) -> torch.Size:
+        """The shape of one image's noise at a site.
+
+        Raises:
+            NsaugError: the model has no such site.
+        """
+        if site not in self.sites:
+            known = list(self.sites)
+            shown = known if len(known) < 4 else [*known[:2], "...", known[-1]]
+            raise NsaugError(f"{type(self.model).__name__} takes no noise at {site}: choose among {', '.join(shown)}")
+        return self.sites[site]
+
     def normalize(self, images: Tensor) -> Tensor:
         """Images in [0, 1] to what the timm model expects."""
         return (images - self.mean) / self.std
 
-    def patch_embeddings(self, images: Tensor) -> Tensor:
-        """u = patch_embed(images), (B, *embedding_shape), for images (B, 3, H, W) in [0, 1]."""
-        return _tokens(self.model.get_submodule("patch_embed")(self.normalize(images)))
+    def activations(self, images: Tensor, site: str = PATCH_EMBED) -> Tensor:
+        """What noise would be added to, (B, *noise_shape(site)), for images (B, 3, H, W) in [0, 1]."""
+        self.noise_shape(site)
+        module = self.model.get_submodule(site)
+        if site == PATCH_EMBED:
+            return _first(module(self.normalize(images)))
+        seen: list[Tensor] = []
+        handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            self.model(self.normalize(images))
+        finally:
+            handle.remove()
+        return seen[0]
 
-    def _add_noise(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self._noise is None:
+    def _add_to_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._noise is None or self._site != PATCH_EMBED:
             return None
-        tokens = _tokens(output)
-        noised = tokens + self._to_grid(self._noise).to(tokens.dtype)
+        noised = self._added(_first(output))
         return (noised, *output[1:]) if isinstance(output, tuple) else noised
 
-    def _to_grid(self, noise: Tensor) -> Tensor:
-        grid = self.embedding_shape
+    def _add_to_input(self, site: str, module: nn.Module, args: Any) -> Any:
+        if self._noise is None or self._site != site:
+            return None
+        return (self._added(args[0]), *args[1:])
+
+    def _added(self, values: Tensor) -> Tensor:
+        assert self._noise is not None
+        return values + self._noise.to(values.dtype)
+
+    def _to_grid(self, noise: Tensor, site: str) -> Tensor:
+        grid = self.noise_shape(site)
         if noise.shape[1:] == grid:
             return noise
-        if len(grid) == 3 and noise.dim() == 3:  # (B, N, D) for a model that keeps its tokens in a map
+        # (B, N, D) for a model that keeps its tokens in a map:
+        if site == PATCH_EMBED and len(grid) == 3 and noise.dim() == 3:
             if _channels_last(self.model, grid) and noise.shape[1:] == (grid[0] * grid[1], grid[2]):
                 return noise.unflatten(1, grid[:2])
             if not _channels_last(self.model, grid) and noise.shape[1:] == (grid[1] * grid[2], grid[0]):
                 return noise.transpose(1, 2).unflatten(2, grid[1:])
-        raise ValueError(
-            f"noise has shape {tuple(noise.shape)}; the patch embeddings are (B, {', '.join(map(str, grid))})"
-        )
+        wanted = ", ".join(map(str, grid))
+        raise NsaugError(f"noise has shape {tuple(noise.shape)}; at {site} it has to be (1 or B, {wanted})")
 
 
 @contextmanager
@@ -269,14 +319,21 @@ def _require_hub_weights(name: str, config: dict[str, Any]) -> None:
         raise NsaugError(f"the pretrained weights of {name} cannot be downloaded ({reason}): {otherwise}") from error
 
 
-def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> torch.Size:
-    """The shape of one image's patch embeddings, seen in a forward, which shows too that the forward computes them."""
+def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, torch.Size]:
+    """The sites of a model with the shape of one image's values there, seen in a forward, which shows too that it
+    calls each once."""
     name = type(model).__name__
-    patch_embed = getattr(model, "patch_embed", None)
+    patch_embed = getattr(model, PATCH_EMBED, None)
     if not isinstance(patch_embed, nn.Module):
         raise NsaugError(f"{name} has no patch_embed to add noise to: choose a plain ViT, DeiT, BEiT, Swin, PVT, ...")
-    seen: list[torch.Size] = []
-    handle = patch_embed.register_forward_hook(lambda module, args, output: seen.append(_tokens(output).shape[1:]))
+    seen: dict[str, list[Any]] = {PATCH_EMBED: []}
+    handles = [patch_embed.register_forward_hook(lambda module, args, output: seen[PATCH_EMBED].append(_first(output)))]
+    for site, module in model.named_modules():
+        if BLOCK.fullmatch(site):
+            own = seen[site] = []
+            handles.append(
+                module.register_forward_pre_hook(lambda module, args, own=own: own.append(_first(args or None)))
+            )
     parameter = next(model.parameters())
     try:
         with torch.no_grad(), eval_mode(model):
@@ -287,15 +344,17 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> torch.Size:
             f"{name} does not take images of {size} pixels ({first_line(error)}): set model.img_size"
         ) from error
     finally:
-        handle.remove()
-    if not seen:
+        for handle in handles:
+            handle.remove()
+    if not seen[PATCH_EMBED]:
         raise NsaugError(f"{name} never calls its patch_embed, so no noise can be added to it: choose another model")
-    return seen[0]
+    values = {site: found[0] for site, found in seen.items() if site == PATCH_EMBED or len(found) == 1}
+    return {site: each.shape[1:] for site, each in values.items() if isinstance(each, Tensor) and len(each) == 1}
 
 
-def _tokens(output: Any) -> Tensor:
-    """The embeddings in what a patch embedding returns: some return the grid's size beside them."""
-    return output[0] if isinstance(output, tuple) else output
+def _first(values: Any) -> Any:
+    """The embeddings in what a patch embedding returns, or a block is given: some have the grid's size beside them."""
+    return values[0] if isinstance(values, tuple) else values
 
 
 def _channels_last(model: nn.Module, grid: torch.Size) -> bool:

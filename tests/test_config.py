@@ -57,7 +57,7 @@ def test_every_experiment_and_suite_is_accepted():
         ("+data.foo=1", "data.foo: no such setting; choose among auto_augment, batch_size, crop, hflip"),
         ("+method.synthesis.foo=1", "method.synthesis={'foo': 1}: Unexpected keyword argument"),
         ("+optim.momentum=0.9", "optim.momentum: no such setting"),
-        ("nullspace.eps=5", "nullspace.eps=5: should be less than or equal to 2"),
+        ("nullspace.eps=5", "nullspace.eps=5: should be less than 2"),
         ("nullspace.eps=0", "nullspace.eps=0: should be greater than 0"),
         ("nullspace.eps=small", "nullspace.eps=small: should be a valid number"),
         ("nullspace.eps=null", "nullspace.eps=null: should be a valid number"),

@@ -16,13 +16,15 @@ from torch.utils.data import DataLoader
 from nsaug.draws import generator as draws
 from nsaug.finetuner import TRAINING, AdamW, Finetuner, warmup_cosine
 from nsaug.methods import Clean, Nullspace
-from nsaug.nullspace import NoiseSynthesis
+from nsaug.nullspace import EpochSynthesis, NoiseSynthesis
+from nsaug.settings import NsaugError
 from tests.conftest import ROOT, tiny_vit
 
 METHODS = {
     "clean": lambda: Clean(),
     "sample": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03)),
     "batch": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=1e-9, steps=2, lr=0.03, scope="batch")),
+    "epoch": lambda: Nullspace(EpochSynthesis(limit=1.0, eps=1e-9, rounds=2, share=0.5, lr=0.03, units="relative")),
     "drop": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03), unreached="drop"),
 }
 
@@ -110,6 +112,34 @@ def test_each_batch_draws_anew():
     torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
 
 
+def test_the_noise_of_an_epoch_is_learned_at_its_start_and_kept():
+    """One noise for all batches of an epoch, another in the next; only its training images are looked at."""
+    used = []
+
+    class Recording(Nullspace):
+        def refine(self, *args):
+            used.append(super().refine(*args))
+            return used[-1]
+
+    method = Recording(METHODS["epoch"]().synthesis).double()
+    module = Finetuner(tiny_vit().double(), method, AdamW(lr=1e-3), seed=0)
+    trainer(max_steps=-1, max_epochs=2).fit(module, DataLoader(some_data(16), batch_size=4))
+    noises = [found.noise for found in used]
+    assert len(noises) == 8
+    assert all(torch.equal(noises[0], other) for other in noises[1:4])
+    assert all(torch.equal(noises[4], other) for other in noises[5:])
+    assert not torch.equal(noises[0], noises[4])
+    assert [found.steps for found in used] == [4] * 8
+    restored = Nullspace(method.synthesis).double()
+    restored.load_state_dict(method.state_dict())
+    assert torch.equal(restored.found.noise, noises[-1])
+
+
+def test_a_site_that_the_model_lacks_is_refused_before_anything_starts():
+    with pytest.raises(NsaugError, match="takes no noise at blocks.9"):
+        Finetuner(tiny_vit(), Nullspace(NoiseSynthesis(site="blocks.9")), AdamW(), seed=0)
+
+
 def test_validation_measures_clean_and_attacked_images():
     from nsaug.attacks import FGSM
 
@@ -128,7 +158,7 @@ def test_validation_measures_clean_and_attacked_images():
 def noise_of_the_image(self, vit, images, generator):
     """A draw that follows from the image alone, so that an image has the same noise on whichever rank it lands."""
     seeds = (images.sum((1, 2, 3)) * 1e6).long().tolist()
-    draw = [torch.rand(vit.embedding_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    draw = [torch.rand(vit.noise_shape(), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return 2 * torch.stack(draw).double() - 1
 
 
@@ -142,15 +172,18 @@ def gradients(rank_method: str, world: int, rank: int, path: str) -> None:
     torch.set_num_threads(1)
     method = METHODS[rank_method]().double()
     module = Kept(tiny_vit().double(), method, AdamW(), seed=0)
-    with mock.patch.object(NoiseSynthesis, "_draw", noise_of_the_image):
+    with mock.patch.object(NoiseSynthesis, "draw", noise_of_the_image):
         loader = DataLoader(some_data(), batch_size=8 // world)
         options = {"strategy": "ddp", "devices": world, "num_nodes": 1} if world > 1 else {}
         trainer(max_steps=1, **options).fit(module, loader)
     if rank == 0:
-        torch.save({"gradients": module.kept, "rms": getattr(method, "rms", torch.zeros(()))}, path)
+        told = {"rms": method.rms} if isinstance(method, Nullspace) else {}
+        if rank_method == "epoch":
+            told["noise"] = method.found.noise
+        torch.save({"gradients": module.kept} | told, path)
 
 
-@pytest.mark.parametrize("method", ["clean", "sample", "drop"])
+@pytest.mark.parametrize("method", ["clean", "sample", "drop", "epoch"])
 def test_two_processes_get_one_process_gradients(method, tmp_path):
     """DDP over gloo in float64; in scope `batch` each rank's noise is its own by design."""
     gradients(method, 1, 0, str(tmp_path / "one"))
@@ -170,5 +203,5 @@ def test_two_processes_get_one_process_gradients(method, tmp_path):
     errors = [process.communicate(timeout=240)[1] for process in processes]
     assert Path(tmp_path / "two").exists(), errors
     one, two = (torch.load(tmp_path / name) for name in ("one", "two"))
-    torch.testing.assert_close(two["rms"], one["rms"])
-    torch.testing.assert_close(two["gradients"], one["gradients"], atol=1e-12, rtol=1e-9)
+    assert two.keys() == one.keys()
+    torch.testing.assert_close(two, one, atol=1e-12, rtol=1e-9)

@@ -15,14 +15,20 @@ METHODS = {
     "clean_two_views": [],
     "nullspace": [],
     "nullspace_batch": ["method=nullspace", "nullspace=batch"],
+    "nullspace_epoch": ["method=nullspace", "nullspace=epoch"],
+    "nullspace_variants": [
+        "method=nullspace", "nullspace.site=blocks.1", "nullspace.norm=held", "nullspace.init=warm",
+        "nullspace.growth=1.2", "nullspace.floor=1e-7", "method.consistency=0.5",
+    ],
     "random_noise": [],
     "random_noise_batch": ["method=random_noise", "nullspace=batch"],
+    "random_noise_epoch": ["method=random_noise", "nullspace=epoch"],
     "random_noise_influence": ["method=random_noise", "method.match=influence"],
     "random_noise_start": ["method=random_noise", "method.match=start"],
     "pgd": [],
     "fgsm_rs": [],
     "trades": [],
-}
+}  # fmt: skip
 LEARNS = {  # what an option leaves to learn; all of it where it stands not here
     "finetune=head": ("head.",),
     "finetune=last_1": ("blocks.2.", "fc_norm.", "head."),

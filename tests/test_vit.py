@@ -43,18 +43,51 @@ def test_noise_in_every_family(name):
     mean, std = (torch.tensor(vit.model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     expected = vit.model((images - mean) / std)
 
-    assert tuple(vit.embedding_shape) == shape
-    embeddings = vit.patch_embeddings(images)
+    assert tuple(vit.noise_shape()) == shape
+    embeddings = vit.activations(images)
     assert embeddings.shape == (2, *shape)
     assert torch.equal(vit(images), expected)
     assert torch.equal(vit(images, torch.zeros(1, *shape)), expected)
     noise = torch.randn(2, *shape)
     assert not torch.allclose(vit(images, noise), expected, atol=0, rtol=1e-3)
-    assert torch.equal(vit.patch_embeddings(images), embeddings), "noise stayed behind"
+    assert torch.equal(vit.activations(images), embeddings), "noise stayed behind"
     if len(shape) == 3:  # the same noise, token by token
         tokens = noise.flatten(2).transpose(1, 2) if name == "pit_ti_224" else noise.flatten(1, 2)
         assert torch.equal(vit(images, tokens), vit(images, noise))
     assert torch.equal(vit(images), expected), "noise stayed behind"
+
+
+SITES = {  # timm name: a block, and the shape of what it is given for one image
+    "vit_tiny_patch16_224": ("blocks.3", (17, 192)),
+    "deit_tiny_distilled_patch16_224": ("blocks.0", (18, 192)),
+    "beit_base_patch16_224": ("blocks.11", (17, 768)),
+    "eva02_tiny_patch14_224": ("blocks.5", (17, 192)),
+    "vit_small_patch14_reg4_dinov2": ("blocks.1", (21, 384)),
+    "swin_tiny_patch4_window7_224": ("layers.1.blocks.0", (7, 7, 192)),
+    "pvt_v2_b0": ("stages.1.blocks.0", (64, 64)),
+    "xcit_nano_12_p16_224": ("blocks.2", (16, 128)),
+}
+
+
+@pytest.mark.parametrize("name", SITES)
+@torch.no_grad()
+def test_noise_at_a_block_in_every_family(name):
+    """Against a forward whose block is given other values, and the values it is given without noise."""
+    vit, (site, shape) = family(name), SITES[name]
+    images = torch.rand(2, 3, FAMILIES[name][0], FAMILIES[name][0])
+    clean = vit(images)
+    assert tuple(vit.noise_shape(site)) == shape
+    values, noise = vit.activations(images, site), torch.randn(2, *shape)
+    assert values.shape == (2, *shape)
+    noisy = vit(images, noise, site)
+    assert not torch.allclose(noisy, clean, atol=0, rtol=1e-3)
+    block = vit.model.get_submodule(site)
+    handle = block.register_forward_pre_hook(lambda module, args: (values + noise, *args[1:]))
+    assert torch.equal(vit(images), noisy)
+    handle.remove()
+    assert torch.equal(vit(images), clean), "noise stayed behind"
+    with pytest.raises(NsaugError, match=rf"at {site} it has to be \(1 or B, "):
+        vit(images, noise[..., 1:], site)
 
 
 @torch.no_grad()
@@ -79,7 +112,7 @@ def test_a_copy_has_noise_of_its_own(vit, images):
 
 
 def test_noise_of_another_shape_is_refused(vit, images):
-    with pytest.raises(ValueError, match=r"noise has shape \(1, 16, 23\)"):
+    with pytest.raises(NsaugError, match=r"noise has shape \(1, 16, 23\)"):
         vit(images, torch.zeros(1, 16, 23))
 
 
@@ -188,11 +221,11 @@ def test_image_and_patch_size_may_differ(tmp_path):
     source = tiny_vit()
     path = str(saved(source, tmp_path / "weights.pth"))
     larger = tiny_vit(checkpoint=path, img_size=12)
-    assert larger.embedding_shape == (36, 24)
+    assert larger.noise_shape() == (36, 24)
     assert larger(torch.rand(1, 3, 12, 12)).shape == (1, 10)
     coarser = tiny_vit(checkpoint=path, img_size=16, patch_size=4)
-    flat = source.patch_embeddings(torch.full((1, 3, 8, 8), 0.3))
-    torch.testing.assert_close(coarser.patch_embeddings(torch.full((1, 3, 16, 16), 0.3)), flat, atol=1e-4, rtol=1e-3)
+    flat = source.activations(torch.full((1, 3, 8, 8), 0.3))
+    torch.testing.assert_close(coarser.activations(torch.full((1, 3, 16, 16), 0.3)), flat, atol=1e-4, rtol=1e-3)
 
 
 def test_hub_weights_out_of_reach(monkeypatch):

@@ -154,7 +154,7 @@ class Benchmark:
             refined = kind.refine(vit, images, own, rms=rms)
             change = to_pixels(vit, refined.noise) if show else None
             shown = images if change is None else images + change
-            return vit(images, refined.noise), shown, refined.reached.float()
+            return vit(images, refined.noise, kind.site), shown, refined.reached.float()
         if self.attack is not None:
             changed = kind(vit, images, labels, own)
         else:
@@ -168,7 +168,7 @@ class Benchmark:
             return None
         images: Any = loader.dataset
         first = torch.stack([images[index][0] for index in range(min(REFERENCE, len(images)))])
-        return embedding_rms(vit, first.to(device))
+        return embedding_rms(vit, first.to(device), self.noise.site)
 
     def _at(self, strength: float) -> Any:
         kind: Any = self.attack or self.corruption or self.noise

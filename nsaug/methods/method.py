@@ -1,17 +1,22 @@
 """The interface of everything that finetunes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nsaug.vit import ViT
 
 Loss = tuple[Tensor, dict[str, Tensor]]
+Mean = Callable[[Tensor], Tensor]
+"""Averages a tensor over all ranks; each rank has to call it equally often."""
+Batches = Callable[[int, int], Iterable[Tensor]]
+"""From a round's number and how many batches of it are wanted to those batches, (B, 3, H, W) in [0, 1]."""
 
 
 class Method(nn.Module):
-    """Turns a batch into a loss. What it must remember between steps is a buffer, so that a checkpoint holds it.
+    """Turns a batch into a loss. What it must remember between steps is in its state, so that a checkpoint holds it.
 
     Attributes:
         name: what tables call it.
@@ -26,12 +31,25 @@ class Method(nn.Module):
     cost: float = 1.0
     longer: float = 1.0
 
-    def prepare(self, vit: ViT, images: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def check(self, vit: ViT) -> None:
+        """Called before anything starts; raises NsaugError where this model cannot be finetuned so."""
+
+    def prepare(self, vit: ViT, images: Tensor, mean_over_ranks: Mean) -> None:
         """Called with the first batch, before step 0 and outside autocast; not again after a resume.
 
         Args:
             images: as for `loss`, but not mixed; this rank's own.
-            mean_over_ranks: averages a tensor over all ranks; each rank has to call it equally often.
+        """
+
+    def start_epoch(
+        self, vit: ViT, batches: Batches, count: int, generator: torch.Generator, mean_over_ranks: Mean
+    ) -> None:
+        """Called at each epoch's start, before `prepare` at the first one's.
+
+        Args:
+            batches: of this epoch's training images, augmented but not mixed; this rank's own.
+            count: how many of them an epoch has, on each rank.
+            generator: on the model's device, seeded by (seed, epoch): the same on all ranks.
         """
 
     def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
@@ -53,3 +71,8 @@ def top1(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of the images (B,) whose likeliest class is that of their target, index or probabilities."""
     labels = targets if targets.dim() == 1 else targets.argmax(1)
     return (logits.argmax(1) == labels).float().mean()
+
+
+def divergence(logits: Tensor, clean_log_probabilities: Tensor) -> Tensor:
+    """KL(clean || moved) of each image, (B,), from logits (B, C) and log-probabilities (B, C)."""
+    return F.kl_div(logits.log_softmax(-1), clean_log_probabilities, reduction="none", log_target=True).sum(-1)

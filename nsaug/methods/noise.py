@@ -1,30 +1,102 @@
 """What the methods share that add noise to the patch embeddings."""
 
-from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nsaug.methods.method import Method
-from nsaug.nullspace import NoiseSynthesis, embedding_rms
-from nsaug.vit import ViT
+from nsaug.methods.method import Batches, Mean, Method
+from nsaug.nullspace import (
+    EpochSynthesis,
+    NoiseSynthesis,
+    Refinement,
+    Synthesis,
+    computes_as_eval,
+    embedding_rms,
+    influence,
+)
+from nsaug.vit import ViT, eval_mode
 
 
 class NoiseMethod(Method):
-    """Holds a synthesis and the unit it counts in.
+    """Holds a synthesis, the unit it counts in, and the noise found last.
 
     Args:
         synthesis: the noise's scope, start, and how it is refined.
+
+    Attributes:
+        found: the last refinement, where another goes on from it: the epoch's, or with `init=warm` the last batch's.
     """
 
     rms: Tensor
 
-    def __init__(self, synthesis: NoiseSynthesis) -> None:
+    def __init__(self, synthesis: Synthesis) -> None:
         super().__init__()
         self.synthesis = synthesis
         # rms(u) of the first batch: kept, so that a resumed run counts `limit` in the same unit. NaN: not measured.
         self.register_buffer("rms", torch.tensor(float("nan")))
+        self.found: Refinement | None = None
 
-    def prepare(self, vit: ViT, images: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def check(self, vit: ViT) -> None:
+        vit.noise_shape(self.synthesis.site)
+
+    def prepare(self, vit: ViT, images: Tensor, mean_over_ranks: Mean) -> None:
         if self.rms.isnan():
-            self.rms.copy_(mean_over_ranks(embedding_rms(vit, images).square()).sqrt())
+            self.rms.copy_(mean_over_ranks(embedding_rms(vit, images, self.synthesis.site).square()).sqrt())
+
+    def start_epoch(
+        self, vit: ViT, batches: Batches, count: int, generator: torch.Generator, mean_over_ranks: Mean
+    ) -> None:
+        if not isinstance(self.synthesis, EpochSynthesis):
+            return
+        updates = self.synthesis.updates(count)
+        self.prepare(vit, next(iter(batches(0, 1))), mean_over_ranks)
+        self.found = self.synthesis.learn(
+            vit,
+            lambda number: batches(number, updates),
+            count,
+            generator,
+            rms=self.rms,
+            last=None if self.found is None else self.found.noise,
+            mean_over_ranks=mean_over_ranks,
+        )
+
+    def refine(self, vit: ViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator) -> Refinement:
+        """A training batch's noise, which the next batch's goes on from with `init=warm`."""
+        found = self.noise_for(vit, images, clean_logits, generator)
+        if self.synthesis.init == "warm":
+            self.found = dataclasses.replace(found, logits=None)
+        return found
+
+    def noise_for(self, vit: ViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator) -> Refinement:
+        """Noise refined for a batch, or the epoch's, with what the epoch's does to this batch; nothing is kept."""
+        if isinstance(self.synthesis, NoiseSynthesis):
+            last = None if self.found is None else self.found.noise
+            return self.synthesis.refine(vit, images, generator, clean_logits, self.rms, last)
+        assert self.found is not None, "start_epoch has not been called"
+        return self._on(vit, images, clean_logits, self.found)
+
+    def _on(self, vit: ViT, images: Tensor, clean_logits: Tensor, found: Refinement) -> Refinement:
+        if computes_as_eval(vit):
+            noisy: Tensor | None
+            noisy = logits = vit(images, found.noise, self.synthesis.site)
+            target = clean_logits
+        else:
+            noisy = None
+            with torch.no_grad(), eval_mode(vit):
+                logits, target = vit(images, found.noise, self.synthesis.site), vit(images)
+        each = influence(logits.detach(), target.detach())
+        reached = (each.mean() < self.synthesis.eps).expand(len(images))
+        return dataclasses.replace(found, logits=noisy, influence_after=each, reached=reached)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The last refinement. No buffer: its shape is the batch's, and DDP would give all ranks rank 0's."""
+        return {} if self.found is None else vars(self.found)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        device = self.rms.device
+        moved: dict[str, Any] = {
+            name: each.to(device) if isinstance(each, Tensor) else each for name, each in state.items()
+        }
+        self.found = Refinement(**moved) if state else None

@@ -6,40 +6,60 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsaug.methods.method import Loss, top1
+from nsaug.methods.method import Loss, divergence, top1
 from nsaug.methods.noise import NoiseMethod
-from nsaug.nullspace import NoiseSynthesis, Refinement
-from nsaug.settings import validated
+from nsaug.nullspace import Refinement, Synthesis
+from nsaug.settings import NonNegative, validated
 from nsaug.vit import ViT
 
 
 class Nullspace(NoiseMethod):
-    """CE(f(u), y) + CE(f(u + v), y), v refined anew for each batch until it moves the predictions by less than ε.
+    """CE(f(u), y) + CE(f(u + v), y), v refined until it moves the predictions by less than ε.
 
     Args:
-        synthesis: how v is found.
+        synthesis: how v is found, anew for each batch or for each epoch.
         unreached: what becomes of an image whose noise did not get below ε: `keep` trains on it all the same, as the
-            paper does; `drop` leaves its noisy term out.
+            paper does; `drop` leaves its noisy terms out.
+        consistency: weight of a third term, how far v moves the answer; 0 in the paper, whose code holds it too.
+        consistency_of: that distance: `logits`, ||f(u + v) - f(u)||² (the authors'), or `kl`, KL(f(u) || f(u + v)) of
+            the probabilities.
     """
 
     name = "nullspace"
 
     @validated
-    def __init__(self, synthesis: NoiseSynthesis, unreached: Literal["keep", "drop"] = "keep") -> None:
+    def __init__(
+        self,
+        synthesis: Synthesis,
+        unreached: Literal["keep", "drop"] = "keep",
+        consistency: NonNegative = 0.0,
+        consistency_of: Literal["logits", "kl"] = "logits",
+    ) -> None:
         super().__init__(synthesis)
         self.unreached = unreached
-        self.cost = (6 + 2 * synthesis.steps) / 3
+        self.consistency = consistency
+        self.consistency_of = consistency_of
+        self.cost = synthesis.cost
 
     def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
         clean_logits = vit(images)
-        found = self.synthesis.refine(vit, images, generator, clean_logits=clean_logits, rms=self.rms)
-        noisy_logits = vit(images, found.noise) if found.logits is None else found.logits
-        noisy_losses = F.cross_entropy(noisy_logits, targets, reduction="none")
-        if self.unreached == "drop":
-            noisy_losses = noisy_losses * found.reached
-        clean_loss, noisy_loss = F.cross_entropy(clean_logits, targets), noisy_losses.mean()
+        found = self.refine(vit, images, clean_logits, generator)
+        noisy_logits = vit(images, found.noise, self.synthesis.site) if found.logits is None else found.logits
+        counted = found.reached if self.unreached == "drop" else torch.ones_like(found.reached)
+        clean_loss = F.cross_entropy(clean_logits, targets)
+        noisy_loss = (F.cross_entropy(noisy_logits, targets, reduction="none") * counted).mean()
+        loss = clean_loss + noisy_loss
         values = {"top1": top1(clean_logits, targets), "clean_loss": clean_loss.detach()}
-        return clean_loss + noisy_loss, values | {"noisy_loss": noisy_loss.detach()} | described(found)
+        values |= {"noisy_loss": noisy_loss.detach()} | described(found)
+        if self.consistency:
+            if self.consistency_of == "kl":
+                apart = divergence(noisy_logits, clean_logits.log_softmax(-1))
+            else:
+                apart = (noisy_logits - clean_logits).square().sum(-1)
+            inconsistency = (apart * counted).mean()
+            loss = loss + self.consistency * inconsistency
+            values["inconsistency"] = inconsistency.detach()
+        return loss, values
 
 
 def described(found: Refinement) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from nsaug.methods.method import Loss, top1
 from nsaug.methods.noise import NoiseMethod
-from nsaug.nullspace import NoiseSynthesis, computes_as_eval, influence, match_influence, scaled
+from nsaug.nullspace import Synthesis, computes_as_eval, influence, match_influence, scaled
 from nsaug.settings import validated
 from nsaug.vit import ViT, eval_mode
 
@@ -27,16 +27,16 @@ class RandomNoise(NoiseMethod):
     """
 
     @validated
-    def __init__(self, synthesis: NoiseSynthesis, match: Literal["norm", "influence", "start"] = "norm") -> None:
+    def __init__(self, synthesis: Synthesis, match: Literal["norm", "influence", "start"] = "norm") -> None:
         super().__init__(synthesis)
         self.match = match
         self.name = "random_noise" if match == "norm" else f"random_noise_{match}"
-        self.cost = {"norm": (7 + 2 * synthesis.steps) / 3, "influence": (6 + SEARCH) / 3, "start": 2.0}[match]
+        self.cost = {"norm": synthesis.cost + 1 / 3, "influence": (6 + SEARCH) / 3, "start": 2.0}[match]
 
     def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
         clean_logits = vit(images)
         noise, values = self._matched(vit, images, clean_logits.detach(), generator)
-        noisy_logits = vit(images, noise)
+        noisy_logits = vit(images, noise, self.synthesis.site)
         clean_loss, noisy_loss = F.cross_entropy(clean_logits, targets), F.cross_entropy(noisy_logits, targets)
         values |= {
             "top1": top1(clean_logits, targets),
@@ -54,13 +54,15 @@ class RandomNoise(NoiseMethod):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         noise = self.synthesis.start(vit, images, generator, self.rms)
         if self.match == "norm":
-            found = self.synthesis.refine(vit, images, generator, clean_logits=clean_logits, rms=self.rms)
+            found = self.refine(vit, images, clean_logits, generator)
             norm = noise.flatten(1).square().mean(1).sqrt()
             return scaled(noise, found.norm_after / norm), {}
         if self.match == "influence":
             as_eval = computes_as_eval(vit)
             with eval_mode(vit):
                 target = clean_logits if as_eval else vit(images)
-                match = match_influence(vit, images, noise, target, self.synthesis.eps, steps=SEARCH)
+                match = match_influence(
+                    vit, images, noise, target, self.synthesis.eps, steps=SEARCH, site=self.synthesis.site
+                )
             return scaled(noise, match.scale), {"matched": match.matched.float().mean()}
         return noise, {}

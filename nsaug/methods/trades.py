@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from nsaug.attacks import PGD
 from nsaug.draws import normal
-from nsaug.methods.method import Loss, Method, top1
+from nsaug.methods.method import Loss, Method, divergence, top1
 from nsaug.settings import NonNegative, validated
 from nsaug.vit import ViT, eval_mode
 
@@ -51,8 +51,3 @@ class TRADES(Method):
             "divergence": apart.detach(),
         }
         return loss + self.beta * apart, values
-
-
-def divergence(logits: Tensor, clean_log_probabilities: Tensor) -> Tensor:
-    """KL(clean || moved) of each image, (B,), from logits (B, C) and log-probabilities (B, C)."""
-    return F.kl_div(logits.log_softmax(-1), clean_log_probabilities, reduction="none", log_target=True).sum(-1)

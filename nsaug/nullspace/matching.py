@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nsaug.nullspace.influence import influence
-from nsaug.vit import ViT
+from nsaug.vit import PATCH_EMBED, ViT
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,14 @@ class Match:
 
 @torch.no_grad()
 def match_influence(
-    vit: ViT, images: Tensor, noise: Tensor, clean_logits: Tensor, eps: float, steps: int = 10, tolerance: float = 0.1
+    vit: ViT,
+    images: Tensor,
+    noise: Tensor,
+    clean_logits: Tensor,
+    eps: float,
+    steps: int = 10,
+    tolerance: float = 0.1,
+    site: str = PATCH_EMBED,
 ) -> Match:
     """The scale at which noise has an influence just below ε, in [(1 - tolerance) ε, ε).
 
@@ -37,19 +44,20 @@ def match_influence(
     Args:
         vit: in a mode that computes as eval mode does.
         images: (B, 3, H, W) in [0, 1].
-        noise: (B, ...), one for each image, or (1, ...), for the mean influence over the batch; in units of the patch
-            embeddings.
+        noise: (B, ...), one for each image, or (1, ...), for the mean influence over the batch; in units of what it is
+            added to.
         clean_logits: (B, C), of the images without noise.
         eps: the influence to reach, in (0, 2].
         steps: the most forwards.
         tolerance: the search of a noise ends where its influence is that near.
+        site: where the noise is added.
     """
     goal = eps * (1 - tolerance / 2)
     scale = noise.new_ones(len(noise))
     low, found = torch.zeros_like(scale), torch.zeros_like(scale)
     high, exceeding = torch.full_like(scale, float("inf")), torch.full_like(scale, 2.0)
     for step in range(steps):
-        each = influence(vit(images, scaled(noise, scale)), clean_logits).to(scale.dtype)
+        each = influence(vit(images, scaled(noise, scale), site), clean_logits).to(scale.dtype)
         now = each if len(noise) == len(images) else each.mean(0, keepdim=True)
         below = now < eps
         rises, falls = below & (scale >= low), ~below & (scale < high)

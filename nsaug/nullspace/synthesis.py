@@ -1,5 +1,6 @@
 """From random noise to ε-approximate nullspace noise (arXiv 2403.10476, section 4)."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -13,8 +14,14 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from nsaug.draws import Source, normal, uniform
 from nsaug.nullspace.influence import full_precision, influence
-from nsaug.settings import Count, NonNegative, Number, Positive, settings
-from nsaug.vit import ViT, eval_mode
+from nsaug.nullspace.matching import scaled
+from nsaug.settings import Count, NonNegative, NsaugError, Number, Positive, settings
+from nsaug.vit import PATCH_EMBED, ViT, eval_mode
+
+ROUNDING = 1e-3
+"""What images may lie outside [0, 1] by, as mixing them in half precision leaves them."""
+GROWN = 10
+"""Noise is scaled up until its root mean square is that many times the limit: an untrained model tolerates any."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +29,12 @@ class Refinement:
     """What a refinement ended with, for B images.
 
     Attributes:
-        noise: (B, *vit.embedding_shape), or (1, *vit.embedding_shape) where the images share it; in units of the
-            patch embeddings.
+        noise: (B, *vit.noise_shape(site)), or (1, ...) where the images share it; in units of what it is added to.
         logits: (B, C), the logits under this noise, with the graph to the model's parameters where gradients are on;
             None where the model's own mode computes something else than eval mode (dropout, batch norm).
         influence_before, influence_after: (B,), each image's influence at the start and at the end, in [0, 2].
-        norm_before, norm_after: (B,) or (1,), the noise's root mean square, in units of the patch embeddings.
-        reached: (B,), whether what ε bounds lies below it: the image's influence, or in scope `batch` their mean.
+        norm_before, norm_after: (B,) or (1,), the noise's root mean square.
+        reached: (B,), whether what ε bounds lies below it: the image's influence, or of shared noise the mean.
         steps: how many updates were made.
     """
 
@@ -43,32 +49,156 @@ class Refinement:
 
 
 @settings
-class NoiseSynthesis:
-    """Refines random noise on the patch embeddings until it moves the predictions by less than ε.
+class Synthesis:
+    """What every way to find ε-approximate nullspace noise is told.
 
-    Minimises the L2 distance of the logits, as the authors do, with AdamW on the noise alone. In scope `sample` an
-    image whose influence falls below ε is finished and its noise frozen; the loop ends when all are. Counting forward,
-    backward to activations and backward to weights as 1 each, a training step that uses K updates costs 6 + 2 K where
-    a plain one costs 3: the outer step's clean forward is the target, gradients go to the noise alone, and the forward
-    that finds the influence below ε is the one whose loss is trained on.
+    All minimise the L2 distance of the logits, as the authors do, with AdamW on the noise alone.
     """
 
-    eps: Annotated[Number, Field(gt=0, le=2)] = 0.03
-    """ε bounds each image's influence (scope `sample`) or the batch's mean influence (scope `batch`)."""
+    eps: Annotated[Number, Field(gt=0, lt=2)] = 0.03
+    """ε bounds each image's influence, or the mean influence over a batch where its images share the noise."""
     limit: Positive = 3.0
     """The noise starts in [-limit, limit], in `units`; it is not clamped afterwards."""
     lr: Positive = 0.1
     """AdamW's step: in relative units a multiple of the start's half-width, in absolute ones as in the paper."""
+    init: Literal["uniform", "normal", "warm"] = "uniform"
+    """U(-limit, limit), a normal distribution of the same variance, or after a uniform start the last noise found."""
+    units: Literal["relative", "absolute"] = "relative"
+    """Relative: `limit` counts in rms(u), the root mean square of what is added to. Absolute: in its own units."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's, on the noise; 0.01 is torch's default, which the authors' code leaves on."""
+    site: str = PATCH_EMBED
+    """Where it is added: to what `patch_embed` returns, or to what a block is given (`blocks.3`)."""
+    norm: Literal["free", "held"] = "free"
+    """Held: each update keeps the noise's norm, so that it turns and does not merely shrink."""
+    growth: Annotated[Number, Field(ge=1)] = 1.0
+    """What an update scales noise by that is below ε; 1: it is left as it is. The last update takes noise that is not
+    below ε back to where it last was."""
+    floor: NonNegative = 0.0
+    """Noise with an influence below it is moved up, by the same gradient; 0: nothing is."""
+
+    def __post_init__(self) -> None:
+        if self.floor >= self.eps:
+            raise ValueError(f"floor={self.floor:g} has to be below eps={self.eps:g}")
+
+    @property
+    def cost(self) -> float:
+        """What a training step on such noise costs at most, in plain ones; see `Method.cost`."""
+        raise NotImplementedError
+
+    def start(self, vit: ViT, images: Tensor, generator: Source = None, rms: Tensor | None = None) -> Tensor:
+        """The noise that it starts from, in units of what it is added to: (B or 1, *vit.noise_shape(site))."""
+        unit, width = self.unit(vit, images, rms)
+        return width * unit * self.draw(vit, images, generator)
+
+    def unit(self, vit: ViT, images: Tensor, rms: Tensor | None) -> tuple[Tensor, float]:
+        """What AdamW's step is counted in, and the start's half-width in that."""
+        if self.units == "relative":
+            return self.limit * (embedding_rms(vit, images, self.site) if rms is None else rms), 1.0
+        return images.new_ones(()), self.limit
+
+    def draw(self, vit: ViT, images: Tensor, generator: Source) -> Tensor:
+        """Starting noise whose uniform distribution would be U(-1, 1); one that all images share."""
+        return self._drawn((1, *vit.noise_shape(self.site)), images, generator)
+
+    def _drawn(self, shape: tuple[int, ...], like: Tensor, generator: Source) -> Tensor:
+        if self.init == "normal":
+            return normal(shape, generator, like) / 3**0.5
+        return uniform(shape, generator, like) * 2 - 1
+
+
+class Descent:
+    """M noises on their way below ε, one update at a time.
+
+    Args:
+        settings: of the synthesis.
+        start: (M, ...), in multiples of `unit`.
+        unit: what AdamW's step is counted in.
+
+    Attributes:
+        noise: (M, ...), likewise; with a gradient.
+        optimizer: AdamW on it.
+    """
+
+    def __init__(self, settings: Synthesis, start: Tensor, unit: Tensor) -> None:
+        self.settings = settings
+        self.noise = start.requires_grad_()
+        self.unit = unit
+        self.optimizer = torch.optim.AdamW([self.noise], lr=settings.lr, weight_decay=settings.weight_decay)
+        # Where growth may carry a noise beyond ε: the last one that was within, zero where none was.
+        self._safe = torch.zeros_like(start) if settings.growth > 1 else None
+
+    @property
+    def found(self) -> Tensor:
+        """The noise in units of what it is added to, without its graph."""
+        return (self.noise * self.unit).detach()
+
+    def within(self, influence: Tensor) -> Tensor:
+        """Which noises, by their influence (M,), have nothing to be mended."""
+        return (influence >= self.settings.floor) & (influence < self.settings.eps)
+
+    def update(
+        self,
+        distance: Tensor,
+        influence: Tensor,
+        within: Tensor,
+        last: bool,
+        averaged: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    ) -> None:
+        """Moves each noise that is not `within`: down in influence, or up where it lies below the floor.
+
+        Args:
+            distance: (M,), of the logits to the clean ones, with its graph to the noise.
+            influence: (M,).
+            within: (M,); these are kept, or scaled up.
+            last: whether no update comes after this one.
+            averaged: what is done to the gradient first.
+        """
+        before = self.noise.detach().clone()
+        with torch.enable_grad():
+            # Summed, so that no noise's step depends on how many there are.
+            objective = torch.where(influence < self.settings.floor, -distance, distance).sum()
+        # Not backward(): it would fill the parameters' .grad, which the outer step accumulates into.
+        self.noise.grad = averaged(torch.autograd.grad(objective, self.noise)[0])
+        self.optimizer.step()
+        self.noise.grad = None
+        with torch.no_grad():
+            if self.settings.norm == "held":
+                norm = root_mean_square(self.noise).clamp_min(torch.finfo(self.noise.dtype).tiny)
+                self.noise.copy_(scaled(self.noise, root_mean_square(before) / norm))
+            each = (-1, *[1] * (before.dim() - 1))
+            if self._safe is not None:
+                self._safe = torch.where(within.view(each), before, self._safe)
+                known = self._safe.flatten(1).any(1) & last
+                self.noise.copy_(torch.where(known.view(each), self._safe, self.noise))
+            room = root_mean_square(before) < GROWN * (1 if self.settings.units == "relative" else self.settings.limit)
+            growth = torch.where(room & (not last), self.settings.growth, 1.0).to(before.dtype)
+            kept = scaled(before, growth)
+            self.noise.copy_(torch.where(within.view(each), kept, self.noise))
+
+
+@settings
+class NoiseSynthesis(Synthesis):
+    """Refines random noise for one batch, inside the training step, until it moves the predictions by less than ε.
+
+    In scope `sample` an image whose influence falls below ε is finished and its noise frozen; the loop ends when all
+    are. Counting forward, backward to activations and backward to weights as 1 each, a training step that uses K
+    updates costs 6 + 2 K where a plain one costs 3: the outer step's clean forward is the target, gradients go to the
+    noise alone, and the forward that finds the influence below ε is the one whose loss is trained on.
+    """
+
     steps: Count = 3
     """K, the largest number of updates; 0 leaves the noise as it was drawn."""
     scope: Literal["sample", "batch"] = "sample"
     """A noise for each image, or one that the batch shares."""
-    init: Literal["uniform", "normal"] = "uniform"
-    """U(-limit, limit), or a normal distribution of the same variance."""
-    units: Literal["relative", "absolute"] = "relative"
-    """Relative: `limit` counts in rms(u), the patch embeddings' root mean square. Absolute: in their own units."""
-    weight_decay: NonNegative = 0.01
-    """AdamW's, on the noise; 0.01 is torch's default, which the authors' code leaves on."""
+
+    @property
+    def cost(self) -> float:
+        return (6 + 2 * self.steps) / 3
+
+    def draw(self, vit: ViT, images: Tensor, generator: Source) -> Tensor:
+        shape = (len(images) if self.scope == "sample" else 1, *vit.noise_shape(self.site))
+        return self._drawn(shape, images, generator)
 
     def refine(
         self,
@@ -77,6 +207,7 @@ class NoiseSynthesis:
         generator: Source = None,
         clean_logits: Tensor | None = None,
         rms: Tensor | None = None,
+        last: Tensor | None = None,
     ) -> Refinement:
         """Synthesises noise for a batch; leaves gradients, modes, running statistics and other generators alone.
 
@@ -86,96 +217,80 @@ class NoiseSynthesis:
             clean_logits: (B, C), the clean images' logits if the caller has them: the target where the model's own
                 mode computes the same as eval mode. Computed here otherwise.
             rms: rms(u), what relative units count in; measured on these images where None.
+            last: a noise found before, (M, *vit.noise_shape(site)), for `init=warm`: where it starts from instead,
+                over again where it has fewer images than there are.
+
+        Raises:
+            NsaugError: no images, values that are no image's, an unknown site.
         """
+        check_images(images)
+        vit.noise_shape(self.site)
         as_eval = computes_as_eval(vit)
         if clean_logits is None or not as_eval:
             with torch.no_grad(), eval_mode(vit):
                 clean_logits = vit(images)
-        unit, width = self._unit(vit, images, rms)
-        noise = width * self._draw(vit, images, generator)
+        unit, width = self.unit(vit, images, rms)
+        if self.init == "warm" and last is not None:
+            places = torch.arange(len(images) if self.scope == "sample" else 1) % len(last)
+            noise = last[places.to(last.device)] / unit
+        else:
+            noise = width * self.draw(vit, images, generator)
+        descent = Descent(self, noise, unit)
         with nullcontext() if as_eval else eval_mode(vit):
-            return self._descend(vit, images, full_precision(clean_logits.detach()), noise, unit, keep_logits=as_eval)
+            return self._descend(vit, images, full_precision(clean_logits.detach()), descent, keep_logits=as_eval)
 
-    def start(self, vit: ViT, images: Tensor, generator: Source = None, rms: Tensor | None = None) -> Tensor:
-        """The noise that `refine` starts from: (B or 1, *vit.embedding_shape), in units of the patch embeddings."""
-        unit, width = self._unit(vit, images, rms)
-        return width * unit * self._draw(vit, images, generator)
-
-    def _unit(self, vit: ViT, images: Tensor, rms: Tensor | None) -> tuple[Tensor, float]:
-        """What AdamW's step is counted in, and the start's half-width in that."""
-        if self.units == "relative":
-            return self.limit * (embedding_rms(vit, images) if rms is None else rms), 1.0
-        return images.new_ones(()), self.limit
-
-    def _draw(self, vit: ViT, images: Tensor, generator: Source) -> Tensor:
-        """Starting noise whose uniform distribution would be U(-1, 1)."""
-        shape = (len(images) if self.scope == "sample" else 1, *vit.embedding_shape)
-        if self.init == "normal":
-            return normal(shape, generator, images) / 3**0.5
-        return uniform(shape, generator, images) * 2 - 1
-
-    def _descend(
-        self, vit: ViT, images: Tensor, target: Tensor, start: Tensor, unit: Tensor, keep_logits: bool
-    ) -> Refinement:
-        """The loop. `start` is the noise in multiples of `unit`, which is what AdamW's step is counted in."""
-        noise = start.requires_grad_()
-        optimizer = torch.optim.AdamW([noise], lr=self.lr, weight_decay=self.weight_decay)
+    def _descend(self, vit: ViT, images: Tensor, target: Tensor, descent: Descent, keep_logits: bool) -> Refinement:
         graph_is_wanted = keep_logits and torch.is_grad_enabled()
-        finished = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        influence_before = norm_before = None
+        shared = self.scope == "batch"
+        finished = torch.zeros(len(descent.noise), dtype=torch.bool, device=images.device)
+        influence_before = None
+        norm_before = root_mean_square(descent.found)
         for step in range(self.steps + 1):
             last = step == self.steps
             with torch.set_grad_enabled(graph_is_wanted or not last):
                 # Nothing asks the last forward for the noise's gradient.
-                logits = vit(images, (noise.detach() if last else noise) * unit)
-            now = influence(logits.detach(), target)
-            if influence_before is None:
-                influence_before, norm_before = now, _norm(noise * unit)
-            finished = finished | ((now if self.scope == "sample" else now.mean()) < self.eps)
-            if last or bool(finished.all()):
+                noise = descent.noise.detach() if last else descent.noise
+                logits = vit(images, noise * descent.unit, self.site)
+            each = influence(logits.detach(), target)
+            influence_before = each if influence_before is None else influence_before
+            now = each.mean(0, keepdim=True) if shared else each
+            # What is finished stays so, whatever rounding makes of its influence the next time; what grows is not.
+            finished = descent.within(now) | (finished if self.growth == 1 else False)
+            if last or (self.growth == 1 and bool(finished.all())):
                 break
-            self._update(noise, logits, target, finished, optimizer)
+            with torch.enable_grad():
+                each_distance = (full_precision(logits) - target).norm(dim=-1)
+                distance = each_distance.mean(0, keepdim=True) if shared else each_distance
+            descent.update(distance, now, finished, last=step + 1 == self.steps)
         assert influence_before is not None
-        assert norm_before is not None
         return Refinement(
-            noise=(noise * unit).detach(),
+            noise=descent.found,
             logits=logits if graph_is_wanted else (logits.detach() if keep_logits else None),
             influence_before=influence_before,
-            influence_after=now,
+            influence_after=each,
             norm_before=norm_before,
-            norm_after=_norm(noise * unit),
-            reached=finished,
+            norm_after=root_mean_square(descent.found),
+            reached=((now < self.eps) | finished).expand(len(images)),
             steps=step,
         )
 
-    def _update(
-        self,
-        noise: Tensor,
-        logits: Tensor,
-        target: Tensor,
-        finished: Tensor,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        with torch.enable_grad():
-            distance = (full_precision(logits) - target).norm(dim=-1)
-            # Summed where each image has its own noise, so that no image's step depends on how many there are.
-            objective = distance.sum() if self.scope == "sample" else distance.mean()
-        frozen = noise.detach().clone() if self.scope == "sample" else None
-        # Not backward(): it would fill the parameters' .grad, which the outer step accumulates into.
-        (noise.grad,) = torch.autograd.grad(objective, noise)
-        optimizer.step()
-        noise.grad = None
-        if frozen is not None:
-            with torch.no_grad():
-                keep = finished.view(-1, *[1] * (noise.dim() - 1))
-                noise.copy_(torch.where(keep, frozen, noise))
-
 
 @torch.no_grad()
-def embedding_rms(vit: ViT, images: Tensor) -> Tensor:
-    """rms(u): the root mean square over all patch embeddings of these images, a scalar tensor."""
+def embedding_rms(vit: ViT, images: Tensor, site: str = PATCH_EMBED) -> Tensor:
+    """rms(u): the root mean square of all that noise is added to in these images, a scalar tensor."""
     with eval_mode(vit):  # some patch embeddings hold batch norms
-        return full_precision(vit.patch_embeddings(images)).square().mean().sqrt()
+        return full_precision(vit.activations(images, site)).square().mean().sqrt()
+
+
+def check_images(images: Tensor) -> None:
+    """Raises NsaugError where a tensor is no batch of images (B, 3, H, W) in [0, 1]."""
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise NsaugError(f"images have shape {tuple(images.shape)}; they have to be (B, 3, H, W)")
+    if len(images) == 0:
+        raise NsaugError("there are no images in this batch")
+    low, high = (float(each) for each in images.aminmax())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # so that NaN is refused too
+        raise NsaugError(f"images have values from {low:g} to {high:g}; they have to lie in [0, 1], not normalised")
 
 
 def computes_as_eval(module: nn.Module) -> bool:
@@ -193,5 +308,6 @@ def _differs_in_training(part: nn.Module) -> bool:
     return isinstance(part, _BatchNorm)
 
 
-def _norm(noise: Tensor) -> Tensor:
+def root_mean_square(noise: Tensor) -> Tensor:
+    """Each noise's, (M,), for (M, ...)."""
     return noise.detach().flatten(1).square().mean(1).sqrt()

@@ -43,7 +43,7 @@ def logit(vit, images, noise=None):
 
 def slopes(vit, images):
     """w, the logit's gradient to an image, and a, its gradient to the patch embeddings."""
-    image, noise = images[:1].clone().requires_grad_(), torch.zeros(1, *vit.embedding_shape, dtype=torch.float64)
+    image, noise = images[:1].clone().requires_grad_(), torch.zeros(1, *vit.noise_shape(), dtype=torch.float64)
     logits = vit(image, noise.requires_grad_())
     return torch.autograd.grad(logits[0, 1] - logits[0, 0], (image, noise))
 
@@ -110,7 +110,7 @@ def test_random_noise_as_it_starts(vit, images, labels):
     method = RandomNoise(SYNTHESIS, match="start")
     loss, values = loss_of(method, vit, images, labels)
     _, a = slopes(vit, images)
-    shape = (6, *vit.embedding_shape)
+    shape = (6, *vit.noise_shape())
     noise = 2.0 * method.rms * (2 * torch.rand(shape, generator=draws("cpu", 0), dtype=torch.float64) - 1)
     z = logit(vit, images)
     noisy = z + (a * noise).sum((1, 2))
@@ -125,12 +125,34 @@ def test_random_noise_of_the_influence_eps(vit, images, labels):
     # Each image's probability moves by sqrt(ε / 2), less a twentieth, to the side of its noise.
     z = logit(vit, images)
     _, a = slopes(vit, images)
-    draw = 2 * torch.rand((6, *vit.embedding_shape), generator=draws("cpu", 0), dtype=torch.float64) - 1
+    draw = 2 * torch.rand((6, *vit.noise_shape()), generator=draws("cpu", 0), dtype=torch.float64) - 1
     side = (a * draw).sum((1, 2)).sign()
     below, above = (z.sigmoid() + side * (share * SYNTHESIS.eps / 2) ** 0.5 for share in (0.9, 1.0))
     ends = torch.stack([F.binary_cross_entropy(p, labels.double(), reduction="none") for p in (below, above)])
     clean = cross_entropy(z, labels)
     assert clean + ends.amin(0).mean() <= loss <= clean + ends.amax(0).mean()
+
+
+@pytest.mark.parametrize("of", ["logits", "kl"])
+@pytest.mark.parametrize("unreached", ["keep", "drop"])
+def test_consistency_adds_the_distance_of_the_answers(vit, images, labels, of, unreached):
+    synthesis = dataclasses.replace(SYNTHESIS, steps=0, eps=0.05)
+    method = Nullspace(synthesis, unreached, consistency=3.0, consistency_of=of)
+    loss, values = loss_of(method, vit, images, labels)
+    without, _ = loss_of(Nullspace(synthesis, unreached), vit, images, labels)
+    start = 2 * torch.rand((6, *vit.noise_shape()), generator=draws("cpu", 0), dtype=torch.float64) - 1
+    noise = 2.0 * method.rms * start
+    clean, noisy = vit(images), vit(images, noise)
+    if of == "logits":
+        apart = (noisy - clean).square().sum(1)
+    else:
+        apart = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=z) for z in (clean, noisy)))
+    moved = 2 * (logit(vit, images, noise).sigmoid() - logit(vit, images).sigmoid()).square()
+    if unreached == "drop":
+        assert 0 < (moved < 0.05).sum() < 6, "both kinds of images are in the batch"
+        apart = apart * (moved < 0.05)
+    torch.testing.assert_close(values["inconsistency"], apart.mean().detach())
+    torch.testing.assert_close(loss, (without + 3.0 * apart.mean()).detach())
 
 
 @pytest.mark.parametrize("scope", ["sample", "batch"])
@@ -155,7 +177,7 @@ def test_nullspace_noise_after_one_step(vit, images, labels):
     method = Nullspace(SYNTHESIS)
     loss, _ = loss_of(method, vit, images, labels)
     weight = vit.model.head.weight.detach()
-    start = 2 * torch.rand((6, *vit.embedding_shape), generator=draws("cpu", 0), dtype=torch.float64) - 1
+    start = 2 * torch.rand((6, *vit.noise_shape()), generator=draws("cpu", 0), dtype=torch.float64) - 1
     unit = 2.0 * method.rms
     z = logit(vit, images)
     _, a = slopes(vit, images)

@@ -54,6 +54,20 @@ def test_the_unit_of_the_noise_is_measured_once_and_kept(vit, images):
     torch.testing.assert_close(restored.rms, rms)
 
 
+@pytest.mark.parametrize("make", [Nullspace, RandomNoise])
+def test_a_warm_start_is_kept_between_batches_and_in_a_checkpoint(make, vit, images, labels):
+    synthesis = dataclasses.replace(SYNTHESIS, init="warm", steps=2, eps=1e-9)
+    method = prepared(make(synthesis), vit, images)
+    method.loss(vit, images, labels, draws("cpu", 0))
+    first = method.found.noise
+    restored = make(synthesis).double()
+    restored.load_state_dict(method.state_dict())
+    for each in (method, restored):
+        each.loss(vit, images, labels, draws("cpu", 1))
+        expected = synthesis.refine(vit, images, rms=method.rms, last=first)
+        torch.testing.assert_close(each.found.noise, expected.noise)
+
+
 def test_the_unit_is_the_same_on_all_ranks(vit, images):
     """Ranks average the mean square, not the root."""
     method = Nullspace(SYNTHESIS).double()

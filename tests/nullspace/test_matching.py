@@ -21,7 +21,7 @@ def closed_form(vit, images, noise, eps):
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_an_image_noise_is_scaled_to_the_closed_form(images, generator, size):
     vit = linear_vit()
-    noise = size * torch.randn(6, *vit.embedding_shape, generator=generator, dtype=torch.float64)
+    noise = size * torch.randn(6, *vit.noise_shape(), generator=generator, dtype=torch.float64)
     with torch.no_grad():
         found = match_influence(vit, images, noise, vit(images), EPS, steps=40, tolerance=1e-3)
     assert found.matched.all()
@@ -32,7 +32,7 @@ def test_an_image_noise_is_scaled_to_the_closed_form(images, generator, size):
 
 
 def test_a_shared_noise_is_scaled_by_the_mean_influence(vit, images, generator):
-    noise = torch.randn(1, *vit.embedding_shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(1, *vit.noise_shape(), generator=generator, dtype=torch.float64)
     with torch.no_grad():
         clean = vit(images)
         found = match_influence(vit, images, noise, clean, EPS)
@@ -43,7 +43,7 @@ def test_a_shared_noise_is_scaled_by_the_mean_influence(vit, images, generator):
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
 def test_a_dozen_forwards_do_on_a_transformer(vit, images, generator, size):
-    noise = size * torch.randn(6, *vit.embedding_shape, generator=generator, dtype=torch.float64)
+    noise = size * torch.randn(6, *vit.noise_shape(), generator=generator, dtype=torch.float64)
     with torch.no_grad():
         clean = vit(images)
         found = match_influence(vit, images, noise, clean, EPS, steps=12)
@@ -54,7 +54,7 @@ def test_a_dozen_forwards_do_on_a_transformer(vit, images, generator, size):
 
 def test_what_cannot_get_there_is_said_to_be_unmatched(images):
     vit = linear_vit()
-    nothing = torch.zeros(6, *vit.embedding_shape, dtype=torch.float64)
+    nothing = torch.zeros(6, *vit.noise_shape(), dtype=torch.float64)
     nothing[0] = 1.0
     with torch.no_grad():
         found = match_influence(vit, images, nothing, vit(images), EPS)

@@ -2,10 +2,12 @@ import dataclasses
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from nsaug.draws import generator as draws
 from nsaug.nullspace import NoiseSynthesis, computes_as_eval, embedding_rms, influence
+from nsaug.settings import NsaugError
 from nsaug.vit import build_vit
 from tests.conftest import tiny_vit
 
@@ -16,9 +18,9 @@ def rederived(vit, images, synthesis):
     """The algorithm written down again: plain float64, one image or batch at a time, AdamW by its formulas."""
     groups = [images[i : i + 1] for i in range(len(images))] if synthesis.scope == "sample" else [images]
     # The draws are the batch's; the loop is each group's own.
-    shape = (len(groups), *vit.embedding_shape)
+    shape = (len(groups), *vit.noise_shape(synthesis.site))
     drawn = torch.rand(shape, generator=draws("cpu", 7), dtype=torch.float64) * 2 - 1
-    rms = vit.patch_embeddings(images).detach().square().mean().sqrt()
+    rms = vit.activations(images, synthesis.site).detach().square().mean().sqrt()
     found, reached, most = [], [], 0
     for group, start in zip(groups, drawn, strict=True):
         target = vit(group).detach()
@@ -26,19 +28,31 @@ def rederived(vit, images, synthesis):
             unit, z, lr = synthesis.limit * rms, start[None].clone(), synthesis.lr
         else:
             unit, z, lr = 1.0, start[None] * synthesis.limit, synthesis.lr
-        m, s = torch.zeros_like(z), torch.zeros_like(z)
+        m, s, good = torch.zeros_like(z), torch.zeros_like(z), None
         for k in range(1, synthesis.steps + 2):
             z = z.detach().requires_grad_()
-            logits = vit(group, z * unit)
-            change = logits.softmax(1) - target.softmax(1)
-            below = bool(change.square().sum(1).mean() < synthesis.eps)
-            if below or k == synthesis.steps + 1:
+            logits = vit(group, z * unit, synthesis.site)
+            now = float((logits.softmax(1) - target.softmax(1)).detach().square().sum(1).mean())
+            below = now < synthesis.eps
+            fine = synthesis.floor <= now < synthesis.eps
+            if k == synthesis.steps + 1 or (fine and synthesis.growth == 1):
                 break
-            (g,) = torch.autograd.grad((logits - target).square().sum(1).sqrt().mean(), z)
-            z = z.detach() * (1 - lr * synthesis.weight_decay)
-            m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g * g
-            z = z - lr * (m / (1 - 0.9**k)) / ((s / (1 - 0.999**k)).sqrt() + 1e-8)
             most = max(most, k)
+            (g,) = torch.autograd.grad((logits - target).square().sum(1).sqrt().mean(), z)
+            g = -g if now < synthesis.floor else g
+            m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g * g
+            good = z.detach() if fine else good
+            if synthesis.growth > 1 and k == synthesis.steps and good is not None:
+                z = good
+                continue
+            if fine:
+                z = z.detach() * synthesis.growth
+                continue
+            before = z.detach().norm()
+            z = z.detach() * (1 - lr * synthesis.weight_decay)
+            z = z - lr * (m / (1 - 0.9**k)) / ((s / (1 - 0.999**k)).sqrt() + 1e-8)
+            if synthesis.norm == "held":
+                z = z * before / z.norm()
         found.append((z * unit).detach())
         reached += [below] * len(group)
     return torch.cat(found), reached, most
@@ -46,7 +60,21 @@ def rederived(vit, images, synthesis):
 
 @pytest.mark.parametrize("scope", ["sample", "batch"])
 @pytest.mark.parametrize(
-    "setting", [{}, {"units": "absolute", "lr": 0.02, "limit": 0.5}, {"eps": 1e-6}, {"eps": 1.9}, {"lr": 0.2}]
+    "setting",
+    [
+        {},
+        {"units": "absolute", "lr": 0.02, "limit": 0.5},
+        {"eps": 1e-6},
+        {"eps": 1.9},
+        {"lr": 0.2},
+        {"norm": "held", "lr": 0.1},
+        {"growth": 1.3, "steps": 8},
+        {"growth": 1.5, "norm": "held", "steps": 6},
+        {"floor": 0.005, "limit": 0.5},
+        {"floor": 0.004, "growth": 1.2, "steps": 8},
+        {"site": "blocks.1"},
+        {"site": "blocks.0", "norm": "held"},
+    ],
 )
 def test_against_a_plain_rederivation(vit, images, scope, setting):
     synthesis = dataclasses.replace(EASY, scope=scope, **setting)
@@ -79,7 +107,7 @@ def test_eps_bounds_each_image(vit, images, generator):
 def test_eps_bounds_the_mean_in_scope_batch(vit, images, generator):
     eps = 0.02
     found = dataclasses.replace(EASY, steps=50, eps=eps, scope="batch").refine(vit, images, generator)
-    assert found.noise.shape == (1, *vit.embedding_shape)
+    assert found.noise.shape == (1, *vit.noise_shape())
     assert found.reached.all()
     assert found.influence_after.mean() < eps < found.influence_before.mean()
     assert found.influence_after.max() > eps, "a mean below eps is all that is asked"
@@ -199,3 +227,91 @@ def test_under_autocast_the_weights_still_get_their_gradients(options, images, l
 
     for half, full in zip(gradients(True), gradients(False), strict=True):
         assert (half - full).norm() < 0.25 * full.norm() + 1e-6
+
+
+def test_the_rederivation_meets_every_case_of_the_variants(vit, images):
+    """Some images are below the floor, some within, some above ε."""
+    synthesis = dataclasses.replace(EASY, floor=0.005, limit=0.5)
+    start = dataclasses.replace(synthesis, steps=0).refine(vit, images, draws("cpu", 7)).influence_after
+    assert ((start < synthesis.floor).any(), (start >= synthesis.eps).any()) == (True, True)
+    assert ((start >= synthesis.floor) & (start < synthesis.eps)).any()
+
+
+@pytest.mark.parametrize("scope", ["sample", "batch"])
+def test_a_held_norm_is_held(vit, images, scope):
+    """The free refinement shrinks the noise; the held one lowers the influence by its direction alone."""
+    free = dataclasses.replace(EASY, eps=1e-9, steps=20, scope=scope, weight_decay=1.0)
+    held = dataclasses.replace(free, norm="held").refine(vit, images, draws("cpu", 7))
+    torch.testing.assert_close(held.norm_after, held.norm_before)
+    assert held.influence_after.mean() < 0.5 * held.influence_before.mean()
+    assert (free.refine(vit, images, draws("cpu", 7)).norm_after < 0.8 * held.norm_after).all()
+
+
+def test_a_growing_limit_ends_at_the_boundary(vit, images):
+    """Each noise ends below ε and near it, larger than it was."""
+    small = dataclasses.replace(EASY, limit=0.2, steps=30)
+    left = small.refine(vit, images, draws("cpu", 7))
+    assert left.steps == 0
+    grown = dataclasses.replace(small, growth=1.2).refine(vit, images, draws("cpu", 7))
+    assert (grown.norm_after > 1.5 * left.norm_after).all()
+    assert grown.influence_after.median() > 0.4 * EASY.eps
+    assert grown.influence_after.max() < EASY.eps
+    assert grown.reached.all()
+
+
+def test_a_floor_lifts_the_influence(vit, images):
+    low = dataclasses.replace(EASY, limit=0.1, steps=80, lr=0.1)
+    lifted = dataclasses.replace(low, floor=0.005).refine(vit, images, draws("cpu", 7))
+    assert low.refine(vit, images, draws("cpu", 7)).influence_after.max() < 0.005
+    assert lifted.influence_after.min() >= 0.005
+    assert lifted.influence_after.max() < EASY.eps
+    assert lifted.reached.all()
+
+
+@pytest.mark.parametrize("scope", ["sample", "batch"])
+def test_a_warm_start_goes_on_from_the_last_noise(vit, images, scope):
+    synthesis = dataclasses.replace(EASY, init="warm", eps=1e-9, scope=scope)
+    rms = embedding_rms(vit, images)
+    first = synthesis.refine(vit, images[:4], draws("cpu", 7), rms=rms)
+    cold = dataclasses.replace(synthesis, init="uniform").refine(vit, images[:4], draws("cpu", 7), rms=rms)
+    assert torch.equal(first.noise, cold.noise), "the first batch has nothing to go on from"
+    unmoved = dataclasses.replace(synthesis, steps=0).refine(vit, images, last=first.noise, rms=rms)
+    again = first.noise[[0, 1, 2, 3, 0, 1]] if scope == "sample" else first.noise
+    torch.testing.assert_close(unmoved.noise, again)
+    longer = synthesis.refine(vit, images[:4], last=first.noise, rms=rms)
+    assert longer.influence_after.mean() < first.influence_after.mean()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"eps": 0}, "greater than 0"),
+        ({"eps": 2}, "less than 2"),
+        ({"limit": 0}, "greater than 0"),
+        ({"growth": 0.9}, "greater than or equal to 1"),
+        ({"floor": 0.03}, "floor=0.03 has to be below eps=0.03"),
+        ({"scope": "epoch"}, "'sample' or 'batch'"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    with pytest.raises(ValidationError, match=message):
+        NoiseSynthesis(**setting)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda images: images[:0], "no images in this batch"),
+        (lambda images: images * 2 - 1, r"have to lie in \[0, 1\], not normalised"),
+        (lambda images: torch.where(images > 0.5, torch.nan, images), "from nan to nan"),
+        (lambda images: images[0], r"images have shape \(3, 8, 8\)"),
+    ],
+)
+def test_what_is_no_image_is_refused(vit, images, spoil, message):
+    with pytest.raises(NsaugError, match=message):
+        EASY.refine(vit, spoil(images))
+
+
+def test_an_unknown_site_is_refused(vit, images):
+    with pytest.raises(NsaugError, match=r"takes no noise at blocks.7: choose among patch_embed, blocks.0, blocks.1"):
+        dataclasses.replace(EASY, site="blocks.7").refine(vit, images)

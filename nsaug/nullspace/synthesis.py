@@ -172,8 +172,8 @@ class Descent:
                 known = self._safe.flatten(1).any(1) & last
                 self.noise.copy_(torch.where(known.view(each), self._safe, self.noise))
             room = root_mean_square(before) < GROWN * (1 if self.settings.units == "relative" else self.settings.limit)
-            growth = torch.where(room & (not last), self.settings.growth, 1.0).to(before.dtype)
-            kept = scaled(before, growth)
+            growth = 1 if last else self.settings.growth
+            kept = torch.where(room.view(each), before * growth, before)
             self.noise.copy_(torch.where(within.view(each), kept, self.noise))
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nsaug.evaluate")
 
 KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
-SUITE = {"benchmarks", "score", "max_images", "eps", "std"}
+SUITE = {"benchmarks", "score", "max_images", "eps", "std", "images", "noises"}
 
 
 @entry_point("evaluate")
@@ -35,17 +35,17 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from nsaug.evaluation import Benchmark, Entry, Store, find_subjects, run_suite
+    from nsaug.evaluation import Analysis, Benchmark, Entry, Store, find_subjects, run_suite
     from nsaug.evaluation.benchmark import subset
     from nsaug.evaluation.report import write_report
     from nsaug.evaluation.table import COLUMNS, grouped, rows_across, rows_of, write
-    from nsaug.evaluation.views import caption, terminal_table
+    from nsaug.evaluation.views import caption, terminal_tables
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     entries = [Entry(str(name), build(node)) for name, node in cfg.suite.benchmarks.items()]
     for entry in entries:
-        if not isinstance(entry.benchmark, Benchmark):
+        if not isinstance(entry.benchmark, Benchmark | Analysis):
             raise NsaugError(f"suite.benchmarks.{entry.name}: set its _target_ to nsaug.evaluation.Benchmark")
     score = build(cfg.suite.score) if cfg.suite.score is not None else None
     if score:
@@ -53,9 +53,10 @@ def main(cfg: DictConfig) -> None:
     given = list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint
     subjects = find_subjects(given, cfg.model.get("name"))
     open_data = data_opener(cfg)
-    images = 0
+    work = 0
     for subject in subjects:  # all that can be missing is missed before the first is judged
-        images += len(subset(open_data(subject).test_images, cfg.suite.max_images, cfg.seed))
+        count = len(subset(open_data(subject).test_images, cfg.suite.max_images, cfg.seed))
+        work += sum(entry.benchmark.work(count) for entry in entries)
         if not by_model_group(cfg, subject):
             subject.model()
 
@@ -72,7 +73,7 @@ def main(cfg: DictConfig) -> None:
     outcomes, rows = [], []
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("", total=images * sum(entry.benchmark.forwards for entry in entries))
+        task = progress.add_task("", total=work)
 
         def advance(title: str, work: int) -> None:
             progress.update(task, description=title, advance=work)
@@ -101,7 +102,8 @@ def main(cfg: DictConfig) -> None:
             console = Console(width=200)  # a file or a pipe has no width to respect
         groups = grouped(table)
         console.print(caption(table, groups), highlight=False, markup=False)
-        console.print(terminal_table(groups))
+        for table_of in terminal_tables(groups):
+            console.print(table_of)
         log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
     if failed:
         raise NsaugError(

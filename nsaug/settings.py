@@ -4,6 +4,7 @@ The range stands once, in the annotation. `config.check` reads the same annotati
 configuration before anything is built.
 """
 
+import dataclasses
 from fractions import Fraction
 from typing import Annotated, Any, dataclass_transform
 
@@ -50,6 +51,14 @@ def settings(cls: type) -> Any:
     """Makes a class a frozen dataclass with keyword arguments, each checked against its annotation."""
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     return dataclass(config=config, frozen=True, kw_only=True)(cls)
+
+
+def plain(value: Any) -> Any:
+    """Settings as plain values, defaults included, with the class that each stands for."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": type(value).__qualname__} | fields
+    return list(value) if isinstance(value, tuple) else value
 
 
 validated = validate_call(config=ConfigDict(arbitrary_types_allowed=True))

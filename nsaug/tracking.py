@@ -147,9 +147,9 @@ def _trained(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 def _samples(outcomes: list[Outcome]) -> list[tuple[np.ndarray, str]]:
     """The kept images of each benchmark's greatest strength, side by side, and what they are."""
     return [
-        (np.concatenate(list(outcome.result.pictures[-1]), axis=1), f"{outcome.subject.label}: {outcome.entry.name}")
+        (np.concatenate(list(outcome.per_image.pictures[-1]), axis=1), f"{outcome.subject.label}: {outcome.entry.name}")
         for outcome in outcomes
-        if outcome.result is not None
+        if outcome.per_image is not None
     ]
 
 

@@ -73,8 +73,8 @@ class ViT(nn.Module):
 
         Args:
             images: (B, 3, H, W) in [0, 1], not normalised.
-            noise: (1 or B, *noise_shape(site)), added there in the units of what is there; for a `patch_embed` that
-                keeps its tokens in a map, (1 or B, N, D) does too.
+            noise: (1 or B, *noise_shape(site)), added there in the units of what is there; where tokens are kept in
+                a map, (1 or B, N, D) does too.
             site: one of `sites`.
 
         Raises:
@@ -133,15 +133,23 @@ class ViT(nn.Module):
         assert self._noise is not None
         return values + self._noise.to(values.dtype)
 
+    def to_tokens(self, noise: Tensor, site: str = PATCH_EMBED) -> Tensor:
+        """Noise (M, *noise_shape(site)) token by token, (M, N, D), which `forward` takes as well."""
+        if noise.dim() == 3:
+            return noise
+        return noise.flatten(1, 2) if self._channels_last(site) else noise.flatten(2).transpose(1, 2)
+
+    def _channels_last(self, site: str) -> bool:
+        return site != PATCH_EMBED or _channels_last(self.model, self.noise_shape(site))
+
     def _to_grid(self, noise: Tensor, site: str) -> Tensor:
         grid = self.noise_shape(site)
         if noise.shape[1:] == grid:
             return noise
-        # (B, N, D) for a model that keeps its tokens in a map:
-        if site == PATCH_EMBED and len(grid) == 3 and noise.dim() == 3:
-            if _channels_last(self.model, grid) and noise.shape[1:] == (grid[0] * grid[1], grid[2]):
+        if len(grid) == 3 and noise.dim() == 3:
+            if self._channels_last(site) and noise.shape[1:] == (grid[0] * grid[1], grid[2]):
                 return noise.unflatten(1, grid[:2])
-            if not _channels_last(self.model, grid) and noise.shape[1:] == (grid[1] * grid[2], grid[0]):
+            if not self._channels_last(site) and noise.shape[1:] == (grid[1] * grid[2], grid[0]):
                 return noise.transpose(1, 2).unflatten(2, grid[1:])
         wanted = ", ".join(map(str, grid))
         raise NsaugError(f"noise has shape {tuple(noise.shape)}; at {site} it has to be (1 or B, {wanted})")

@@ -109,13 +109,13 @@ def test_what_is_wrong_is_said_in_one_line(override, line):
         ("device=gpu7", "device=gpu7 cannot be used"),
         ("batch_size=0", "batch_size=0: should be"),
         ("suite.max_images=0", "suite.max_images=0: should be"),
-        ("+suite.max_image=3", "suite.max_image: no such setting; choose among benchmarks, eps, max_images"),
+        ("+suite.max_image=3", "suite.max_image: no such setting; choose among benchmarks, eps, images, max_images"),
         ("checkpoint=3", "checkpoint=3: should be"),
         (
             "suite.benchmarks.pgd._target_=nsaug.Nothing",
             "suite.benchmarks.pgd._target_=nsaug.Nothing: there is no such",
         ),
-        ("suite=fast", "suite=fast: no such choice; suite is one of cifar10, digits, quick"),
+        ("suite=fast", "suite=fast: no such choice; suite is one of cifar10, digits, nullspace, quick"),
     ],
 )
 def test_evaluation_too(override, line):

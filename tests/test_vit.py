@@ -51,9 +51,9 @@ def test_noise_in_every_family(name):
     noise = torch.randn(2, *shape)
     assert not torch.allclose(vit(images, noise), expected, atol=0, rtol=1e-3)
     assert torch.equal(vit.activations(images), embeddings), "noise stayed behind"
-    if len(shape) == 3:  # the same noise, token by token
-        tokens = noise.flatten(2).transpose(1, 2) if name == "pit_ti_224" else noise.flatten(1, 2)
-        assert torch.equal(vit(images, tokens), vit(images, noise))
+    tokens = noise.flatten(2).transpose(1, 2) if name == "pit_ti_224" else noise.flatten(1, -2)
+    assert torch.equal(vit.to_tokens(noise), tokens)
+    assert torch.equal(vit(images, tokens), vit(images, noise))
     assert torch.equal(vit(images), expected), "noise stayed behind"
 
 
@@ -85,6 +85,7 @@ def test_noise_at_a_block_in_every_family(name):
     handle = block.register_forward_pre_hook(lambda module, args: (values + noise, *args[1:]))
     assert torch.equal(vit(images), noisy)
     handle.remove()
+    assert torch.equal(vit(images, vit.to_tokens(noise, site), site), noisy)
     assert torch.equal(vit(images), clean), "noise stayed behind"
     with pytest.raises(NsaugError, match=rf"at {site} it has to be \(1 or B, "):
         vit(images, noise[..., 1:], site)

@@ -1,9 +1,24 @@
 """Judging models: a suite's benchmarks become results that are kept, and every view is drawn from those."""
 
+from nsaug.evaluation.analysis import Analysis, ExactPair, NoiseAnalysis, NoiseRadius, NoiseTransfer
 from nsaug.evaluation.benchmark import Benchmark
 from nsaug.evaluation.runner import Entry, Outcome, run_suite
 from nsaug.evaluation.store import Store
 from nsaug.evaluation.subjects import Subject, find_subjects
 from nsaug.evaluation.table import Score
 
-__all__ = ["Benchmark", "Entry", "Outcome", "Score", "Store", "Subject", "find_subjects", "run_suite"]
+__all__ = [
+    "Analysis",
+    "Benchmark",
+    "Entry",
+    "ExactPair",
+    "NoiseAnalysis",
+    "NoiseRadius",
+    "NoiseTransfer",
+    "Outcome",
+    "Score",
+    "Store",
+    "Subject",
+    "find_subjects",
+    "run_suite",
+]

@@ -15,11 +15,13 @@ from nsaug.evaluation.metrics import FIELDS, Judged, judge
 from nsaug.evaluation.store import Result
 from nsaug.nullspace import NoiseSynthesis, embedding_rms
 from nsaug.nullspace.pixels import to_pixels
-from nsaug.settings import Number, settings
+from nsaug.settings import Number, plain, settings
 from nsaug.vit import ViT
 
 PICTURES = 6
 """How many images are kept as the model saw them."""
+CONDITIONS = ("clean", "attacked", "corrupted", "noised")
+"""What a benchmark does to images; see `Benchmark.condition`."""
 REFERENCE = 64
 """On how many of the first images rms(u) is measured, whatever the batch size."""
 
@@ -75,7 +77,7 @@ class Benchmark:
     @property
     def settings(self) -> dict[str, Any]:
         """All that its results depend on, defaults included, as plain values."""
-        return _plain(self)
+        return plain(self)
 
     @property
     def forwards(self) -> int:
@@ -87,6 +89,10 @@ class Benchmark:
             each += 1 + 3 * self.noise.steps
         return each * len(self.strengths)
 
+    def work(self, count: int) -> int:
+        """About how many forwards it takes, on `count` images."""
+        return count * self.forwards
+
     def run(self, vit: ViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> Result:
         """Judges every image at every strength, in fp32 and eval mode.
 
@@ -95,7 +101,7 @@ class Benchmark:
             loader: of (images (B, 3, H, W) in [0, 1], labels (B,), ids).
             seed: of random starts and corruptions. An image's draws follow from it, the image's id and the strength's
                 place, and depend on neither batch size nor order.
-            advance: called with the number of images after each batch.
+            advance: called after each batch with the number of forwards done.
         """
         device = vit.mean.device
         vit.eval()
@@ -124,7 +130,7 @@ class Benchmark:
                     found[place][name].append(values.cpu().numpy())
                 pictures[place] += [shown[each].cpu() for each in shown_here]
             seen += ids
-            advance(len(images))
+            advance(self.work(len(images)))
         judged = [Judged(**{name: np.concatenate(parts) for name, parts in each.items()}) for each in found]
         stacked = torch.stack([torch.stack(each) for each in pictures])
         kept = (stacked.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
@@ -200,13 +206,6 @@ def in_memory(function: Halved, images: Tensor, labels: Tensor, ids: Sequence[st
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"class": type(value).__qualname__} | fields
-    return list(value) if isinstance(value, tuple) else value
 
 
 def subset(images: Any, most: int | None, seed: int) -> Any:

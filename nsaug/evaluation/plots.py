@@ -53,7 +53,7 @@ def overview(groups: pd.DataFrame, path: Path) -> None:
     shown = headline(groups)
     where, who = places(shown), names(shown)
     figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(where), 4.0), layout="constrained")
-    width = 0.8 / len(who)
+    width = 0.8 / max(1, len(who))
     for rank, name in enumerate(who):
         own = [place.of(shown[shown["name"] == name]) for place in where]
         values = np.array([_of(found, "value") for found in own])
@@ -65,7 +65,8 @@ def overview(groups: pd.DataFrame, path: Path) -> None:
     axes.set_ylabel("top-1, %")
     axes.set_ylim(0, 100)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside upper left", ncols=min(4, len(who)), frameon=False)
+    if who:
+        figure.legend(loc="outside upper left", ncols=min(4, len(who)), frameon=False)
     with written_whole(path) as draft:
         figure.savefig(draft, dpi=120, format="png")
     plt.close(figure)

@@ -7,11 +7,25 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from nsaug.checkpoints import written_whole
-from nsaug.evaluation import plots
+from nsaug.evaluation import noise_plots, plots
 from nsaug.evaluation.metrics import Judged
 from nsaug.evaluation.runner import Outcome
 from nsaug.evaluation.table import SCORE, Score, compared, grouped, write
-from nsaug.evaluation.views import Place, caption, grid, headline, markdown, names, number, percent, runs
+from nsaug.evaluation.views import (
+    FOREMOST,
+    Place,
+    caption,
+    findings,
+    grid,
+    headline,
+    markdown,
+    names,
+    noise_caption,
+    noise_lines,
+    number,
+    percent,
+    runs,
+)
 
 SHOWN_PAIRS = 12
 """Plots of differences: all pairs up to that many, then each name against the first."""
@@ -60,7 +74,7 @@ def page(
     told: dict[str, Any],
 ) -> str:
     """report.html; arguments as for `write_report`, with `table.grouped`'s and `table.compared`'s tables."""
-    done = [outcome for outcome in outcomes if outcome.result is not None]
+    done = [outcome for outcome in outcomes if outcome.per_image is not None]
     who = names(rows)
     by_condition: dict[str, list[str]] = {}
     for outcome in done:
@@ -72,8 +86,8 @@ def page(
     eps = trained_eps(done)
     judged: dict[str, list[Judged]] = {}
     for outcome in done:
-        if outcome.entry.name == clean and outcome.result:
-            judged.setdefault(outcome.subject.name, []).append(outcome.result.judged[0])
+        if outcome.entry.name == clean and outcome.per_image:
+            judged.setdefault(outcome.subject.name, []).append(outcome.per_image.judged[0])
     return _template().render(
         told=told,
         caption=caption(rows, groups),
@@ -84,6 +98,7 @@ def page(
         corruptions=[(b, plots.strength_curve(groups, b, clean)) for b in corruptions],
         noises=[(b, plots.strength_curve(groups, b, None)) for b in by_condition.get("noised", [])],
         heat_maps=[(name, plots.heat_map(groups, name, corruptions)) for name in who] if corruptions else [],
+        noise=noise_section(rows, groups, outcomes),
         differences=[
             (f"{name} minus {other}", plots.differences(comparisons, name, other))
             for name, other in shown_pairs(comparisons, who[0])
@@ -135,6 +150,31 @@ def metric_tables(groups: pd.DataFrame) -> list[dict[str, Any]]:
     return tables
 
 
+def noise_section(rows: pd.DataFrame, groups: pd.DataFrame, outcomes: list[Outcome]) -> dict[str, Any] | None:
+    """What analyses found: a table, plots and pictures; None where the suite has none."""
+    own = findings(groups)
+    if own.empty:
+        return None
+    who = names(own)
+    pictures: dict[str, list[dict[str, str]]] = {}
+    for outcome in outcomes:
+        if outcome.findings and outcome.findings.pictures and len(pictures) < 2 * SHOWN_MODELS:
+            shown = zip(outcome.findings.titles, outcome.findings.pictures, strict=True)
+            title = f"{outcome.subject.label}: {outcome.entry.name}"
+            pictures[title] = [{"title": each, "image": plots.picture(pixels)} for each, pixels in shown]
+    return {
+        "caption": noise_caption(rows),
+        "names": who,
+        "lines": noise_lines(groups, FOREMOST),
+        "influence": [
+            (name, noise_plots.influence_curve(own, name)) for name in who if len(noise_plots.curves(own, name))
+        ],
+        "bars": noise_plots.agreement_bars(own),
+        "radius": noise_plots.radius_curve(own),
+        "pictures": list(pictures.items()),
+    }
+
+
 def shown_pairs(comparisons: pd.DataFrame, first: str) -> list[tuple[str, str]]:
     pairs = list(dict.fromkeys(zip(comparisons["name"], comparisons["other"], strict=True)))
     return pairs if len(pairs) <= SHOWN_PAIRS else [pair for pair in pairs if pair[1] == first]
@@ -167,7 +207,7 @@ def samples(outcomes: list[Outcome], class_names: list[str]) -> list[dict[str, A
     """The kept images at each benchmark's greatest strength, by the first run of each name, with what it said."""
     found: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
-        name, result = outcome.subject.name, outcome.result
+        name, result = outcome.subject.name, outcome.per_image
         if result is None or (name not in found and len(found) == SHOWN_MODELS):
             continue
         own = found.setdefault(name, {"label": outcome.subject.label, "subject": outcome.subject, "lines": []})

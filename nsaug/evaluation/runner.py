@@ -1,14 +1,19 @@
 """Runs a suite: every subject on every benchmark, with what is already known taken from the store."""
 
+import hashlib
 import logging
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from nsaug.evaluation.analysis import Analysis, NoiseTransfer
 from nsaug.evaluation.benchmark import Benchmark, subset
-from nsaug.evaluation.store import Identity, Result, Store, model_digest
+from nsaug.evaluation.store import Findings, Identity, Result, Store, model_digest
 from nsaug.evaluation.subjects import Subject
 from nsaug.settings import NsaugError, first_line
 from nsaug.vit import ViT
@@ -29,17 +34,27 @@ class Entry:
     """
 
     name: str
-    benchmark: Benchmark
+    benchmark: Benchmark | Analysis
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One subject on one benchmark: a result, or why there is none."""
+    """One subject on one benchmark: what was found, or why there is nothing."""
 
     subject: Subject
     entry: Entry
-    result: Result | None
+    result: Result | Findings | None
     failure: str | None = None
+
+    @property
+    def per_image(self) -> Result | None:
+        """The result of a benchmark that judges each image."""
+        return self.result if isinstance(self.result, Result) else None
+
+    @property
+    def findings(self) -> Findings | None:
+        """That of an analysis."""
+        return self.result if isinstance(self.result, Findings) else None
 
 
 def run_suite(
@@ -53,49 +68,79 @@ def run_suite(
 ) -> Iterator[Outcome]:
     """Judges, or finds in the store; yields each outcome once its result is on disk.
 
-    A benchmark that fails is reported, with a traceback in the log file, and the others go on.
+    A benchmark that fails is reported, with a traceback in the log file, and the others go on. What needs the noises
+    of other models comes last.
 
     Args:
         opened: gives a subject's model, on the device to work on, and its data, prepared for it.
-        advance: called with what is being done and the number of forwards (`Benchmark.forwards` for each image) that
-            were done or need not be.
+        advance: called with what is being done and the number of forwards (`Benchmark.work`) that were done or need
+            not be.
     """
+    transfers = [entry for entry in entries if isinstance(entry.benchmark, NoiseTransfer)]
+    own = [entry for entry in entries if entry not in transfers]
+    learned: dict[str, dict[str, np.ndarray]] = {entry.name: {} for entry in entries}
     for subject in subjects:
-        try:
-            vit, data = opened(subject)
-            images = subset(data.test_images, max_images, seed)
-            common = {"weights": model_digest(vit), "data": images.digest(), "classes": data.class_names, "seed": seed}
-            common["device"] = vit.mean.device.type
-        except Exception as error:
-            failure = _reported(error, subject.label)
-            for entry in entries:
-                yield Outcome(subject, entry, None, failure)
-            continue
-        loader = data.loader(images)
-        where = str(Path(subject.checkpoint).resolve()) if subject.checkpoint else subject.name
+        for outcome in _judged(subject, own, opened, store, seed, max_images, advance, {}):
+            if outcome.findings is not None:  # of runs that differ by their seed alone, the first
+                learned[outcome.entry.name].setdefault(subject.name, outcome.findings.noises)
+            yield outcome
+    if transfers and len(learned[transfers[0].benchmark.of]) > 1:  # type: ignore[union-attr]
+        for subject in subjects:
+            others = {
+                name: {other: noises for other, noises in found.items() if other != subject.name}
+                for name, found in learned.items()
+            }
+            yield from _judged(subject, transfers, opened, store, seed, max_images, advance, others)
+
+
+def _judged(
+    subject: Subject,
+    entries: list[Entry],
+    opened: "Callable[[Subject], tuple[ViT, ImageData]]",
+    store: Store,
+    seed: int,
+    max_images: int | None,
+    advance: Callable[[str, int], None],
+    others: dict[str, dict[str, np.ndarray]],
+) -> Iterator[Outcome]:
+    """One subject on each entry."""
+    try:
+        vit, data = opened(subject)
+        images = subset(data.test_images, max_images, seed)
+        common = {"weights": model_digest(vit), "data": images.digest(), "classes": data.class_names, "seed": seed}
+        common["device"] = vit.mean.device.type
+    except Exception as error:
+        failure = _reported(error, subject.label)
         for entry in entries:
-            title = f"{subject.label}: {entry.name}"
-            work, forwards = len(images) * entry.benchmark.forwards, entry.benchmark.forwards
-            identity = Identity(where, entry.name, common | {"settings": entry.benchmark.settings})
-            result = store.find(identity)
-            if result is not None:
-                advance(title, work)
-                yield Outcome(subject, entry, result)
-                continue
-            if changed := store.changed(identity):
-                log.info("%s is judged anew: changed since it was last are its %s", title, " and ".join(changed))
-
-            def judged(count: int, title: str = title, forwards: int = forwards) -> None:
-                advance(title, count * forwards)
-
-            judged(0)
-            try:
-                result = entry.benchmark.run(vit, loader, seed, judged)
-            except Exception as error:
-                yield Outcome(subject, entry, None, _reported(error, title))
-                continue
-            store.keep(identity, result)
+            yield Outcome(subject, entry, None, failure)
+        return
+    loader = data.loader(images)
+    where = str(Path(subject.checkpoint).resolve()) if subject.checkpoint else subject.name
+    for entry in entries:
+        title = f"{subject.label}: {entry.name}"
+        benchmark, work = entry.benchmark, entry.benchmark.work(len(images))
+        run: Callable[..., Result | Findings] = benchmark.run
+        parts = common | {"settings": benchmark.settings}
+        if isinstance(benchmark, NoiseTransfer):
+            noises = others[benchmark.of]
+            run = partial(run, noises=noises)
+            parts["noises"] = {name: hashlib.sha256(each.tobytes()).hexdigest() for name, each in noises.items()}
+        identity = Identity(where, entry.name, parts)
+        result = store.find(identity)
+        if result is not None:
+            advance(title, work)
             yield Outcome(subject, entry, result)
+            continue
+        if changed := store.changed(identity):
+            log.info("%s is judged anew: changed since it was last are its %s", title, " and ".join(changed))
+        advance(title, 0)
+        try:
+            result = run(vit, loader, seed, partial(advance, title))
+        except Exception as error:
+            yield Outcome(subject, entry, None, _reported(error, title))
+            continue
+        store.keep(identity, result)
+        yield Outcome(subject, entry, result)
 
 
 def _reported(error: Exception, title: str) -> str:

@@ -8,9 +8,9 @@ import hashlib
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,30 +67,76 @@ class Result:
     pictures: np.ndarray
 
 
+class Measure(NamedTuple):
+    """One number that an analysis found.
+
+    Attributes:
+        condition: which noise it is of, or whatever else it was measured on.
+        strength: of the condition; None where it has none.
+        metric: its name.
+        number: which of several noises it is of.
+        value: the number.
+    """
+
+    condition: str
+    strength: float | None
+    metric: str
+    number: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an analysis found of one model.
+
+    Attributes:
+        measures: its numbers, one by one.
+        ids: of the images that they were measured on.
+        titles, pictures: what is to be shown, each (H, W, 3) in uint8, of one size.
+        noises: (M, N, D) that another model may be given.
+    """
+
+    measures: list[Measure]
+    ids: list[str]
+    titles: list[str] = field(default_factory=list)
+    pictures: list[np.ndarray] = field(default_factory=list)
+    noises: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+
+
 class Store:
     """A folder of results; each file is written whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def find(self, identity: Identity) -> Result | None:
-        """The result, or None where there is none of exactly this."""
+    def find(self, identity: Identity) -> Result | Findings | None:
+        """What was kept, or None where there is none of exactly this."""
         content = _read(self._path(identity))
         if content is None:
             return None
-        strengths = tuple(_meta(content)["strengths"])
-        judged = [Judged(**{name: content[name][place] for name in FIELDS}) for place in range(len(strengths))]
-        return Result(strengths, content["ids"].tolist(), judged, content["pictured"].tolist(), content["pictures"])
+        try:
+            meta = json.loads(str(content["meta"]))
+            ids, pictures = content["ids"].tolist(), content["pictures"]
+            if "measures" in meta:
+                measures = [Measure(*each) for each in meta["measures"]]
+                return Findings(measures, ids, meta["titles"], list(pictures), content["noises"])
+            strengths = tuple(meta["strengths"])
+            judged = [Judged(**{name: content[name][place] for name in FIELDS}) for place in range(len(strengths))]
+            return Result(strengths, ids, judged, content["pictured"].tolist(), pictures)
+        except KeyError:
+            return None
 
-    def keep(self, identity: Identity, result: Result) -> None:
-        fields: dict[str, Any] = {name: np.stack([getattr(each, name) for each in result.judged]) for name in FIELDS}
-        told: dict[str, Any] = {
-            "pictured": np.array(result.pictured, int),
-            "pictures": result.pictures,
-            "ids": np.array(result.ids),
-        }
+    def keep(self, identity: Identity, result: Result | Findings) -> None:
+        arrays: dict[str, Any]
+        if isinstance(result, Findings):
+            meta: dict[str, Any] = {"measures": result.measures, "titles": result.titles}
+            arrays = {"pictures": np.array(result.pictures), "noises": result.noises}
+        else:
+            meta = {"strengths": result.strengths}
+            arrays = {name: np.stack([getattr(each, name) for each in result.judged]) for name in FIELDS}
+            arrays |= {"pictured": np.array(result.pictured, int), "pictures": result.pictures}
         with written_whole(self._path(identity)) as draft, open(draft, "wb") as file:
-            np.savez_compressed(file, meta=json.dumps({"strengths": result.strengths}), **told, **fields)
+            np.savez_compressed(file, meta=json.dumps(meta), ids=np.array(result.ids), **arrays)
         with written_whole(self._latest(identity)) as draft:
             draft.write_text(json.dumps(identity.parts))
 
@@ -113,13 +159,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     """A file's arrays; None where it is missing, or damaged: what it held is then judged anew, and replaced."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in ("meta", "ids", "pictured", "pictures", *FIELDS)}
+            return dict(file)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-
-
-def _meta(content: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(str(content["meta"]))
 
 
 def _digest(value: Any) -> str:

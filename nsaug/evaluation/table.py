@@ -19,11 +19,12 @@ from nsaug.evaluation.statistics import (
     over_seeds,
     resampled_weights,
 )
+from nsaug.evaluation.store import Findings
 from nsaug.settings import NsaugError, Positive, settings
 
 COLUMNS = [
     *("checkpoint", "name", "method", "seed"),
-    *("benchmark", "condition", "strength", "metric", "value", "low", "high", "n"),
+    *("benchmark", "condition", "strength", "metric", "value", "low", "high", "n", "over"),
 ]
 SCORE = "score"
 """Benchmark and metric of the summary score's rows."""
@@ -48,7 +49,7 @@ class Score:
 
     def per_image(self, outcomes: list[Outcome]) -> np.ndarray | None:
         """Each image's score, (n,), from one subject's outcomes; None where one that counts is missing."""
-        by_name = {each.entry.name: each.result for each in outcomes if each.result is not None}
+        by_name = {each.entry.name: each.per_image for each in outcomes if each.per_image is not None}
         found = [by_name[name] for name in self.weights if name in by_name]
         if len(found) < len(self.weights) or any(result.ids != found[0].ids for result in found):
             return None
@@ -65,7 +66,9 @@ def tabulate(outcomes: list[Outcome], score: Score | None) -> pd.DataFrame:
 
 def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
     """The rows that follow from one outcome alone."""
-    result = outcome.result
+    if outcome.findings is not None:
+        return _rows_of_findings(outcome, outcome.findings)
+    result = outcome.per_image
     if result is None:
         return []
     n = len(result.ids)
@@ -86,7 +89,7 @@ def rows_across(outcomes: list[Outcome], score: Score | None) -> list[dict[str, 
     """The rows that take several outcomes of a subject: retention, and the score."""
     rows: list[dict[str, Any]] = []
     for subject, own in _by_subject(outcomes):
-        done = [(each, each.result) for each in own if each.result is not None]
+        done = [(each, each.per_image) for each in own if each.per_image is not None]
         clean = next((result for each, result in done if each.entry.benchmark.condition == "clean"), None)
         for each, result in done:
             if clean is not None and result is not clean and result.ids == clean.ids:
@@ -95,14 +98,31 @@ def rows_across(outcomes: list[Outcome], score: Score | None) -> list[dict[str, 
         per_image = score.per_image(own) if score else None
         if per_image is not None:
             told = {"benchmark": SCORE, "condition": SCORE, "strength": None, "metric": SCORE}
-            rows.append(subject.columns | told | vars(mean_over_images(per_image)) | {"n": len(per_image)})
+            spread = vars(mean_over_images(per_image)) | {"n": len(per_image), "over": "images"}
+            rows.append(subject.columns | told | spread)
+    return rows
+
+
+def _rows_of_findings(outcome: Outcome, findings: Findings) -> list[dict[str, Any]]:
+    """Each metric's mean over the noises, with Student's t over them where there are several."""
+    found: dict[Any, list[float]] = {}
+    for each in findings.measures:
+        found.setdefault((each.condition, each.strength, each.metric), []).append(each.value)
+    rows = []
+    for (condition, strength, metric), values in found.items():
+        nothing = float("nan")
+        interval = over_seeds(np.array(values)) if len(values) > 1 else Interval(values[0], nothing, nothing)
+        told = {"benchmark": outcome.entry.name, "condition": condition, "strength": strength, "metric": metric}
+        spread = vars(interval) | {"n": len(findings.ids), "over": "noises"}
+        rows.append(outcome.subject.columns | told | spread)
     return rows
 
 
 def _row(outcome: Outcome, strength: float | None, metric: str, interval: Interval) -> dict[str, Any]:
     assert outcome.result is not None
     told = {"benchmark": outcome.entry.name, "condition": outcome.entry.benchmark.condition, "strength": strength}
-    return outcome.subject.columns | told | {"metric": metric} | vars(interval) | {"n": len(outcome.result.ids)}
+    spread = vars(interval) | {"n": len(outcome.result.ids), "over": "images"}
+    return outcome.subject.columns | told | {"metric": metric} | spread
 
 
 def _ratio(robust: np.ndarray, clean: np.ndarray) -> Interval:
@@ -118,14 +138,15 @@ def grouped(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns name, benchmark, condition, strength, metric, value, low, high, runs, over. The 95 % interval is
-        Student's t over seeds where there are several runs (over: seeds), else the bootstrap over images.
+        Student's t over seeds where there are several runs (over: seeds), else the bootstrap over images, or of an
+        analysis Student's t over its noises.
     """
     found = []
     keys = ["name", "benchmark", "condition", "strength", "metric"]
     for key, own in rows.groupby(keys, dropna=False, sort=False):
         several = len(own) > 1
         interval = over_seeds(own["value"].to_numpy()) if several else Interval(*own.iloc[0][["value", "low", "high"]])
-        told = {"runs": len(own), "over": "seeds" if several else "images"}
+        told = {"runs": len(own), "over": "seeds" if several else own.iloc[0]["over"]}
         found.append(dict(zip(keys, key, strict=True)) | vars(interval) | told)
     return pd.DataFrame(found, columns=[*keys, "value", "low", "high", "runs", "over"])
 
@@ -193,13 +214,13 @@ def _vectors(outcomes: list[Outcome], score: Score | None) -> dict[tuple[str, st
     """One number per image by benchmark, condition, strength and metric, with the images' ids."""
     found: dict[tuple[str, str, float | None, str], Any] = {}
     for outcome in outcomes:
-        if outcome.result is not None:
-            for strength, judged in zip(outcome.result.strengths, outcome.result.judged, strict=True):
+        if (result := outcome.per_image) is not None:
+            for strength, judged in zip(result.strengths, result.judged, strict=True):
                 key = outcome.entry.name, outcome.entry.benchmark.condition, strength, "top1"
-                found[key] = outcome.result.ids, judged.top1.astype(float)
+                found[key] = result.ids, judged.top1.astype(float)
     per_image = score.per_image(outcomes) if score else None
     if per_image is not None:
-        ids = next(outcome.result.ids for outcome in outcomes if outcome.result is not None)
+        ids = next(outcome.per_image.ids for outcome in outcomes if outcome.per_image is not None)
         found[SCORE, SCORE, None, SCORE] = ids, per_image
     return found
 

@@ -2,6 +2,7 @@
 
 import re
 
+import lightning as L
 import numpy as np
 import pytest
 import timm
@@ -242,6 +243,7 @@ def test_policies_of_timm_change_training_images_alone(policy):
     data.setup("fit")
     data.prepare_for(CONFIG)
     plain = data.val_set.subset(range(len(data.val_set)))
+    L.seed_everything(0, verbose=False)
     seen = [data.train_set[7][0] for _ in range(20)]
     assert len({image.numpy().tobytes() for image in seen}) > 5
     assert all(image.shape == (3, 8, 8) and 0 <= image.min() <= image.max() <= 1 for image in seen)

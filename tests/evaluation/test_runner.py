@@ -51,7 +51,7 @@ def same(first, second):
 def test_finished_work_is_not_repeated(suite, ran):
     first, work = suite()
     assert ran == ["clean", "attacked"]
-    assert work == 6 * (CLEAN.benchmark.forwards + ATTACKED.benchmark.forwards)
+    assert work == CLEAN.benchmark.work(6) + ATTACKED.benchmark.work(6)
     second, again = suite()
     assert ran == ["clean", "attacked"]
     assert again == work, "the time left counts what need not be done as done"

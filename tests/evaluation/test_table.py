@@ -10,7 +10,7 @@ from scipy import stats
 from nsaug.evaluation import Benchmark, Entry, Outcome, Score
 from nsaug.evaluation.plots import overview
 from nsaug.evaluation.table import COLUMNS, compared, grouped, tabulate, write
-from nsaug.evaluation.views import Place, caption, markdown, terminal_table
+from nsaug.evaluation.views import Place, caption, markdown, terminal_tables
 from nsaug.settings import NsaugError
 from tests.evaluation.conftest import ATTACKED, CLEAN, EPS, outcome, subject
 
@@ -136,14 +136,14 @@ def test_a_failure_leaves_no_row(outcomes):
 def test_what_the_terminal_shows(outcomes):
     rows = tabulate(outcomes, SCORE)
     console = Console(file=io.StringIO(), width=120)
-    console.print(terminal_table(grouped(rows)))
+    console.print(*terminal_tables(grouped(rows)))
     text = console.file.getvalue()
     assert caption(rows, grouped(rows)) == "top-1 in %, 50 test images; ± 95 % interval over seeds (t)"
     for part in ("91.0 ± 12.7", "pgd 4/255", "score"):
         assert part in text
     console = Console(file=io.StringIO(), width=120)
     alone = rows[rows["seed"] == 0]
-    console.print(terminal_table(grouped(alone)))
+    console.print(*terminal_tables(grouped(alone)))
     assert "±" not in console.file.getvalue(), "one run has no spread over seeds"
     assert "[" in console.file.getvalue()
 

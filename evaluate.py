@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nsaug.evaluate")
 
 KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
-SUITE = {"benchmarks", "score", "max_images", "eps", "std", "images", "noises"}
+SUITE = {"benchmarks", "score", "max_images", "eps", "std", "images", "noises", "site"}
 
 
 @entry_point("evaluate")
@@ -35,7 +35,16 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from nsaug.evaluation import Analysis, Benchmark, Entry, Store, find_subjects, run_suite
+    from nsaug.evaluation import (
+        Analysis,
+        Benchmark,
+        Entry,
+        NoiseAnalysis,
+        NoiseTransfer,
+        Store,
+        find_subjects,
+        run_suite,
+    )
     from nsaug.evaluation.benchmark import subset
     from nsaug.evaluation.report import write_report
     from nsaug.evaluation.table import COLUMNS, grouped, rows_across, rows_of, write
@@ -47,6 +56,12 @@ def main(cfg: DictConfig) -> None:
     for entry in entries:
         if not isinstance(entry.benchmark, Benchmark | Analysis):
             raise NsaugError(f"suite.benchmarks.{entry.name}: set its _target_ to nsaug.evaluation.Benchmark")
+        sources = [other.name for other in entries if isinstance(other.benchmark, NoiseAnalysis)]
+        if isinstance(entry.benchmark, NoiseTransfer) and entry.benchmark.of not in sources:
+            raise NsaugError(
+                f"suite.benchmarks.{entry.name}.of={entry.benchmark.of}: it has to be one of the suite's"
+                f" analyses of noise, of which there are: {', '.join(sources) or 'none'}"
+            )
     score = build(cfg.suite.score) if cfg.suite.score is not None else None
     if score:
         score.check(entry.name for entry in entries)

@@ -162,7 +162,8 @@ def test_the_paper_settings(experiment, batch):
     assert (cfg.data.batch_size, cfg.data.crop, cfg.data.hflip) == (batch, "resized", 0.5)
     assert (cfg.trainer.max_epochs, cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.warmup) == (10, 1e-4, 1e-4, 0)
     noise = cfg.nullspace
-    assert (noise.scope, noise.units, noise.limit, noise.lr, noise.eps) == ("batch", "absolute", 3.0, 0.1, 0.03)
+    assert (noise.units, noise.limit, noise.lr, noise.eps) == ("absolute", 3.0, 0.1, 0.03)
+    assert (noise["_target_"], noise.rounds, noise.share) == ("nsaug.nullspace.EpochSynthesis", 3, 0.1)
 
 
 @pytest.mark.parametrize("method", ["pgd", "fgsm_rs", "trades"])

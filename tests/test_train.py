@@ -353,7 +353,7 @@ def test_every_method_trains_vit_s_on_imagenet(monkeypatch, tmp_path, imagenet, 
 @pytest.mark.parametrize("model", ["vit_s", "vit_b", "vit_l"])
 def test_the_paper_experiments_take_steps_on_real_images(monkeypatch, tmp_path, imagenet, model):
     run(
-        train, monkeypatch, *FAST, f"experiment=imagenet_{model}", "trainer.max_steps=2", "nullspace.steps=2",
+        train, monkeypatch, *FAST, f"experiment=imagenet_{model}", "trainer.max_steps=2", "nullspace.rounds=1",
         f"data.root={imagenet}", "data.batch_size=2", "data.holdout=0.1", "model.pretrained=false",
         f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
@@ -373,6 +373,23 @@ def test_cifar10_experiments_take_steps_on_real_images(monkeypatch, tmp_path, ex
         f"data.root={tmp_path}/cifar10", "data.batch_size=8", "data.holdout=0.001", f"hydra.run.dir={tmp_path}/run",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}/run", pretrained=True).num_classes == 10
+
+
+def test_the_analysis_of_noise_from_the_command_line(trained, monkeypatch, tmp_path, capsys):
+    run(
+        evaluate, monkeypatch, "suite=nullspace", f"checkpoint=[{trained},{trained}/last.ckpt]", "device=cpu",
+        "suite.noises=2", "suite.images=40", "suite.benchmarks.noise.synthesis.rounds=2",
+        "suite.benchmarks.radius.noises=1", "suite.benchmarks.radius.updates=4", "suite.eps=[0.05]",
+        f"hydra.run.dir={tmp_path}/judged", f"store={tmp_path}/store",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    for text in ("agreement, permuted within", "radius, random, 0.05", "influence, from", "nullity, exact"):
+        assert text in printed
+    assert "What nullspace noise is like" in (tmp_path / "judged" / "report.html").read_text()
+    with open(tmp_path / "judged" / "results.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["condition"] == "learned"]
+    assert {row["over"] for row in rows} == {"noises"}
+    assert {row["n"] for row in rows} == {"20"}
 
 
 @pytest.mark.slow

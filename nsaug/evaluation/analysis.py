@@ -88,8 +88,8 @@ class NoiseAnalysis(Analysis):
     Each noise is one for all images, learned as the synthesis says on the first half of the images.
 
     Conditions: `learned`; `permuted` (all elements), `permuted within` (each token's), `permuted across` (the tokens);
-    `random, same norm`; `random, same influence` (on the images that were learned on); each at every α that it is
-    scaled by. Of every two neighbours `sum`, and `mix` at each weight of the first. Metrics: those of
+    `random, same norm`; `random, same influence` (as the learned noise has on the judged images); each at every α that
+    it is scaled by. Of every two neighbours `sum`, and `mix` at each weight of the first. Metrics: those of
     `nsaug.nullspace.analysis.effects`, at α = 1 also `rms`, and of learned and random noise `overlap`; `reached`, the
     share of noises that were below ε when their learning ended.
     """
@@ -127,7 +127,7 @@ class NoiseAnalysis(Analysis):
             advance(len(judged))
 
         for number, (noise, _) in enumerate(learned):
-            kinds = self._kinds(vit, images[:size], noise, generator(device, seed, CHANGE, number))
+            kinds = self._kinds(vit, judged[:size], noise, generator(device, seed, CHANGE, number))
             for condition, kind in kinds.items():
                 measures.append(Measure(condition, 1.0, "rms", number, float(root_mean_square(kind))))
                 share = overlap(vit, kind) if site == PATCH_EMBED and not condition.startswith("permuted") else None
@@ -217,7 +217,7 @@ class NoiseTransfer(Analysis):
 
     Attributes:
         of: the suite's entry, a `NoiseAnalysis`, whose noises they are.
-        site: where they are added.
+        site: where they are added; where that entry's are.
     """
 
     of: str

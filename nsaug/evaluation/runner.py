@@ -76,34 +76,32 @@ def run_suite(
         advance: called with what is being done and the number of forwards (`Benchmark.work`) that were done or need
             not be.
     """
+    judge = partial(_judged, opened=opened, store=store, seed=seed, max_images=max_images, advance=advance)
     transfers = [entry for entry in entries if isinstance(entry.benchmark, NoiseTransfer)]
     own = [entry for entry in entries if entry not in transfers]
     learned: dict[str, dict[str, np.ndarray]] = {entry.name: {} for entry in entries}
     for subject in subjects:
-        for outcome in _judged(subject, own, opened, store, seed, max_images, advance, {}):
+        for outcome in judge(subject, own, learned):
             if outcome.findings is not None:  # of runs that differ by their seed alone, the first
                 learned[outcome.entry.name].setdefault(subject.name, outcome.findings.noises)
             yield outcome
-    if transfers and len(learned[transfers[0].benchmark.of]) > 1:  # type: ignore[union-attr]
-        for subject in subjects:
-            others = {
-                name: {other: noises for other, noises in found.items() if other != subject.name}
-                for name, found in learned.items()
-            }
-            yield from _judged(subject, transfers, opened, store, seed, max_images, advance, others)
+    if len({subject.name for subject in subjects}) > 1:
+        for subject in subjects if transfers else []:
+            yield from judge(subject, transfers, learned)
 
 
 def _judged(
     subject: Subject,
     entries: list[Entry],
+    learned: dict[str, dict[str, np.ndarray]],
+    *,
     opened: "Callable[[Subject], tuple[ViT, ImageData]]",
     store: Store,
     seed: int,
     max_images: int | None,
     advance: Callable[[str, int], None],
-    others: dict[str, dict[str, np.ndarray]],
 ) -> Iterator[Outcome]:
-    """One subject on each entry."""
+    """One subject on each entry; `learned` holds the noises that analyses found, by entry and by name."""
     try:
         vit, data = opened(subject)
         images = subset(data.test_images, max_images, seed)
@@ -122,7 +120,7 @@ def _judged(
         run: Callable[..., Result | Findings] = benchmark.run
         parts = common | {"settings": benchmark.settings}
         if isinstance(benchmark, NoiseTransfer):
-            noises = others[benchmark.of]
+            noises = {name: each for name, each in learned[benchmark.of].items() if name != subject.name}
             run = partial(run, noises=noises)
             parts["noises"] = {name: hashlib.sha256(each.tobytes()).hexdigest() for name, each in noises.items()}
         identity = Identity(where, entry.name, parts)

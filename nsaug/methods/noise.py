@@ -92,7 +92,7 @@ class NoiseMethod(Method):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The last refinement. No buffer: its shape is the batch's, and DDP would give all ranks rank 0's."""
-        return {} if self.found is None else vars(self.found)
+        return {} if self.found is None else dict(vars(self.found))
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         device = self.rms.device

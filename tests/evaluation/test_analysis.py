@@ -80,13 +80,16 @@ def test_the_numbers_are_those_of_the_judged_images(small, many):
         assert values(found, condition=kind, metric="rms") == pytest.approx(norms, rel=1e-4), kind
 
 
-def test_learned_noise_is_learned(small, many):
-    large = dataclasses.replace(SYNTHESIS, limit=3.0, eps=1e-6, rounds=100)
-    found = dataclasses.replace(NOISE, synthesis=large).run(small, Images(*many), 0, lambda work: None)
+def test_learned_noise_is_learned(small):
+    large = dataclasses.replace(SYNTHESIS, limit=3.0, eps=1e-6, rounds=40)
+    images = torch.rand(120, 3, 8, 8, generator=torch.Generator().manual_seed(8))
+    analysis = dataclasses.replace(NOISE, synthesis=large)
+    found = analysis.run(small, Images(images, torch.zeros(120, dtype=int), 32), 0, lambda work: None)
     of = {kind: np.mean(values(found, condition=kind, strength=1.0, metric="influence")) for kind in KINDS}
     assert of["learned"] < 0.6 * min(of["permuted"], of["random, same norm"])
+    assert of["random, same influence"] == pytest.approx(of["learned"], rel=0.25)
     weak = np.mean(values(found, condition="random, same influence", metric="rms"))
-    assert weak < np.mean(values(found, condition="learned", metric="rms"))
+    assert weak < 0.8 * np.mean(values(found, condition="learned", metric="rms"))
 
 
 def test_at_a_block(small, many):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nsaug.evaluate")
 
 KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
-SUITE = {"benchmarks", "score", "max_images", "eps", "std", "images", "noises", "site"}
+SUITE = {"benchmarks", "score", "max_images", "eps", "std", "images", "noises", "site", "severities"}
 
 
 @entry_point("evaluate")

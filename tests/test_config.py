@@ -115,7 +115,7 @@ def test_what_is_wrong_is_said_in_one_line(override, line):
             "suite.benchmarks.pgd._target_=nsaug.Nothing",
             "suite.benchmarks.pgd._target_=nsaug.Nothing: there is no such",
         ),
-        ("suite=fast", "suite=fast: no such choice; suite is one of cifar10, digits, nullspace, quick"),
+        ("suite=fast", "suite=fast: no such choice; suite is one of cifar10, corruptions, digits, nullspace, quick"),
     ],
 )
 def test_evaluation_too(override, line):

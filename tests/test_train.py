@@ -375,6 +375,18 @@ def test_cifar10_experiments_take_steps_on_real_images(monkeypatch, tmp_path, ex
     assert timm.create_model(f"local-dir:{tmp_path}/run", pretrained=True).num_classes == 10
 
 
+def test_all_corruptions_from_the_command_line(trained, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("imagecorruptions", reason="needs the extra corruptions")
+    run(
+        evaluate, monkeypatch, "suite=corruptions", f"checkpoint={trained}", "device=cpu", "suite.max_images=40",
+        "suite.severities=[5]", f"hydra.run.dir={tmp_path}/judged", f"store={tmp_path}/store",
+    )  # fmt: skip
+    with open(tmp_path / "judged" / "results.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["condition"] == "corrupted" and row["metric"] == "top1"]
+    assert len(rows) == 15
+    assert "jpeg_compression 5" in capsys.readouterr().out
+
+
 def test_the_analysis_of_noise_from_the_command_line(trained, monkeypatch, tmp_path, capsys):
     run(
         evaluate, monkeypatch, "suite=nullspace", f"checkpoint=[{trained},{trained}/last.ckpt]", "device=cpu",

@@ -1,5 +1,7 @@
 """Gaussian noise, the first corruption of ImageNet-C (Hendrycks & Dietterich, arXiv 1903.12261)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,6 @@ class GaussianNoise:
         """The numbers that one image of this shape (3, H, W) needs, on the generator's device."""
         return torch.randn(shape, generator=generator, device=generator.device)
 
-    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Corrupted images, (B, 3, H, W) in [0, 1], from images (B, 3, H, W) in [0, 1] and their stacked draws."""
-        return (images + self.std * draws).clamp(0, 1)
+    def __call__(self, images: Tensor, draws: Sequence[Tensor]) -> Tensor:
+        """Corrupted images, (B, 3, H, W) in [0, 1], from images (B, 3, H, W) in [0, 1] and each one's draws."""
+        return (images + self.std * torch.stack(list(draws)).to(images)).clamp(0, 1)

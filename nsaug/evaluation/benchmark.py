@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nsaug.corruptions import Corruption
 from nsaug.draws import generator
 from nsaug.evaluation.metrics import FIELDS, Judged, judge
 from nsaug.evaluation.store import Result
@@ -155,7 +156,10 @@ class Benchmark:
         if self.condition == "clean":
             return vit(images), images, _nothing(images)
         kind = self._at(self.values[place])
-        own = [generator("cpu", seed, place, zlib.crc32(image.encode())) for image in ids]
+        key: tuple[int, ...] = (seed, place)
+        if isinstance(kind, Corruption):  # the same whatever else the suite holds
+            key = (seed, zlib.crc32(kind.name.encode()), kind.severity)
+        own = [generator("cpu", *key, zlib.crc32(image.encode())) for image in ids]
         if self.noise is not None:
             refined = kind.refine(vit, images, own, rms=rms)
             change = to_pixels(vit, refined.noise) if show else None
@@ -164,8 +168,7 @@ class Benchmark:
         if self.attack is not None:
             changed = kind(vit, images, labels, own)
         else:
-            draws = torch.stack([kind.draw(tuple(images.shape[1:]), draw) for draw in own])
-            changed = kind(images, draws.to(images))
+            changed = kind(images, [kind.draw(tuple(images.shape[1:]), draw) for draw in own])
         return vit(changed), changed, _nothing(images)
 
     def _reference(self, vit: ViT, loader: DataLoader[Any], device: torch.device) -> Tensor | None:

@@ -16,6 +16,6 @@ def test_it_is_a_pure_function_of_image_and_draws():
 
 def test_images_stay_in_their_range():
     corruption = GaussianNoise(std=2.0)
-    corrupted = corruption(torch.rand(1, 3, 8, 8), corruption.draw((1, 3, 8, 8), generator("cpu", 0)))
+    corrupted = corruption(torch.rand(1, 3, 8, 8), [corruption.draw((3, 8, 8), generator("cpu", 0))])
     assert corrupted.min() == 0
     assert corrupted.max() == 1

@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from nsaug.attacks import FGSM, PGD
-from nsaug.corruptions import GaussianNoise
+from nsaug.corruptions import Corruption, GaussianNoise
 from nsaug.evaluation import Benchmark
 from nsaug.evaluation.benchmark import in_memory, subset
 from nsaug.nullspace import NoiseSynthesis
@@ -24,6 +24,23 @@ def run(benchmark, vit, images, labels, size=4, seed=0):
     assert result.ids == [f"image{index}" for index in range(len(images))]
     assert result.strengths == benchmark.strengths
     return result
+
+
+def test_draws_of_a_corruption_do_not_depend_on_the_suite(vit, images):
+    """Neither on the other severities that are asked for, nor on another corruption's."""
+    labels = torch.zeros(6, dtype=torch.long)
+
+    def of(name, *severities):
+        result = run(
+            Benchmark(corruption=Corruption(name=name), vary="severity", values=severities), vit, images, labels
+        )
+        return dict(zip(severities, result.pictures, strict=True))
+
+    both, alone = of("gaussian_noise", 1, 4), of("gaussian_noise", 4)
+    np.testing.assert_array_equal(both[4], alone[4])
+    clean = (images.permute(0, 2, 3, 1).numpy() * 255).round()
+    noises = [of(name, 3)[3] - clean for name in ("gaussian_noise", "speckle_noise")]
+    assert abs(np.corrcoef(*(noise.ravel() for noise in noises))[0, 1]) < 0.3
 
 
 def test_clean(vit, images):

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("nsaug.evaluate")
 
 KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
-SUITE = {"benchmarks", "score", "max_images", "eps", "std", "images", "noises", "site", "severities"}
+SUITE = {
+    "benchmarks", "score", "corruption_error", "max_images",
+    "eps", "std", "severities", "images", "noises", "site",
+}  # fmt: skip
 
 
 @entry_point("evaluate")
@@ -65,11 +68,14 @@ def main(cfg: DictConfig) -> None:
     score = build(cfg.suite.score) if cfg.suite.score is not None else None
     if score:
         score.check(entry.name for entry in entries)
+    errors = build(cfg.suite.corruption_error) if cfg.suite.get("corruption_error") is not None else None
     given = list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint
     subjects = find_subjects(given, cfg.model.get("name"))
     open_data = data_opener(cfg)
     work = 0
     for subject in subjects:  # all that can be missing is missed before the first is judged
+        if errors:
+            errors.check(open_data(subject).class_names)
         count = len(subset(open_data(subject).test_images, cfg.suite.max_images, cfg.seed))
         work += sum(entry.benchmark.work(count) for entry in entries)
         if not by_model_group(cfg, subject):
@@ -107,7 +113,7 @@ def main(cfg: DictConfig) -> None:
             write(pd.DataFrame(rows, columns=COLUMNS), folder / "results.csv")
     failed = sum(outcome.result is None for outcome in outcomes)
     if failed < len(outcomes):
-        table = pd.DataFrame(rows + rows_across(outcomes, score), columns=COLUMNS)
+        table = pd.DataFrame(rows + rows_across(outcomes, score, errors), columns=COLUMNS)
         suite = HydraConfig.get().runtime.choices["suite"]
         class_names = open_data(subjects[0]).class_names
         write_report(table, outcomes, score, class_names, facts(cfg, device), folder)

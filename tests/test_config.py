@@ -109,7 +109,10 @@ def test_what_is_wrong_is_said_in_one_line(override, line):
         ("device=gpu7", "device=gpu7 cannot be used"),
         ("batch_size=0", "batch_size=0: should be"),
         ("suite.max_images=0", "suite.max_images=0: should be"),
-        ("+suite.max_image=3", "suite.max_image: no such setting; choose among benchmarks, eps, images, max_images"),
+        (
+            "+suite.max_image=3",
+            "suite.max_image: no such setting; choose among benchmarks, corruption_error, eps, images, max_images",
+        ),
         ("checkpoint=3", "checkpoint=3: should be"),
         (
             "suite.benchmarks.pgd._target_=nsaug.Nothing",

@@ -385,6 +385,11 @@ def test_all_corruptions_from_the_command_line(trained, monkeypatch, tmp_path, c
         rows = [row for row in csv.DictReader(file) if row["condition"] == "corrupted" and row["metric"] == "top1"]
     assert len(rows) == 15
     assert "jpeg_compression 5" in capsys.readouterr().out
+    line = refusal(
+        evaluate, monkeypatch, capsys, "suite=corruptions", f"checkpoint={trained}", "device=cpu",
+        "suite.corruption_error.alexnet=true", f"hydra.run.dir={tmp_path}/judged",
+    )  # fmt: skip
+    assert line.startswith("error: suite.corruption_error.alexnet=true: mCE is normalised by AlexNet's errors")
 
 
 def test_the_analysis_of_noise_from_the_command_line(trained, monkeypatch, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from nsaug.evaluation.analysis import Analysis, ExactPair, NoiseAnalysis, NoiseRadius, NoiseTransfer
 from nsaug.evaluation.benchmark import Benchmark
+from nsaug.evaluation.corruption_error import CorruptionError
 from nsaug.evaluation.runner import Entry, Outcome, run_suite
 from nsaug.evaluation.store import Store
 from nsaug.evaluation.subjects import Subject, find_subjects
@@ -10,6 +11,7 @@ from nsaug.evaluation.table import Score
 __all__ = [
     "Analysis",
     "Benchmark",
+    "CorruptionError",
     "Entry",
     "ExactPair",
     "NoiseAnalysis",

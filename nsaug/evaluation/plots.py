@@ -16,7 +16,8 @@ from PIL import Image
 
 from nsaug.checkpoints import written_whole
 from nsaug.evaluation.metrics import BINS, Judged, bins
-from nsaug.evaluation.views import headline, names, places
+from nsaug.evaluation.table import SCORE
+from nsaug.evaluation.views import names, places
 
 matplotlib.rcParams |= {
     "svg.fonttype": "none",  # text stays text
@@ -50,7 +51,7 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float] = SIZE) -> str:
 
 def overview(groups: pd.DataFrame, path: Path) -> None:
     """results.png: top-1 at every benchmark and strength, a colour per name."""
-    shown = headline(groups)
+    shown = groups[groups["metric"].isin(["top1", SCORE])]
     where, who = places(shown), names(shown)
     figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(where), 4.0), layout="constrained")
     width = 0.8 / max(1, len(who))

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from nsaug.checkpoints import written_whole
 from nsaug.evaluation import noise_plots, plots
+from nsaug.evaluation.corruption_error import ERRORS
 from nsaug.evaluation.metrics import Judged
 from nsaug.evaluation.runner import Outcome
 from nsaug.evaluation.table import SCORE, Score, compared, grouped, write
@@ -133,7 +134,8 @@ def main_table(groups: pd.DataFrame) -> dict[str, Any]:
     lines = []
     for place, cells in grid(shown, percent):
         own = place.of(shown)
-        best = set(own[own["value"] == own["value"].max()]["name"])
+        least = own["metric"].isin(ERRORS).any()
+        best = set(own[own["value"] == (own["value"].min() if least else own["value"].max())]["name"])
         marked = [name in best for name in names(shown)]
         lines.append((place.heading, list(zip(cells, marked, strict=True))))
     return {"names": names(shown), "runs": runs(shown), "lines": lines}

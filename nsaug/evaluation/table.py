@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nsaug.checkpoints import written_whole
+from nsaug.evaluation.corruption_error import SUMMARY, CorruptionError
 from nsaug.evaluation.metrics import METRICS
 from nsaug.evaluation.runner import Outcome
 from nsaug.evaluation.statistics import (
@@ -58,10 +59,10 @@ class Score:
         return (weights / weights.sum()) @ np.stack(means)
 
 
-def tabulate(outcomes: list[Outcome], score: Score | None) -> pd.DataFrame:
+def tabulate(outcomes: list[Outcome], score: Score | None, errors: CorruptionError | None = None) -> pd.DataFrame:
     """The tidy table: a row for each subject, benchmark, strength and metric, with its interval over images."""
     own = [row for outcome in outcomes for row in rows_of(outcome)]
-    return pd.DataFrame(own + rows_across(outcomes, score), columns=COLUMNS)
+    return pd.DataFrame(own + rows_across(outcomes, score, errors), columns=COLUMNS)
 
 
 def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
@@ -85,8 +86,10 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
-def rows_across(outcomes: list[Outcome], score: Score | None) -> list[dict[str, Any]]:
-    """The rows that take several outcomes of a subject: retention, and the score."""
+def rows_across(
+    outcomes: list[Outcome], score: Score | None, errors: CorruptionError | None = None
+) -> list[dict[str, Any]]:
+    """The rows that take several outcomes of a subject: retention, the score, the errors over all corruptions."""
     rows: list[dict[str, Any]] = []
     for subject, own in _by_subject(outcomes):
         done = [(each, each.per_image) for each in own if each.per_image is not None]
@@ -97,9 +100,10 @@ def rows_across(outcomes: list[Outcome], score: Score | None) -> list[dict[str, 
                     rows.append(_row(each, strength, "retention", _ratio(judged.top1, clean.judged[0].top1)))
         per_image = score.per_image(own) if score else None
         if per_image is not None:
-            told = {"benchmark": SCORE, "condition": SCORE, "strength": None, "metric": SCORE}
+            told = {"benchmark": SCORE, "condition": SUMMARY, "strength": None, "metric": SCORE}
             spread = vars(mean_over_images(per_image)) | {"n": len(per_image), "over": "images"}
             rows.append(subject.columns | told | spread)
+        rows += errors.rows(own) if errors else []
     return rows
 
 
@@ -221,7 +225,7 @@ def _vectors(outcomes: list[Outcome], score: Score | None) -> dict[tuple[str, st
     per_image = score.per_image(outcomes) if score else None
     if per_image is not None:
         ids = next(outcome.per_image.ids for outcome in outcomes if outcome.per_image is not None)
-        found[SCORE, SCORE, None, SCORE] = ids, per_image
+        found[SCORE, SUMMARY, None, SCORE] = ids, per_image
     return found
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from rich.table import Table
 
 from nsaug.evaluation.benchmark import CONDITIONS
+from nsaug.evaluation.corruption_error import ERRORS, SUMMARY
 from nsaug.evaluation.table import SCORE
 
 SCALED = ("influence", "agreement", "confidence", "features", "rms", "overlap")
@@ -25,7 +26,7 @@ class Place(NamedTuple):
     @property
     def heading(self) -> str:
         """In words; the radius of an attack in grey levels of 8-bit images where it is a whole number of them."""
-        if self.condition not in (*CONDITIONS, SCORE):
+        if self.condition not in (*CONDITIONS, SUMMARY):
             return f"{self.benchmark}: {self.condition}" + ("" if self.strength is None else f" {self.strength:g}")
         if self.strength is None:
             return self.benchmark
@@ -40,10 +41,10 @@ class Place(NamedTuple):
 
 
 def places(frame: pd.DataFrame) -> list[Place]:
-    """In the order of the suite, the score last."""
+    """In the order of the suite, what stands for several benchmarks last."""
     columns = (frame[key].tolist() for key in Place._fields)
     found = [Place(b, c, None if pd.isna(s) else float(s)) for b, c, s in zip(*columns, strict=True)]
-    return sorted(dict.fromkeys(found), key=lambda place: place.benchmark == SCORE)
+    return sorted(dict.fromkeys(found), key=lambda place: place.condition == SUMMARY)
 
 
 def names(frame: pd.DataFrame) -> list[str]:
@@ -52,13 +53,13 @@ def names(frame: pd.DataFrame) -> list[str]:
 
 
 def headline(groups: pd.DataFrame) -> pd.DataFrame:
-    """Top-1 and the score: what the main table shows."""
-    return groups[groups["metric"].isin(["top1", SCORE])]
+    """Top-1, the score and the errors over all corruptions: what the main table shows."""
+    return groups[groups["metric"].isin(["top1", SCORE, *ERRORS])]
 
 
 def findings(groups: pd.DataFrame) -> pd.DataFrame:
     """What analyses found."""
-    return groups[~groups["condition"].isin([*CONDITIONS, SCORE])]
+    return groups[~groups["condition"].isin([*CONDITIONS, SUMMARY])]
 
 
 def noise_lines(groups: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[tuple[str, list[str]]]:

@@ -41,12 +41,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def nullity(name: str, pretrained: bool, tolerance: float) -> list[str]:
-    """A row of the table: model, patch, its values, width, rank, nullity; or why there is none."""
+    """A row of the table: model, patch, its values, width, rank, nullity; or model and why there is none."""
     try:
         vit = build_vit(name, pretrained=pretrained, args=None if pretrained else FAMILIES.get(name))
         found = ExactNullspace(vit, tolerance)
     except NsaugError as error:
-        return [name, "-", "-", "-", "-", str(error)]
+        return [name, str(error)]
     values = found.rank + found.dimension
     return [name, "x".join(map(str, found.patch)), str(values), str(found.width), str(found.rank), str(found.dimension)]
 
@@ -61,12 +61,15 @@ def main() -> None:
     options = parser.parse_args()
     table = Table(title=f"singular values below {options.tolerance:g} of the largest count as 0", title_justify="left")
     for heading in ("model", "patch", "values", "width", "rank", "nullity"):
-        table.add_column(heading, justify="left" if heading in ("model", "nullity") else "right")
+        table.add_column(heading, justify="left" if heading == "model" else "right")
     rows = [nullity(name, options.pretrained, options.tolerance) for name in options.models]
+    refused = [row for row in rows if len(row) == 2]
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row if row not in refused else [row[0], *"-----"]))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    if all(row[1] == "-" for row in rows):
+    for name, reason in refused:
+        print(f"{name}: {reason}")
+    if len(refused) == len(rows):
         sys.exit(1)
 
 

@@ -8,11 +8,14 @@ from nsaug.nullspace import nullity
 def test_the_table(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nullity", "vit_small_patch32_224", "pvt_v2_b0"])
     nullity.main()
-    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    *table, note = capsys.readouterr().out.splitlines()
+    lines = [line for line in table if "│" in line]
     assert [cell.strip() for cell in lines[0].strip("│").split("│")] == [
         *("vit_small_patch32_224", "32x32", "3072", "384", "384", "2688")
     ]
-    assert "is not one linear map per patch" in lines[1]
+    assert lines[1].split("│")[-2].strip() == "-"
+    assert note.startswith("pvt_v2_b0: ")
+    assert "is not one linear map per patch" in note
 
 
 def test_nothing_to_tell_is_an_error(monkeypatch, capsys):

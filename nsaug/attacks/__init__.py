@@ -6,6 +6,8 @@ in the mode it is in, and leaves gradients, modes and the global generator as th
 
 from nsaug.attacks.fgsm import FGSM
 from nsaug.attacks.fgsm_rs import FGSMRS
+from nsaug.attacks.mim import MIM
 from nsaug.attacks.pgd import PGD
+from nsaug.attacks.pgd_l2 import PGDL2
 
-__all__ = ["FGSM", "FGSMRS", "PGD"]
+__all__ = ["FGSM", "FGSMRS", "MIM", "PGD", "PGDL2"]

@@ -85,7 +85,7 @@ class Benchmark:
         """About how many forwards an image costs: what a forecast of the time left goes by."""
         each = 1
         if self.attack is not None:
-            each += 3 * getattr(self.attack, "num_steps", 1)
+            each += 3 * getattr(self.attack, "num_steps", 1) * getattr(self.attack, "restarts", 1)
         elif self.noise is not None:
             each += 1 + 3 * self.noise.steps
         return each * len(self.strengths)

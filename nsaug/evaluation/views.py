@@ -31,7 +31,7 @@ class Place(NamedTuple):
         if self.strength is None:
             return self.benchmark
         levels = 255 * self.strength
-        grey = self.condition == "attacked" and levels <= 255 and abs(levels - round(levels)) < 1e-6
+        grey = self.condition == "attacked" and levels < 255 and abs(levels - round(levels)) < 1e-6
         return f"{self.benchmark} {round(levels)}/255" if grey else f"{self.benchmark} {self.strength:g}"
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from nsaug.attacks import PGD
 from nsaug.draws import normal
 from nsaug.methods.method import Loss, Method, divergence, top1
-from nsaug.settings import NonNegative, validated
+from nsaug.settings import NonNegative, NsaugError, validated
 from nsaug.vit import ViT, eval_mode
 
 START_STD = 0.001
@@ -28,6 +28,10 @@ class TRADES(Method):
     @validated
     def __init__(self, attack: PGD, beta: NonNegative = 6.0) -> None:
         super().__init__()
+        if (attack.restarts, attack.loss) != (1, "ce"):
+            raise NsaugError(
+                "method=trades climbs its own divergence, once: leave attack.restarts at 1 and attack.loss at ce"
+            )
         self.attack = attack
         self.beta = beta
         self.cost = (7 + 2 * attack.num_steps) / 3

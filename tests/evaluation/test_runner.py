@@ -66,7 +66,8 @@ def test_the_same_work_is_found_under_another_name_and_path(suite, ran):
 
 def test_defaults_are_part_of_what_a_result_depends_on():
     told = ATTACKED.benchmark.settings
-    assert told["attack"] == {"class": "PGD", "eps": 4 / 255, "num_steps": 10, "step_size": None, "random_start": True}
+    defaults = {"step_size": None, "random_start": True, "restarts": 1, "loss": "ce"}
+    assert told["attack"] == {"class": "PGD", "eps": 4 / 255, "num_steps": 10} | defaults
     assert told["values"] == [4 / 255, 8 / 255]
 
 

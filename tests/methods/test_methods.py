@@ -10,6 +10,7 @@ from nsaug.attacks import FGSMRS, PGD
 from nsaug.draws import generator as draws
 from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomNoise, TwoViews
 from nsaug.nullspace import NoiseSynthesis, embedding_rms
+from nsaug.settings import NsaugError
 from tests.conftest import tiny_vit
 
 SYNTHESIS = NoiseSynthesis(limit=1.0, eps=0.01, lr=0.03)
@@ -108,6 +109,12 @@ def test_one_step_lowers_its_own_loss(name, drop_path_rate, images, labels):
             parameter -= 1e-3 * gradient
     after, _ = method.loss(vit, images, labels, draws("cpu", 0))
     assert after < before
+
+
+@pytest.mark.parametrize("setting", [{"restarts": 2}, {"loss": "margin"}])
+def test_trades_refuses_what_it_would_not_do(setting):
+    with pytest.raises(NsaugError, match="climbs its own divergence, once"):
+        TRADES(PGD(**setting))
 
 
 @pytest.mark.parametrize("name", METHODS)

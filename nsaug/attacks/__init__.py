@@ -4,10 +4,12 @@ An attack is called as `attack(model, images, labels, generator)` and returns th
 in the mode it is in, and leaves gradients, modes and the global generator as they were.
 """
 
+from nsaug.attacks.autoattack import AutoAttack
 from nsaug.attacks.fgsm import FGSM
 from nsaug.attacks.fgsm_rs import FGSMRS
 from nsaug.attacks.mim import MIM
+from nsaug.attacks.minimal import CW, DeepFool
 from nsaug.attacks.pgd import PGD
 from nsaug.attacks.pgd_l2 import PGDL2
 
-__all__ = ["FGSM", "FGSMRS", "MIM", "PGD", "PGDL2"]
+__all__ = ["CW", "FGSM", "FGSMRS", "MIM", "PGD", "PGDL2", "AutoAttack", "DeepFool"]

@@ -1,0 +1,63 @@
+"""What attacks of other libraries need around them: an import that may fail, and a model left as it was."""
+
+import importlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nsaug.draws import Source
+from nsaug.settings import NsaugError
+
+
+def library(module: str) -> Any:
+    """A module of the extra `attacks`.
+
+    Raises:
+        NsaugError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise NsaugError(f"this attack needs {module}: pip install 'nsaug[attacks]'") from error
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module, seed: int) -> Iterator[None]:
+    """Gradients, modes and the state of all global generators; inside, these generators are seeded."""
+    parameters = list(model.parameters())
+    gradients = [parameter.grad for parameter in parameters]
+    modes = {part: part.training for part in model.modules()}
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        devices = sorted({parameter.device.index or 0 for parameter in parameters if parameter.is_cuda})
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for part, training in modes.items():
+            part.training = training
+
+
+def seed_of(generator: Source) -> int:
+    """A seed for a library, drawn from a generator, from the first of several, or from the global one."""
+    own = generator if isinstance(generator, torch.Generator) or generator is None else generator[0]
+    device = "cpu" if own is None else own.device
+    return int(torch.randint(2**31, (), generator=own, device=device))
+
+
+def as_labels(targets: Tensor) -> Tensor:
+    """Class indices, (B,), for such or for probabilities (B, C)."""
+    return targets if targets.dim() == 1 else targets.argmax(1)

@@ -9,7 +9,8 @@ from nsaug.attacks.fgsm import FGSM
 from nsaug.attacks.fgsm_rs import FGSMRS
 from nsaug.attacks.mim import MIM
 from nsaug.attacks.minimal import CW, DeepFool
+from nsaug.attacks.patch_fool import PatchFool
 from nsaug.attacks.pgd import PGD
 from nsaug.attacks.pgd_l2 import PGDL2
 
-__all__ = ["CW", "FGSM", "FGSMRS", "MIM", "PGD", "PGDL2", "AutoAttack", "DeepFool"]
+__all__ = ["CW", "FGSM", "FGSMRS", "MIM", "PGD", "PGDL2", "AutoAttack", "DeepFool", "PatchFool"]

@@ -1,6 +1,7 @@
 """One entry of a suite: what is done to the images of a data set, at which strengths."""
 
 import dataclasses
+import logging
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nsaug.attacks.doubts import doubts
 from nsaug.corruptions import Corruption
 from nsaug.draws import generator
 from nsaug.evaluation.metrics import FIELDS, Judged, judge
@@ -19,12 +21,16 @@ from nsaug.nullspace.pixels import to_pixels
 from nsaug.settings import Number, plain, settings
 from nsaug.vit import ViT
 
+log = logging.getLogger(__name__)
+
 PICTURES = 6
 """How many images are kept as the model saw them."""
 CONDITIONS = ("clean", "attacked", "corrupted", "noised")
 """What a benchmark does to images; see `Benchmark.condition`."""
 REFERENCE = 64
 """On how many of the first images rms(u) is measured, whatever the batch size."""
+DOUBTED = 16
+"""On how many of the first images a model is asked whether attacks can be trusted."""
 
 
 class Halved(Protocol):
@@ -114,6 +120,10 @@ class Benchmark:
         seen: list[str] = []
         for images, labels, ids in loader:
             images, labels = images.to(device), labels.to(device)
+            if self.attack is not None and not seen:
+                some = min(len(images), DOUBTED)
+                for doubt in doubts(vit, images[:some], labels[:some]):
+                    log.warning("%s may find less on this model than there is: %s", type(self.attack).__name__, doubt)
             shown_here = [each - len(seen) for each in pictured if 0 <= each - len(seen) < len(ids)]
             for place in range(len(self.strengths)):
 
@@ -167,6 +177,8 @@ class Benchmark:
             return vit(images, refined.noise, kind.site), shown, refined.reached.float()
         if self.attack is not None:
             changed = kind(vit, images, labels, own)
+            if not 0 <= float(changed.min()) <= float(changed.max()) <= 1:  # NaN is not either
+                raise RuntimeError(f"{type(kind).__name__} left [0, 1], or gave images that are not finite")
         else:
             changed = kind(images, [kind.draw(tuple(images.shape[1:]), draw) for draw in own])
         return vit(changed), changed, _nothing(images)

@@ -26,6 +26,27 @@ def run(benchmark, vit, images, labels, size=4, seed=0):
     return result
 
 
+def test_an_attack_that_cannot_be_trusted_is_warned_of(vit, images, caplog):
+    labels = vit.eval()(images).argmax(1)
+    run(ATTACK, vit, images, labels)
+    assert "may find less" not in caplog.text
+    with torch.no_grad():
+        vit.model.head.weight.mul_(1e6)
+        vit.model.head.bias.mul_(1e6)
+    run(ATTACK, vit, images, labels)
+    assert "PGD may find less on this model than there is: the loss has no gradient at 4 of 4 images" in caplog.text
+
+
+def test_an_attack_that_leaves_the_box_is_no_result(vit, images):
+    class Broken(PGD):
+        def __call__(self, *args):
+            return super().__call__(*args) + 0.5
+
+    broken = Benchmark(attack=Broken(num_steps=1), vary="eps", values=(0.1,))
+    with pytest.raises(RuntimeError, match=r"Broken left \[0, 1\]"):
+        run(broken, vit, images, torch.zeros(6, dtype=torch.long))
+
+
 def test_draws_of_a_corruption_do_not_depend_on_the_suite(vit, images):
     """Neither on the other severities that are asked for, nor on another corruption's."""
     labels = torch.zeros(6, dtype=torch.long)

@@ -47,6 +47,7 @@ class Benchmark:
         noise: a synthesis of ε-approximate nullspace noise, refined for each image on the model that is judged.
         vary: the setting of whichever it is that is its strength.
         values: the strengths, in that setting's unit.
+        transfer: whether the attack's images are made on each of the other models in turn, and not on the judged one.
     """
 
     attack: Any = None
@@ -54,6 +55,7 @@ class Benchmark:
     noise: NoiseSynthesis | None = None
     vary: str | None = None
     values: tuple[Number, ...] = ()
+    transfer: bool = False
 
     def __post_init__(self) -> None:
         kinds = [kind for kind in (self.attack, self.corruption, self.noise) if kind is not None]
@@ -63,6 +65,8 @@ class Benchmark:
             raise ValueError(
                 "a benchmark with an attack, a corruption or noise says what to vary and its values; no other does"
             )
+        if self.transfer and self.attack is None:
+            raise ValueError("only an attack's images are transferred: set attack, or transfer to false")
         if self.noise is not None and self.noise.scope != "sample":
             raise ValueError("a benchmark judges each image by a noise of its own: set scope to sample")
         for strength in self.values:  # builds each once, so that a bad strength is found before any image is read
@@ -100,7 +104,14 @@ class Benchmark:
         """About how many forwards it takes, on `count` images."""
         return count * self.forwards
 
-    def run(self, vit: ViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> Result:
+    def run(
+        self,
+        vit: ViT,
+        loader: DataLoader[Any],
+        seed: int,
+        advance: Callable[[int], None],
+        attacked_on: ViT | None = None,
+    ) -> Result:
         """Judges every image at every strength, in fp32 and eval mode.
 
         Args:
@@ -109,9 +120,11 @@ class Benchmark:
             seed: of random starts and corruptions. An image's draws follow from it, the image's id and the strength's
                 place, and depend on neither batch size nor order.
             advance: called after each batch with the number of forwards done.
+            attacked_on: the model that an attack's images are made on, where it is another; on the same device.
         """
         device = vit.mean.device
         vit.eval()
+        target = vit if attacked_on is None else attacked_on.eval()
         rms = self._reference(vit, loader, device)
         found: list[dict[str, list[np.ndarray]]] = [{name: [] for name in FIELDS} for _ in self.strengths]
         pictures: list[list[Tensor]] = [[] for _ in self.strengths]
@@ -122,7 +135,7 @@ class Benchmark:
             images, labels = images.to(device), labels.to(device)
             if self.attack is not None and not seen:
                 some = min(len(images), DOUBTED)
-                for doubt in doubts(vit, images[:some], labels[:some]):
+                for doubt in doubts(target, images[:some], labels[:some]):
                     log.warning("%s may find less on this model than there is: %s", type(self.attack).__name__, doubt)
             shown_here = [each - len(seen) for each in pictured if 0 <= each - len(seen) < len(ids)]
             for place in range(len(self.strengths)):
@@ -134,7 +147,7 @@ class Benchmark:
                     place: int = place,
                     show: bool = bool(shown_here),
                 ) -> tuple[Tensor, ...]:
-                    return self._logits(vit, images, labels, ids, place, seed, rms, show)
+                    return self._logits(vit, target, images, labels, ids, place, seed, rms, show)
 
                 logits, shown, reached = in_memory(at_this_strength, images, labels, ids)
                 for name, values in judge(logits, labels, reached).items():
@@ -151,6 +164,7 @@ class Benchmark:
     def _logits(
         self,
         vit: ViT,
+        target: ViT,
         images: Tensor,
         labels: Tensor,
         ids: Sequence[str],
@@ -176,7 +190,7 @@ class Benchmark:
             shown = images if change is None else images + change
             return vit(images, refined.noise, kind.site), shown, refined.reached.float()
         if self.attack is not None:
-            changed = kind(vit, images, labels, own)
+            changed = kind(target, images, labels, own)
             if not 0 <= float(changed.min()) <= float(changed.max()) <= 1:  # NaN is not either
                 raise RuntimeError(f"{type(kind).__name__} left [0, 1], or gave images that are not finite")
         else:

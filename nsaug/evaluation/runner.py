@@ -68,8 +68,8 @@ def run_suite(
 ) -> Iterator[Outcome]:
     """Judges, or finds in the store; yields each outcome once its result is on disk.
 
-    A benchmark that fails is reported, with a traceback in the log file, and the others go on. What needs the noises
-    of other models comes last.
+    A benchmark that fails is reported, with a traceback in the log file, and the others go on. What needs other models
+    comes last: their noises, or attacks on them. Of runs that differ by their seed alone the first stands for all.
 
     Args:
         opened: gives a subject's model, on the device to work on, and its data, prepared for it.
@@ -78,22 +78,29 @@ def run_suite(
     """
     judge = partial(_judged, opened=opened, store=store, seed=seed, max_images=max_images, advance=advance)
     transfers = [entry for entry in entries if isinstance(entry.benchmark, NoiseTransfer)]
-    own = [entry for entry in entries if entry not in transfers]
+    crossed = [entry for entry in entries if isinstance(entry.benchmark, Benchmark) and entry.benchmark.transfer]
+    own = [entry for entry in entries if entry not in (*transfers, *crossed)]
     learned: dict[str, dict[str, np.ndarray]] = {entry.name: {} for entry in entries}
     for subject in subjects:
         for outcome in judge(subject, own, learned):
-            if outcome.findings is not None:  # of runs that differ by their seed alone, the first
+            if outcome.findings is not None:
                 learned[outcome.entry.name].setdefault(subject.name, outcome.findings.noises)
             yield outcome
-    if len({subject.name for subject in subjects}) > 1:
-        for subject in subjects if transfers else []:
+    first = {subject.name: subject for subject in reversed(subjects)}
+    for subject in subjects if len(first) > 1 else []:
+        if transfers:
             yield from judge(subject, transfers, learned)
+        for source in reversed(first.values()) if crossed else []:
+            if source.name != subject.name:
+                from_source = [Entry(f"{entry.name} from {source.name}", entry.benchmark) for entry in crossed]
+                yield from judge(subject, from_source, learned, source)
 
 
 def _judged(
     subject: Subject,
     entries: list[Entry],
     learned: dict[str, dict[str, np.ndarray]],
+    source: Subject | None = None,
     *,
     opened: "Callable[[Subject], tuple[ViT, ImageData]]",
     store: Store,
@@ -101,8 +108,14 @@ def _judged(
     max_images: int | None,
     advance: Callable[[str, int], None],
 ) -> Iterator[Outcome]:
-    """One subject on each entry; `learned` holds the noises that analyses found, by entry and by name."""
+    """One subject on each entry.
+
+    Args:
+        learned: the noises that analyses found, by entry and by name.
+        source: whom attacks are made on, where it is another.
+    """
     try:
+        other = None if source is None else opened(source)[0]
         vit, data = opened(subject)
         images = subset(data.test_images, max_images, seed)
         common = {"weights": model_digest(vit), "data": images.digest(), "classes": data.class_names, "seed": seed}
@@ -123,6 +136,9 @@ def _judged(
             noises = {name: each for name, each in learned[benchmark.of].items() if name != subject.name}
             run = partial(run, noises=noises)
             parts["noises"] = {name: hashlib.sha256(each.tobytes()).hexdigest() for name, each in noises.items()}
+        if other is not None:
+            run = partial(run, attacked_on=other)
+            parts["source"] = model_digest(other)
         identity = Identity(where, entry.name, parts)
         result = store.find(identity)
         if result is not None:

@@ -1,17 +1,21 @@
 """The engine: finished work is found again, changed work is done again, failed work costs nothing else."""
 
 import copy
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from nsaug.evaluation import Store, run_suite
+from nsaug.attacks import PGD
+from nsaug.evaluation import Entry, Store, run_suite
 from nsaug.evaluation.benchmark import Benchmark
 from nsaug.evaluation.store import model_digest
 from nsaug.settings import NsaugError
 from nsaug.vit import build_vit
+from tests.conftest import tiny_vit
 from tests.evaluation.conftest import ATTACKED, CLEAN, data_of, subject
 
 
@@ -56,6 +60,41 @@ def test_finished_work_is_not_repeated(suite, ran):
     assert ran == ["clean", "attacked"]
     assert again == work, "the time left counts what need not be done as done"
     same(first, second)
+
+
+def test_attacks_transfer_between_models(images, labels, tmp_path):
+    """Images made on one model and judged on another; of several seeds the first is the source."""
+    models = {}
+    for name, scale in (("a0", 1.0), ("a1", 2.0), ("b0", -1.0)):
+        models[name] = tiny_vit().double().eval()
+        with torch.no_grad():
+            models[name].model.head.weight.mul_(scale)
+    attack = Benchmark(attack=PGD(num_steps=3), vary="eps", values=(0.1,))
+    entries = [Entry("moved", dataclasses.replace(attack, transfer=True)), Entry("pgd", attack)]
+    subjects = [subject("a", 0), subject("a", 1), subject("b", 0)]
+    found = list(
+        run_suite(
+            subjects, entries, lambda of: (models[f"{of.name}{of.record['seed']}"], data_of(images, labels)),
+            Store(tmp_path), 0, None, lambda title, work: None,
+        )
+    )  # fmt: skip
+    told = [(each.subject.label, each.entry.name) for each in found]
+    assert told[3:] == [
+        ("a, seed 0", "moved from b"), ("a, seed 1", "moved from b"), ("b, seed 0", "moved from a"),
+    ]  # fmt: skip
+    own = next(each.result for each in found if (each.subject.label, each.entry.name) == ("a, seed 0", "pgd"))
+    moved = found[-1].result
+    # Attacks follow from the image, the seed and the strength: those of "moved from a" are those of a's own "pgd".
+    np.testing.assert_array_equal(moved.pictures, own.pictures)
+    attacked = torch.from_numpy(own.pictures[0] / 255.0).permute(0, 3, 1, 2)
+    said = models["b0"](attacked).softmax(1).amax(1).detach()
+    np.testing.assert_allclose(moved.judged[0].confidence, said, atol=0.02)  # pictures have 8 bits
+    assert len(list(tmp_path.glob("*.npz"))) == 6
+
+
+def test_only_attacks_are_transferred():
+    with pytest.raises(ValidationError, match="only an attack's images are transferred"):
+        Benchmark(transfer=True)
 
 
 def test_the_same_work_is_found_under_another_name_and_path(suite, ran):

@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nsaug.attacks.library import as_labels, left_as_it_was, library, seed_of
+from nsaug.attacks.library import as_labels, left_as_it_was, seed_of
 from nsaug.draws import Source
+from nsaug.extras import extra
 from nsaug.settings import NonNegative, settings
 
 Part = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
@@ -42,7 +43,7 @@ class AutoAttack:
         """
         if self.eps == 0:  # the library divides by it
             return images
-        attack = library("pyautoattack").AutoAttack
+        attack = extra("attacks", "pyautoattack").AutoAttack
         labels, seed = as_labels(labels), seed_of(generator)
         with left_as_it_was(model, seed):
             model.eval()

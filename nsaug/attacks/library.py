@@ -1,29 +1,14 @@
-"""What attacks of other libraries need around them: an import that may fail, and a model left as it was."""
+"""What attacks of other libraries need around them: a seed, labels, and a model left as it was."""
 
-import importlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nsaug.draws import Source
-from nsaug.settings import NsaugError
-
-
-def library(module: str) -> Any:
-    """A module of the extra `attacks`.
-
-    Raises:
-        NsaugError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise NsaugError(f"this attack needs {module}: pip install 'nsaug[attacks]'") from error
 
 
 @contextmanager

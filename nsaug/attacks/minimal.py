@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsaug.attacks.library import as_labels, left_as_it_was, library, seed_of
+from nsaug.attacks.library import as_labels, left_as_it_was, seed_of
 from nsaug.draws import Source
+from nsaug.extras import extra
 from nsaug.settings import NonNegative, Positive, PositiveCount, settings
 
 
@@ -31,7 +32,7 @@ class DeepFool:
         Raises:
             NsaugError: foolbox is not installed.
         """
-        attacks = library("foolbox.attacks")
+        attacks = extra("attacks", "foolbox.attacks")
         attack = attacks.L2DeepFoolAttack(steps=self.num_steps, candidates=self.candidates, overshoot=self.overshoot)
         return _within(attack, self.eps, model, images, labels, generator)
 
@@ -52,7 +53,7 @@ class CW:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: Source = None) -> Tensor:
         """Attacked images, (B, 3, H, W) in [0, 1]; as for `DeepFool`."""
-        attack = library("foolbox.attacks").L2CarliniWagnerAttack(
+        attack = extra("attacks", "foolbox.attacks").L2CarliniWagnerAttack(
             binary_search_steps=self.searches,
             steps=self.num_steps,
             stepsize=self.step_size,
@@ -65,7 +66,7 @@ def _within(attack: Any, eps: float, model: nn.Module, images: Tensor, labels: T
     """A library's attack where it succeeds within the radius, the images themselves where it does not."""
     if eps == 0:
         return images
-    foolbox = library("foolbox")
+    foolbox = extra("attacks", "foolbox")
     with left_as_it_was(model, seed_of(generator)), torch.enable_grad():
         model.eval()
         bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)

@@ -9,14 +9,13 @@ from nsaug.settings import Count, PixelSize, PositiveCount, settings
 
 
 @settings
-class PGD:
-    """Steps along the sign of the loss's gradient, each projected into the image's eps ball and [0, 1]."""
+class Climb:
+    """Steps uphill within a ball, from the image or from anywhere in it, once or several times.
 
-    eps: PixelSize = 4 / 255
-    """Radius of the L-inf ball, in pixel units."""
+    Subclasses say what the ball is: `eps`, `start`, `climb`.
+    """
+
     num_steps: Count = 10
-    step_size: PixelSize | None = None
-    """In pixel units; 2.5 * eps / num_steps where None, as Madry et al. chose it."""
     random_start: bool = True
     """Start from a uniform draw from the ball instead of the image."""
     restarts: PositiveCount = 1
@@ -42,11 +41,27 @@ class PGD:
 
     def start(self, images: Tensor, generator: Source = None) -> Tensor:
         """A uniform draw from each image's ball, within [0, 1]."""
+        raise NotImplementedError
+
+    def climb(self, objective: Objective, images: Tensor, start: Tensor) -> Tensor:
+        """The steps: images in the ball around `images`, uphill from `start`, for any summed objective of images."""
+        raise NotImplementedError
+
+
+@settings
+class PGD(Climb):
+    """Steps along the sign of the loss's gradient, each projected into the image's eps ball and [0, 1]."""
+
+    eps: PixelSize = 4 / 255
+    """Radius of the L-inf ball, in pixel units."""
+    step_size: PixelSize | None = None
+    """In pixel units; 2.5 * eps / num_steps where None, as Madry et al. chose it."""
+
+    def start(self, images: Tensor, generator: Source = None) -> Tensor:
         draw = uniform(images.shape, generator, images)
         return (images + self.eps * (2 * draw - 1)).clamp(0, 1)
 
     def climb(self, objective: Objective, images: Tensor, start: Tensor) -> Tensor:
-        """The steps: images in the ball around `images`, uphill from `start`, for any summed objective of images."""
         step_size = 2.5 * self.eps / max(self.num_steps, 1) if self.step_size is None else self.step_size
         low, high = (images - self.eps).clamp(min=0), (images + self.eps).clamp(max=1)
         attacked = start.detach()

@@ -28,7 +28,7 @@ from nsaug.corruptions.filters import (
     with_value,
     zoomed,
 )
-from nsaug.settings import NsaugError
+from nsaug.extras import extra
 
 Size = tuple[int, int]
 Draws = dict[str, Tensor]
@@ -128,7 +128,7 @@ def glass_blur(images: Tensor, draws: list[Draws], constants: tuple[float, int, 
 @functools.cache
 def _scatter() -> Any:
     """A loop over pixels, from the last to the first, each taking the colour of one nearby as it then is."""
-    numba = needed("numba")
+    numba = extra("corruptions", "numba")
 
     @numba.njit(cache=False)
     def scatter(pixels: Any, moves: Any, reach: int) -> None:
@@ -208,8 +208,8 @@ def frost(images: Tensor, draws: list[Draws], constants: tuple[float, float]) ->
 @functools.cache
 def _frost(number: int, size: Size) -> np.ndarray:
     """A picture of frost, (h, w, 3) in uint8: a fifth of its size for small images, for others a tenth larger."""
-    cv2 = needed("cv2")
-    needed("imagecorruptions")
+    cv2 = extra("corruptions", "cv2")
+    extra("corruptions", "imagecorruptions")
     file = importlib.resources.files("imagecorruptions") / "frost" / FROST[number]
     whole = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     factor = 0.2 if max(size) <= 32 else 1.1 * max(1.0, size[0] / whole.shape[0], size[1] / whole.shape[1])
@@ -364,7 +364,7 @@ def spatter(images: Tensor, draws: list[Draws], constants: tuple[float, ...]) ->
 
 def _wetness(layer: np.ndarray) -> np.ndarray:
     """How much water shows at each pixel, in [0, 1]: drops (H, W) in uint8, lit at their edges."""
-    cv2 = needed("cv2")
+    cv2 = extra("corruptions", "cv2")
     distance = cv2.distanceTransform(255 - cv2.Canny(layer, 50, 150), cv2.DIST_L2, 5)
     distance = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
     light = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
@@ -394,15 +394,3 @@ KINDS = {
     "spatter": Kind(drops, spatter),
     "saturate": Kind(no_draws, saturate),
 }
-
-
-def needed(module: str) -> Any:
-    """A module of the extra `corruptions`.
-
-    Raises:
-        NsaugError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise NsaugError(f"this corruption needs {module}: pip install 'nsaug[corruptions]'") from error

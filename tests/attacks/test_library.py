@@ -128,5 +128,5 @@ def test_cw_is_foolboxs_and_closer_than_pgd(small, images, right):
 
 def test_what_is_not_installed_is_named(small, images, right, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(NsaugError, match=r"needs pyautoattack: pip install 'nsaug\[attacks\]'"):
+    with pytest.raises(NsaugError, match=r"this needs pyautoattack: pip install 'nsaug\[attacks\]'"):
         AutoAttack()(small, images.float(), right)

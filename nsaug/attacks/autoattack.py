@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nsaug.attacks.library import as_labels, left_as_it_was, seed_of
+from nsaug.attacks.gradient import as_labels
+from nsaug.attacks.library import left_as_it_was, seed_of
 from nsaug.draws import Source
 from nsaug.extras import extra
 from nsaug.settings import NonNegative, settings
@@ -21,9 +22,8 @@ class AutoAttack:
     """APGD on cross-entropy, targeted APGD, targeted FAB, and Square, one after another on what still stands.
 
     A model with fewer than ten classes gets as many target classes as there are others, and with fewer than four no
-    targeted APGD, whose loss compares four. What it finds depends on the
-    batch: the library seeds itself once for all its images. It logs what it doubts: a randomised model, gradients of 0,
-    outputs that are probabilities.
+    targeted APGD, whose loss compares four. What it finds depends on the batch: the library seeds itself once for all
+    its images. It logs what it doubts: a randomised model, gradients of 0, outputs that are probabilities.
     """
 
     eps: NonNegative = 4 / 255
@@ -46,7 +46,6 @@ class AutoAttack:
         attack = extra("attacks", "pyautoattack").AutoAttack
         labels, seed = as_labels(labels), seed_of(generator)
         with left_as_it_was(model, seed):
-            model.eval()
             with torch.no_grad():
                 classes = model(images[:1]).shape[1]
             found = attack(

@@ -33,9 +33,14 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
         logits: (B, C).
         targets: (B,) class indices, or (B, C) probabilities, of which the likeliest class is the right one.
     """
-    labels = (targets if targets.dim() == 1 else targets.argmax(1))[:, None]
+    labels = as_labels(targets)[:, None]
     wrong = logits.scatter(1, labels, -torch.inf).amax(1)
     return wrong - logits.gather(1, labels)[:, 0]
+
+
+def as_labels(targets: Tensor) -> Tensor:
+    """Class indices, (B,), for such or for probabilities (B, C)."""
+    return targets if targets.dim() == 1 else targets.argmax(1)
 
 
 def objective_of(loss: Loss, model: nn.Module, targets: Tensor) -> Objective:

@@ -1,4 +1,4 @@
-"""What attacks of other libraries need around them: a seed, labels, and a model left as it was."""
+"""What attacks of other libraries need around them: a seed, and a model left as it was."""
 
 import random
 from collections.abc import Iterator
@@ -6,23 +6,23 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nsaug.draws import Source
+from nsaug.vit import eval_mode
 
 
 @contextmanager
 def left_as_it_was(model: nn.Module, seed: int) -> Iterator[None]:
-    """Gradients, modes and the state of all global generators; inside, these generators are seeded."""
+    """Gradients, modes and the state of all global generators; inside, the model is in eval mode, they are seeded."""
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
-    modes = {part: part.training for part in model.modules()}
     python, numpy = random.getstate(), np.random.get_state()
     try:
         for parameter in parameters:
             parameter.grad = None
         devices = sorted({parameter.device.index or 0 for parameter in parameters if parameter.is_cuda})
-        with torch.random.fork_rng(devices=devices):
+        with eval_mode(model), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)
             random.seed(seed)
@@ -32,8 +32,6 @@ def left_as_it_was(model: nn.Module, seed: int) -> Iterator[None]:
         np.random.set_state(numpy)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        for part, training in modes.items():
-            part.training = training
 
 
 def seed_of(generator: Source) -> int:
@@ -41,8 +39,3 @@ def seed_of(generator: Source) -> int:
     own = generator if isinstance(generator, torch.Generator) or generator is None else generator[0]
     device = "cpu" if own is None else own.device
     return int(torch.randint(2**31, (), generator=own, device=device))
-
-
-def as_labels(targets: Tensor) -> Tensor:
-    """Class indices, (B,), for such or for probabilities (B, C)."""
-    return targets if targets.dim() == 1 else targets.argmax(1)

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nsaug.attacks.library import as_labels, left_as_it_was, seed_of
+from nsaug.attacks.gradient import as_labels
+from nsaug.attacks.library import left_as_it_was, seed_of
 from nsaug.draws import Source
 from nsaug.extras import extra
 from nsaug.settings import NonNegative, Positive, PositiveCount, settings
@@ -68,7 +69,6 @@ def _within(attack: Any, eps: float, model: nn.Module, images: Tensor, labels: T
         return images
     foolbox = extra("attacks", "foolbox")
     with left_as_it_was(model, seed_of(generator)), torch.enable_grad():
-        model.eval()
         bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
         found, _, _ = attack(bounded, images.contiguous(), as_labels(labels), epsilons=None)
     distance = (found - images).flatten(1).norm(dim=1).view(-1, 1, 1, 1)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nsaug.attacks.gradient import cross_entropy
-from nsaug.attacks.library import as_labels
+from nsaug.attacks.gradient import as_labels, cross_entropy
 from nsaug.draws import Source, uniform
 from nsaug.settings import Count, NonNegative, NsaugError, PixelSize, Positive, PositiveCount, PositiveShare, settings
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nsaug.attacks.gradient import as_labels
 from nsaug.vit import ViT
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -69,8 +70,7 @@ class Method(nn.Module):
 
 def top1(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of the images (B,) whose likeliest class is that of their target, index or probabilities."""
-    labels = targets if targets.dim() == 1 else targets.argmax(1)
-    return (logits.argmax(1) == labels).float().mean()
+    return (logits.argmax(1) == as_labels(targets)).float().mean()
 
 
 def divergence(logits: Tensor, clean_log_probabilities: Tensor) -> Tensor:

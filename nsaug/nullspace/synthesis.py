@@ -166,14 +166,16 @@ class Descent:
             if self.settings.norm == "held":
                 norm = root_mean_square(self.noise).clamp_min(torch.finfo(self.noise.dtype).tiny)
                 self.noise.copy_(scaled(self.noise, root_mean_square(before) / norm))
-            each = (-1, *[1] * (before.dim() - 1))
+            each, kept = (-1, *[1] * (before.dim() - 1)), before
             if self._safe is not None:
                 self._safe = torch.where(within.view(each), before, self._safe)
-                known = self._safe.flatten(1).any(1) & last
-                self.noise.copy_(torch.where(known.view(each), self._safe, self.noise))
-            room = root_mean_square(before) < GROWN * (1 if self.settings.units == "relative" else self.settings.limit)
-            growth = 1 if last else self.settings.growth
-            kept = torch.where(room.view(each), before * growth, before)
+                if last:
+                    known = self._safe.flatten(1).any(1).view(each)
+                    self.noise.copy_(torch.where(known, self._safe, self.noise))
+                else:
+                    most = GROWN * (1 if self.settings.units == "relative" else self.settings.limit)
+                    room = (root_mean_square(before) < most).view(each)
+                    kept = torch.where(room, before * self.settings.growth, before)
             self.noise.copy_(torch.where(within.view(each), kept, self.noise))
 
 

@@ -16,15 +16,15 @@ from nsaug.settings import NsaugError, first_line
 
 if TYPE_CHECKING:
     from nsaug.data import ImageData
-    from nsaug.evaluation import Subject
+    from nsaug.evaluation import Entry, Selection, Subject
     from nsaug.vit import ViT
 
 log = logging.getLogger("nsaug.evaluate")
 
 KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
 SUITE = {
-    "benchmarks", "score", "corruption_error", "max_images",
-    "eps", "std", "severities", "images", "noises", "site",
+    "benchmarks", "score", "corruption_error", "max_images", "image_list", "strict",
+    "eps", "eps_l2", "std", "severities", "images", "noises", "site", "root", "imagenet",
 }  # fmt: skip
 
 
@@ -44,14 +44,14 @@ def main(cfg: DictConfig) -> None:
         Entry,
         NoiseAnalysis,
         NoiseTransfer,
+        Selection,
         Store,
         find_subjects,
         run_suite,
     )
-    from nsaug.evaluation.benchmark import subset
     from nsaug.evaluation.report import write_report
     from nsaug.evaluation.table import COLUMNS, grouped, rows_across, rows_of, write
-    from nsaug.evaluation.views import caption, terminal_tables
+    from nsaug.evaluation.views import caption, remark_lines, terminal_tables
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
@@ -68,16 +68,28 @@ def main(cfg: DictConfig) -> None:
     score = build(cfg.suite.score) if cfg.suite.score is not None else None
     if score:
         score.check(entry.name for entry in entries)
+    selection = Selection(seed=cfg.seed, max_images=cfg.suite.max_images, image_list=cfg.suite.get("image_list"))
+    absent = without_data(entries)
+    if absent and cfg.suite.get("strict"):
+        raise NsaugError(f"{'; '.join(absent)} (suite.strict=false goes on without)")
+    for reason, names in absent.items():
+        log.warning(
+            "not judged: %s: %s", names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", reason
+        )
+    entries = [entry for entry in entries if not any(entry.name in names for names in absent.values())]
+    if not entries:
+        raise NsaugError(f"nothing is left to judge: {'; '.join(absent)}")
     errors = build(cfg.suite.corruption_error) if cfg.suite.get("corruption_error") is not None else None
     given = list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint
     subjects = find_subjects(given, cfg.model.get("name"))
     open_data = data_opener(cfg)
     work = 0
     for subject in subjects:  # all that can be missing is missed before the first is judged
+        data = open_data(subject)
         if errors:
-            errors.check(open_data(subject).class_names)
-        count = len(subset(open_data(subject).test_images, cfg.suite.max_images, cfg.seed))
-        work += sum(entry.benchmark.work(count) for entry in entries)
+            errors.check(data.class_names)
+        check_data(entries, data, subject)
+        work += sum(entry.benchmark.work(len(selected(entry, data, selection))) for entry in entries)
         if not by_model_group(cfg, subject):
             subject.model()
 
@@ -104,8 +116,7 @@ def main(cfg: DictConfig) -> None:
             entries,
             opened if len(subjects) > 1 else lambda _: only,
             Store(Path(cfg.store)),
-            cfg.seed,
-            cfg.suite.max_images,
+            selection,
             advance,
         ):
             outcomes.append(outcome)
@@ -116,7 +127,8 @@ def main(cfg: DictConfig) -> None:
         table = pd.DataFrame(rows + rows_across(outcomes, score, errors), columns=COLUMNS)
         suite = HydraConfig.get().runtime.choices["suite"]
         class_names = open_data(subjects[0]).class_names
-        write_report(table, outcomes, score, class_names, facts(cfg, device), folder)
+        missing = [f"not judged: {', '.join(names)}: {reason}" for reason, names in absent.items()]
+        write_report(table, outcomes, score, class_names, facts(cfg, device), folder, missing)
         build(cfg.tracking).publish(folder, f"{suite} of {len(subjects)}", table, outcomes)
         console = Console()
         if not console.is_terminal:
@@ -125,11 +137,51 @@ def main(cfg: DictConfig) -> None:
         console.print(caption(table, groups), highlight=False, markup=False)
         for table_of in terminal_tables(groups):
             console.print(table_of)
+        for line in [*remark_lines(table), *missing]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
     if failed:
         raise NsaugError(
             f"{failed} of {len(outcomes)} benchmarks failed (above); what was judged is kept in {cfg.store}"
         )
+
+
+def without_data(entries: "list[Entry]") -> dict[str, list[str]]:
+    """Finds the test images of benchmarks that have data of their own; why some are not there, and whose they are."""
+    from nsaug.data import MissingData
+
+    absent: dict[str, list[str]] = {}
+    for entry in entries:
+        try:
+            if entry.benchmark.data is not None:
+                entry.benchmark.data.setup("test")
+        except MissingData as error:
+            absent.setdefault(str(error), []).append(entry.name)
+    return absent
+
+
+def check_data(entries: "list[Entry]", data: "ImageData", subject: "Subject") -> None:
+    """Refuses benchmarks that a model's classes cannot answer."""
+    for entry in entries:
+        name, other = entry.name, entry.benchmark.data
+        if other is None:
+            continue
+        if getattr(entry.benchmark, "attack", None) and other.test_images.has_label_sets:
+            raise NsaugError(
+                f"suite.benchmarks.{name}: an attack needs one label for each image, these have sets of them"
+            )
+        if other.class_names != data.class_names:
+            raise NsaugError(
+                f"suite.benchmarks.{name} is of {other.num_classes:,} classes such as {other.class_names[0]},"
+                f" {subject.label} knows {data.num_classes:,} such as {data.class_names[0]}: choose another suite, or"
+                f" leave it out with '~suite.benchmarks.{name}'"
+            )
+
+
+def selected(entry: "Entry", data: "ImageData", selection: "Selection") -> Any:
+    """The images that an entry judges."""
+    other = entry.benchmark.data
+    return selection.of((other or data).test_images, entry.benchmark.counted, listed=other is None)[0]
 
 
 def facts(cfg: DictConfig, device: Any) -> dict[str, str]:
@@ -167,6 +219,8 @@ def check_settings(cfg: DictConfig) -> None:
     check_value("batch_size", cfg.batch_size, PositiveCount | None)
     check_value("store", cfg.store, str)
     check_value("suite.max_images", cfg.suite.max_images, PositiveCount | None)
+    check_value("suite.image_list", cfg.suite.get("image_list"), str | None)
+    check_value("suite.strict", cfg.suite.get("strict", False), bool)
     if cfg.device != "auto":
         try:
             torch.empty(0, device=cfg.device)

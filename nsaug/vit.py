@@ -3,7 +3,7 @@
 import difflib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -87,6 +87,22 @@ class ViT(nn.Module):
             return self.model(self.normalize(images))
         finally:
             self._noise = None
+
+    @contextmanager
+    def among(self, classes: Sequence[int] | None) -> Iterator[None]:
+        """While it is open, answers are logits of these class indices alone, in this order; of all where None.
+
+        As good as masking the others: attacks and noise know of no other class either.
+        """
+        if classes is None:
+            yield
+            return
+        kept = torch.tensor(list(classes), device=self.mean.device)
+        handle = self.register_forward_hook(lambda module, args, logits: logits.index_select(-1, kept))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def noise_shape(self, site: str = PATCH_EMBED) -> torch.Size:
         """The shape of one image's noise at a site.

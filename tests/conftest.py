@@ -1,11 +1,13 @@
 """What tests share: small models, the embedded digits, and the real images where they are."""
 
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from timm.layers import PatchEmbed
 from torch import nn
 
@@ -13,7 +15,10 @@ from torch import nn
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true"}
 os.environ.pop("WANDB_API_KEY", None)
 
+import train
+from nsaug.data.imagenet import wnids
 from nsaug.vit import ViT, build_vit
+from tests.commands import FAST, run
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("NSAUG_SHARED", ROOT / ".." / "shared")) / "data"
@@ -94,3 +99,39 @@ def imagenet(tmp_path_factory) -> Path:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(content)
     return root
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory) -> dict[int, Path]:
+    """Real images by class index: one for each of 1,000 classes, named by its wnid and a word for it."""
+    archive = SHARED / "imagenet_sample.tar"
+    if not archive.is_file():
+        pytest.skip(f"no real ImageNet images at {archive} (set NSAUG_SHARED)")
+    root = tmp_path_factory.mktemp("sample")
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, filter="data")
+    return {wnids().index(path.parent.name): path for path in root.rglob("*.JPEG")}
+
+
+def place(source: Path, *targets: Path, size: int | None = None) -> None:
+    """Copies an image, or a square one made from it, to where a data set would have it."""
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if size is None:
+            shutil.copy(source, target)
+        else:
+            with Image.open(source) as image:
+                image.convert("RGB").resize((size, size)).save(target, quality=95)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """What is written below the working directory, such as evaluate.py's store, is this test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch, elsewhere):
+    """A run of the default command, an epoch long."""
+    run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    return tmp_path / "run"

@@ -111,14 +111,17 @@ def test_what_is_wrong_is_said_in_one_line(override, line):
         ("suite.max_images=0", "suite.max_images=0: should be"),
         (
             "+suite.max_image=3",
-            "suite.max_image: no such setting; choose among benchmarks, corruption_error, eps, images, max_images",
+            "suite.max_image: no such setting; choose among benchmarks, corruption_error, eps, eps_l2,",
         ),
         ("checkpoint=3", "checkpoint=3: should be"),
         (
             "suite.benchmarks.pgd._target_=nsaug.Nothing",
             "suite.benchmarks.pgd._target_=nsaug.Nothing: there is no such",
         ),
-        ("suite=fast", "suite=fast: no such choice; suite is one of cifar10, corruptions, digits, nullspace, quick"),
+        (
+            "suite=fast",
+            "suite=fast: no such choice; suite is one of attacks, cifar10, cifar10_c, corruptions,",
+        ),
     ],
 )
 def test_evaluation_too(override, line):

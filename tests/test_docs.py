@@ -7,8 +7,8 @@ import timm
 import torch
 
 import train
+from tests.commands import FAST, run
 from tests.conftest import ROOT
-from tests.test_train import FAST, run
 
 
 def blocks(path):

@@ -7,7 +7,7 @@ import timm
 import torch
 
 import train
-from tests.test_train import metrics, run
+from tests.commands import metrics, run
 
 METHODS = {
     "clean": [],

@@ -1,6 +1,5 @@
 """train.py as a user runs it, in this process."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -14,42 +13,10 @@ from PIL import Image
 
 import evaluate
 import train
+from tests.commands import FAST, SHORT, metrics, refusal, run, top1
 from tests.conftest import ROOT, SHARED
 
-FAST = [
-    "trainer=cpu",
-    "trainer.enable_progress_bar=false",
-    "logger=csv",
-    "logger.pictures=0",
-    "attacked_batches=1",
-]
-SHORT = [*FAST, "trainer.max_steps=3"]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(monkeypatch, tmp_path):
-    """What is written below the working directory, such as evaluate.py's store, is this test's own."""
-    monkeypatch.chdir(tmp_path)
-
-
-def top1(folder):
-    return [row["value"] for row in json.loads((folder / "results.json").read_text()) if row["metric"] == "top1"]
-
-
-def run(script, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments])
-    script.main()
-
-
-def metrics(folder):
-    with open(folder / "metrics.csv") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture
-def trained(tmp_path, monkeypatch):
-    run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
-    return tmp_path / "run"
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_a_run_leaves_weights_that_timm_and_evaluate_take(capsys, trained, monkeypatch, tmp_path):
@@ -74,77 +41,6 @@ def test_a_run_leaves_weights_that_timm_and_evaluate_take(capsys, trained, monke
     views = ["results.png", "results.md", "groups.csv", "comparisons.csv", "report.html"]
     assert all((tmp_path / "eval" / view).stat().st_size > 100 for view in views)
     assert "100 test images" in capsys.readouterr().out
-
-
-def test_an_evaluation_takes_up_where_it_was_stopped(trained, monkeypatch, tmp_path, capsys):
-    """Stopped in its second benchmark; the same command then runs what is left, and all say the same."""
-    from nsaug.evaluation import Benchmark
-
-    done, benchmark = [], Benchmark.run
-    small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=30", "device=cpu", f"checkpoint={trained}"]
-
-    def counted(self, *rest):
-        if len(done) == 1 and stop:
-            raise KeyboardInterrupt
-        done.append(self.condition)
-        return benchmark(self, *rest)
-
-    monkeypatch.setattr(Benchmark, "run", counted)
-    stop = True
-    with pytest.raises(KeyboardInterrupt):
-        run(evaluate, monkeypatch, *small, f"hydra.run.dir={tmp_path}/stopped")
-    assert "clean" in (tmp_path / "stopped" / "results.csv").read_text(), "finished rows are on disk"
-    stop = False
-    for name in ("resumed", "again"):
-        run(evaluate, monkeypatch, *small, f"hydra.run.dir={tmp_path}/{name}")
-    assert done == ["clean", "attacked", "attacked", "corrupted"]
-    run(evaluate, monkeypatch, *small, f"hydra.run.dir={tmp_path}/fresh", f"store={tmp_path}/fresh_store")
-    tables = [(tmp_path / name / "results.csv").read_text() for name in ("resumed", "again", "fresh")]
-    assert len(set(tables)) == 1
-
-
-def test_a_failing_benchmark_is_reported_and_costs_no_other(trained, monkeypatch, tmp_path, capsys):
-    from nsaug.attacks import FGSM
-
-    monkeypatch.setattr(FGSM, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("no such kernel")))
-    small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=30", "device=cpu", f"checkpoint={trained}"]
-    with pytest.raises(SystemExit) as stop:
-        run(evaluate, monkeypatch, *small, f"hydra.run.dir={tmp_path}/eval")
-    assert stop.value.code == 1
-    said = capsys.readouterr()
-    assert "nullspace, seed 0: fgsm failed: RuntimeError: no such kernel" in said.out
-    assert said.err.strip().startswith("error: 1 of 4 benchmarks failed")
-    assert len(top1(tmp_path / "eval")) == 3
-    assert "What failed" in (tmp_path / "eval" / "report.html").read_text()
-    assert "Traceback" not in said.out + said.err
-    assert "in _logits" in (tmp_path / "eval" / "evaluate.log").read_text(), "the log file says where"
-
-
-def test_a_suite_with_no_score_and_one_that_names_nothing(trained, monkeypatch, tmp_path, capsys):
-    small = ["suite.max_images=20", "device=cpu", f"checkpoint={trained}", f"hydra.run.dir={tmp_path}/eval"]
-    run(evaluate, monkeypatch, *small, "suite.score=null", "~suite.benchmarks.pgd")
-    rows = json.loads((tmp_path / "eval" / "results.json").read_text())
-    assert {row["benchmark"] for row in rows} == {"clean", "fgsm", "gaussian_noise"}
-    line = refusal(evaluate, monkeypatch, capsys, *small, "~suite.benchmarks.pgd")
-    assert line == "error: suite.score.weights.pgd: the suite has clean, fgsm, gaussian_noise"
-
-
-def test_the_last_checkpoint_of_a_run_that_broke_can_be_judged(monkeypatch, tmp_path):
-    from nsaug.finetuner import Finetuner
-
-    step = Finetuner.training_step
-
-    def breaking(self, batch, batch_idx):
-        if self.current_epoch == 1:
-            raise RuntimeError("power cut")
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(Finetuner, "training_step", breaking)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(train, monkeypatch, *FAST, "trainer.max_epochs=2", "method=clean", f"hydra.run.dir={tmp_path}/run")
-    small = ["suite.eps=[8/255]", "suite.max_images=20", "device=cpu", f"hydra.run.dir={tmp_path}/eval"]
-    run(evaluate, monkeypatch, *small, f"checkpoint={tmp_path}/run/last.ckpt")
-    assert len(top1(tmp_path / "eval")) == 5
 
 
 def test_finetuning_starts_from_the_checkpoint(trained, monkeypatch, tmp_path):
@@ -219,15 +115,6 @@ def test_pictures_of_the_noise(monkeypatch, tmp_path):
         assert picture.width > picture.height > 3 * 64
 
 
-def refusal(script, monkeypatch, capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        run(script, monkeypatch, *arguments)
-    assert stop.value.code == 1
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
 def test_missing_data_and_weights_are_one_line(monkeypatch, tmp_path, capsys, imagenet):
     monkeypatch.setenv("NSAUG_DATA", str(tmp_path))
     where = f"hydra.run.dir={tmp_path}/run"
@@ -257,11 +144,6 @@ def test_wrong_settings_are_one_line(monkeypatch, tmp_path, capsys):
 def test_a_device_that_is_not_there_is_one_line(monkeypatch, tmp_path, capsys):
     line = refusal(train, monkeypatch, capsys, f"hydra.run.dir={tmp_path}", "trainer=gpu", "logger=csv")
     assert line.startswith("error: lightning.Trainer: ")
-
-
-def test_settings_that_contradict_each_other_are_one_line(monkeypatch, tmp_path, capsys):
-    wrong = ["model=micro", "data=digits", "suite.benchmarks.pgd.vary=null", f"hydra.run.dir={tmp_path}", "device=cpu"]
-    assert "says what to vary and its values" in refusal(evaluate, monkeypatch, capsys, *wrong)
 
 
 def test_in_a_multirun_the_others_go_on(monkeypatch, tmp_path, capsys):
@@ -301,20 +183,6 @@ def test_without_slurm_there_are_no_slurm_jobs(monkeypatch, tmp_path, capsys):
 def test_two_views_of_what_is_never_augmented_are_warned_of(monkeypatch, tmp_path, capsys):
     run(train, monkeypatch, *SHORT, "method=clean_two_views", f"hydra.run.dir={tmp_path}")
     assert "clean_two_views: all views of an image are the same" in capsys.readouterr().out
-
-
-def test_the_moving_average_is_said_to_be_judged(monkeypatch, tmp_path, capsys):
-    run(train, monkeypatch, *SHORT, "method=clean", "ema=0.9", f"hydra.run.dir={tmp_path}/run")
-    small = ["suite.eps=[8/255]", "suite.max_images=20", "device=cpu", f"hydra.run.dir={tmp_path}/eval"]
-    run(evaluate, monkeypatch, *small, f"checkpoint={tmp_path}/run")
-    assert "the moving average of its weights (ema=0.9) is judged" in capsys.readouterr().out
-
-
-def test_a_model_with_other_classes_is_not_judged_on_the_data(monkeypatch, tmp_path, capsys):
-    line = refusal(
-        evaluate, monkeypatch, capsys, "model=micro", "data=digits", f"hydra.run.dir={tmp_path}", "device=cpu"
-    )
-    assert "knows 1000 classes, the data have 10: finetune it on them first" in line
 
 
 def test_imagenet_images_train_a_model(monkeypatch, tmp_path, imagenet):
@@ -373,79 +241,3 @@ def test_cifar10_experiments_take_steps_on_real_images(monkeypatch, tmp_path, ex
         f"data.root={tmp_path}/cifar10", "data.batch_size=8", "data.holdout=0.001", f"hydra.run.dir={tmp_path}/run",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}/run", pretrained=True).num_classes == 10
-
-
-def test_pgd_is_no_weaker_than_foolboxs(trained):
-    """Robust accuracy over five seeds, at the same budget: no higher than foolbox's mean plus one standard error."""
-    import foolbox
-
-    from nsaug.attacks import PGD
-    from nsaug.data import Digits
-    from nsaug.draws import generator
-    from nsaug.evaluation import find_subjects
-    from nsaug.vit import build_vit
-
-    vit = build_vit(**find_subjects(str(trained), None)[0].model()).eval()
-    data = Digits()
-    data.setup("test")
-    data.prepare_for(vit.data_config)
-    images = torch.stack([image for image, _, _ in data.test_images])
-    labels = torch.tensor(data.test_images.labels)
-    bounded = foolbox.PyTorchModel(vit, bounds=(0, 1), device="cpu")
-    eps, steps = 8 / 255, 10
-    library = foolbox.attacks.LinfPGD(abs_stepsize=2.5 * eps / steps, steps=steps)
-    ours, theirs = [], []
-    for seed in range(5):
-        torch.manual_seed(seed)
-        found = PGD(eps=eps, num_steps=steps)(vit, images, labels, generator("cpu", seed))
-        other = library(bounded, images, labels, epsilons=eps)[1]
-        with torch.no_grad():
-            stands = [float((vit(each).argmax(1) == labels).float().mean()) for each in (found, other)]
-        ours.append(stands[0])
-        theirs.append(stands[1])
-    error = torch.tensor(theirs).std() / 5**0.5
-    assert torch.tensor(ours).mean() <= torch.tensor(theirs).mean() + error
-    assert torch.tensor(ours).mean() < (vit(images).argmax(1) == labels).float().mean(), "it attacks"
-
-
-def test_all_corruptions_from_the_command_line(trained, monkeypatch, tmp_path, capsys):
-    pytest.importorskip("imagecorruptions", reason="needs the extra corruptions")
-    run(
-        evaluate, monkeypatch, "suite=corruptions", f"checkpoint={trained}", "device=cpu", "suite.max_images=40",
-        "suite.severities=[5]", f"hydra.run.dir={tmp_path}/judged", f"store={tmp_path}/store",
-    )  # fmt: skip
-    with open(tmp_path / "judged" / "results.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["condition"] == "corrupted" and row["metric"] == "top1"]
-    assert len(rows) == 15
-    assert "jpeg_compression 5" in capsys.readouterr().out
-    line = refusal(
-        evaluate, monkeypatch, capsys, "suite=corruptions", f"checkpoint={trained}", "device=cpu",
-        "suite.corruption_error.alexnet=true", f"hydra.run.dir={tmp_path}/judged",
-    )  # fmt: skip
-    assert line.startswith("error: suite.corruption_error.alexnet=true: mCE is normalised by AlexNet's errors")
-
-
-def test_the_analysis_of_noise_from_the_command_line(trained, monkeypatch, tmp_path, capsys):
-    run(
-        evaluate, monkeypatch, "suite=nullspace", f"checkpoint=[{trained},{trained}/last.ckpt]", "device=cpu",
-        "suite.noises=2", "suite.images=40", "suite.benchmarks.noise.synthesis.rounds=2",
-        "suite.benchmarks.radius.noises=1", "suite.benchmarks.radius.updates=4", "suite.eps=[0.05]",
-        f"hydra.run.dir={tmp_path}/judged", f"store={tmp_path}/store",
-    )  # fmt: skip
-    printed = capsys.readouterr().out
-    for text in ("agreement, permuted within", "radius, random, 0.05", "influence, from", "nullity, exact"):
-        assert text in printed
-    assert "What nullspace noise is like" in (tmp_path / "judged" / "report.html").read_text()
-    with open(tmp_path / "judged" / "results.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["condition"] == "learned"]
-    assert {row["over"] for row in rows} == {"noises"}
-    assert {row["n"] for row in rows} == {"20"}
-
-
-@pytest.mark.slow
-def test_evaluate_a_plain_timm_model(monkeypatch, tmp_path, imagenet):
-    run(
-        evaluate, monkeypatch, "model=vit_ti", "model.pretrained=false", f"data.root={imagenet}", "suite.max_images=8",
-        "batch_size=4", f"hydra.run.dir={tmp_path}", "device=cpu",
-    )  # fmt: skip
-    assert len(top1(tmp_path)) == 7

@@ -4,6 +4,30 @@ from nsaug.data.cifar10 import CIFAR10
 from nsaug.data.digits import Digits
 from nsaug.data.folder import Folder
 from nsaug.data.imagenet import ImageNet
-from nsaug.data.images import ImageData, ImageSet, Preparation
+from nsaug.data.imagenet_val import DAmageNet, ImageNetReaL
+from nsaug.data.images import ImageData, ImageSet, MissingData, Preparation, UnreadableImage
+from nsaug.data.objectnet import ObjectNet
+from nsaug.data.shift import ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2, StylizedImageNet
+from nsaug.data.stored_corruptions import CIFAR10C, ImageNetC
 
-__all__ = ["CIFAR10", "Digits", "Folder", "ImageData", "ImageNet", "ImageSet", "Preparation"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR10C",
+    "DAmageNet",
+    "Digits",
+    "Folder",
+    "ImageData",
+    "ImageNet",
+    "ImageNetA",
+    "ImageNetC",
+    "ImageNetR",
+    "ImageNetReaL",
+    "ImageNetSketch",
+    "ImageNetV2",
+    "ImageSet",
+    "MissingData",
+    "ObjectNet",
+    "Preparation",
+    "StylizedImageNet",
+    "UnreadableImage",
+]

@@ -1,10 +1,12 @@
 """What all sources share: images with an id, three splits, and how an image is prepared for a model."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Protocol
 
 import lightning as L
 import numpy as np
@@ -14,13 +16,28 @@ from timm.data import create_transform
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import ToTensor, v2
 
 from nsaug.settings import Count, NsaugError, PositiveCount, Share, first_line, validated
 
+log = logging.getLogger(__name__)
+
 HOLDOUT_SEED = 0
 """The validation split is the same whatever a run's seed, so that runs can be compared on it."""
+
+Label = int | tuple[int, ...]
+"""The class index that is right, or all that are."""
+NO_CLASS = -1
+"""Fills up a set of labels in a batch."""
+
+
+class MissingData(NsaugError):
+    """A data set that is not where it was looked for."""
+
+
+class UnreadableImage(NsaugError):
+    """An image of a data set that cannot be opened or decoded."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +54,12 @@ class Preparation:
 class Loader(Protocol):
     """Where a source's images come from, by position. A class, so that worker processes can be handed one."""
 
-    def __call__(self, index: int) -> Image.Image:
-        """The image, RGB."""
+    def __call__(self, index: int) -> Any:
+        """The image, RGB; whatever it is, the set's transform takes it.
+
+        Raises:
+            UnreadableImage: it cannot be opened or decoded.
+        """
         ...
 
     def stamp(self, index: int) -> str:
@@ -47,21 +68,35 @@ class Loader(Protocol):
 
 
 @dataclass
-class ImageSet(Dataset[tuple[Tensor, int, str]]):
-    """Images by position: each an RGB image, a class index and an id that no other image of the source has."""
+class ImageSet(Dataset[tuple[Tensor, int | Tensor, str]]):
+    """Images by position: each an RGB image, its label and an id that no other image of the source has.
+
+    All labels are class indices, or all are sets of them.
+    """
 
     ids: Sequence[str]
-    labels: Sequence[int]
+    labels: Sequence[Label]
     load: Loader
-    transform: Callable[[Image.Image], Tensor] | None = None
+    transform: Callable[[Any], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
-        """The image (3, H, W) in [0, 1], its label and its id."""
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor, str]:
+        """The image (3, H, W) in [0, 1], its label, a set of labels as (k,) filled up with `NO_CLASS`, and its id."""
         assert self.transform is not None, "call ImageData.prepare_for before loading images"
-        return self.transform(self.load(index)), self.labels[index], self.ids[index]
+        label = self.labels[index]
+        told = torch.tensor([*label, *[NO_CLASS] * (self._most - len(label))]) if isinstance(label, tuple) else label
+        return self.transform(self.load(index)), told, self.ids[index]
+
+    @property
+    def has_label_sets(self) -> bool:
+        return any(isinstance(label, tuple) for label in self.labels)
+
+    @cached_property
+    def _most(self) -> int:
+        """Size of the largest set of labels."""
+        return max(len(label) for label in self.labels if isinstance(label, tuple))
 
     def digest(self) -> str:
         """SHA-256 of what the images are: ids, labels, and each image's content (of a file: its size and date)."""
@@ -95,11 +130,32 @@ class _Reindexed:
     load: Loader
     positions: list[int]
 
-    def __call__(self, index: int) -> Image.Image:
+    def __call__(self, index: int) -> Any:
         return self.load(self.positions[index])
 
     def stamp(self, index: int) -> str:
         return self.load.stamp(self.positions[index])
+
+
+@dataclass(frozen=True)
+class _Readable(Dataset[Any]):
+    """An image set that gives None for an image that cannot be read."""
+
+    images: ImageSet
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.images[index]
+        except UnreadableImage:
+            return None
+
+
+def _collated(batch: list[Any]) -> Any:
+    found = [each for each in batch if each is not None]
+    return default_collate(found) if found else None
 
 
 class ImageData(L.LightningDataModule):
@@ -121,9 +177,16 @@ class ImageData(L.LightningDataModule):
     Attributes:
         views: how often each training image is augmented independently; where more than once, its tensor is
             (views, 3, H, W). Set it before `prepare_for`.
+        class_names: by class index.
+        counted: the class indices that an answer may name, where it is not all of them.
     """
 
     class_names: list[str]
+    counted: Sequence[int] | None = None
+    condition: ClassVar[str] = "shifted"
+    """What a benchmark on these images says of them, where they are not the judged model's own data."""
+    images_expected: ClassVar[int | None] = None
+    """How many test images the source holds where it is whole."""
 
     @validated
     def __init__(
@@ -150,6 +213,7 @@ class ImageData(L.LightningDataModule):
         self.val_set: ImageSet | None = None
         self.test_set: ImageSet | None = None
         self._preparation: Preparation | None = None
+        self._gaps: list[str] = []
 
     @property
     def num_classes(self) -> int:
@@ -160,6 +224,11 @@ class ImageData(L.LightningDataModule):
         """The test split; `setup("test")` has found it."""
         assert self.test_set is not None, "call setup('test') first"
         return self.test_set
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a result on the test images depends on beyond the images themselves."""
+        return {"class": type(self).__qualname__}
 
     @property
     def augments(self) -> bool:
@@ -189,6 +258,9 @@ class ImageData(L.LightningDataModule):
             self.train_set = images.subset(np.sort(order[held_out:]).tolist())
         if stage in ("test", None) and self.test_set is None:
             self.test_set = self.read("test")
+            self._gaps = self._missing()
+            for gap in self._gaps:
+                log.warning("%s: %s", type(self).__name__, gap)
         self._set_transforms()
 
     def prepare_for(self, data_config: dict[str, Any]) -> None:
@@ -227,6 +299,21 @@ class ImageData(L.LightningDataModule):
         transform = v2.Compose(steps)
         return transform if self.views == 1 else _Views(transform, self.views)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of numbers on the test images has to know of them, once they were found."""
+        return self._gaps
+
+    def _missing(self) -> list[str]:
+        """What the test images lack, with counts."""
+        wanted = range(self.num_classes) if self.counted is None else self.counted
+        seen = {index for label in self.test_images.labels for index in as_set(label)}
+        empty = [self.class_names[index] for index in wanted if index not in seen]
+        gaps = [f"{len(empty):,} of {len(wanted):,} classes have no images ({some(empty)})"] if empty else []
+        if self.images_expected is not None and len(self.test_images) < self.images_expected:
+            gaps.append(f"{len(self.test_images):,} of {self.images_expected:,} images are there")
+        return gaps
+
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.train_set is not None
         whole = len(self.train_set) >= self.batch_size
@@ -238,7 +325,11 @@ class ImageData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self.loader(self.test_images)
 
-    def loader(self, images: ImageSet, **kwargs: Any) -> DataLoader[Any]:
+    def readable_loader(self, images: ImageSet) -> DataLoader[Any]:
+        """As `loader`, but images that cannot be read are left out; a batch with nothing left is None."""
+        return self.loader(_Readable(images), collate_fn=_collated)
+
+    def loader(self, images: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         """Batches of (images (B, 3, H, W) in [0, 1], labels (B,), ids); `kwargs` go to the DataLoader."""
         return DataLoader(
             images,
@@ -248,6 +339,15 @@ class ImageData(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **kwargs,
         )
+
+
+def as_set(label: Label) -> tuple[int, ...]:
+    return label if isinstance(label, tuple) else (label,)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of them, in a line."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def eval_transform(preparation: Preparation) -> Callable[[Image.Image], Tensor]:

@@ -4,6 +4,7 @@ from nsaug.evaluation.analysis import Analysis, ExactPair, NoiseAnalysis, NoiseR
 from nsaug.evaluation.benchmark import Benchmark
 from nsaug.evaluation.corruption_error import CorruptionError
 from nsaug.evaluation.runner import Entry, Outcome, run_suite
+from nsaug.evaluation.selection import Selection
 from nsaug.evaluation.store import Store
 from nsaug.evaluation.subjects import Subject, find_subjects
 from nsaug.evaluation.table import Score
@@ -19,6 +20,7 @@ __all__ = [
     "NoiseTransfer",
     "Outcome",
     "Score",
+    "Selection",
     "Store",
     "Subject",
     "find_subjects",

@@ -48,6 +48,10 @@ class Analysis:
     images: Annotated[int, Field(ge=2)] = 500
 
     condition: ClassVar[str] = "analysed"
+    data: ClassVar[None] = None
+    counted: ClassVar[None] = None
+    corrupted_by: ClassVar[None] = None
+    on_own_images: ClassVar[bool] = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -72,10 +76,10 @@ class Analysis:
     def _halves(self, vit: ViT, loader: DataLoader[Any], seed: int) -> tuple[Tensor, Tensor, list[str]]:
         """Images to learn on, images to judge on, and the ids of the latter."""
         data: Any = loader.dataset
-        if len(data) < 2:
-            raise NsaugError("an analysis of noise needs two images at least: one to learn on, one to judge on")
         order = torch.randperm(len(data), generator=generator("cpu", seed, SPLIT))[: self.images].tolist()
-        read = [data[index] for index in order]
+        read = [found for index in order if (found := data[index]) is not None]
+        if len(read) < 2:
+            raise NsaugError("an analysis of noise needs two images at least: one to learn on, one to judge on")
         images = torch.stack([image for image, _, _ in read]).to(vit.mean)
         half = len(read) // 2
         return images[:half], images[half:], [name for _, _, name in read[half:]]

@@ -4,7 +4,8 @@ import dataclasses
 import logging
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from contextlib import nullcontext
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,19 +14,22 @@ from torch.utils.data import DataLoader
 
 from nsaug.attacks.doubts import doubts
 from nsaug.corruptions import Corruption
+from nsaug.data.images import NO_CLASS, ImageData
+from nsaug.data.shift import classes_of
+from nsaug.data.stored_corruptions import StoredCorruption
 from nsaug.draws import generator
 from nsaug.evaluation.metrics import FIELDS, Judged, judge
 from nsaug.evaluation.store import Result
 from nsaug.nullspace import NoiseSynthesis, embedding_rms
 from nsaug.nullspace.pixels import to_pixels
-from nsaug.settings import Number, plain, settings
+from nsaug.settings import Count, NsaugError, Number, plain, settings
 from nsaug.vit import ViT
 
 log = logging.getLogger(__name__)
 
 PICTURES = 6
 """How many images are kept as the model saw them."""
-CONDITIONS = ("clean", "attacked", "corrupted", "noised")
+CONDITIONS = ("clean", "relabelled", "shifted", "attacked", "corrupted", "noised")
 """What a benchmark does to images; see `Benchmark.condition`."""
 REFERENCE = 64
 """On how many of the first images rms(u) is measured, whatever the batch size."""
@@ -48,6 +52,10 @@ class Benchmark:
         vary: the setting of whichever it is that is its strength.
         values: the strengths, in that setting's unit.
         transfer: whether the attack's images are made on each of the other models in turn, and not on the judged one.
+        data: other images than the judged model's own data, an `ImageData` of the same classes: its test split. Those
+            that hold every image at several severities have no further strengths.
+        classes: the class indices that images and answers are restricted to, or the list that names them; where None
+            those that the data count.
     """
 
     attack: Any = None
@@ -56,6 +64,8 @@ class Benchmark:
     vary: str | None = None
     values: tuple[Number, ...] = ()
     transfer: bool = False
+    data: Any = None
+    classes: Literal["imagenet_a", "imagenet_r"] | tuple[Count, ...] | None = None
 
     def __post_init__(self) -> None:
         kinds = [kind for kind in (self.attack, self.corruption, self.noise) if kind is not None]
@@ -65,8 +75,12 @@ class Benchmark:
             raise ValueError(
                 "a benchmark with an attack, a corruption or noise says what to vary and its values; no other does"
             )
+        if self.data is not None and not isinstance(self.data, ImageData):
+            raise ValueError("data has to be one of nsaug.data")
         if self.transfer and self.attack is None:
             raise ValueError("only an attack's images are transferred: set attack, or transfer to false")
+        if kinds and self._stored:
+            raise ValueError("stored corruptions are judged as they are: set no attack, corruption or noise")
         if self.noise is not None and self.noise.scope != "sample":
             raise ValueError("a benchmark judges each image by a noise of its own: set scope to sample")
         for strength in self.values:  # builds each once, so that a bad strength is found before any image is read
@@ -79,16 +93,41 @@ class Benchmark:
             return "attacked"
         if self.corruption is not None:
             return "corrupted"
-        return "clean" if self.noise is None else "noised"
+        if self.noise is not None:
+            return "noised"
+        return "clean" if self.data is None else str(self.data.condition)
+
+    @property
+    def on_own_images(self) -> bool:
+        """Whether it judges all test images of the model's own data."""
+        return self.data is None and self.classes is None
+
+    @property
+    def corrupted_by(self) -> str | None:
+        """The name of the common corruption, of any severity."""
+        if isinstance(self.corruption, Corruption):
+            return str(self.corruption.name)
+        return str(self.data.corruption) if self._stored else None
 
     @property
     def strengths(self) -> tuple[float | None, ...]:
-        return self.values or (None,)
+        return tuple(self.data.severities) if self._stored else self.values or (None,)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that its results depend on, defaults included, as plain values."""
-        return plain(self)
+        """All that its results depend on beside the images, defaults included, as plain values."""
+        return plain(dataclasses.replace(self, data=None)) | {"data": self.data and self.data.told}
+
+    @property
+    def counted(self) -> list[int] | None:
+        """Class indices that images and answers are restricted to; None where there is no restriction."""
+        if self.classes is None:
+            return None if self.data is None or self.data.counted is None else list(self.data.counted)
+        return classes_of(self.classes) if isinstance(self.classes, str) else sorted(self.classes)
+
+    @property
+    def _stored(self) -> bool:
+        return isinstance(self.data, StoredCorruption)
 
     @property
     def forwards(self) -> int:
@@ -116,23 +155,33 @@ class Benchmark:
 
         Args:
             vit: on the device to work on.
-            loader: of (images (B, 3, H, W) in [0, 1], labels (B,), ids).
+            loader: of (images (B, 3, H, W) in [0, 1], labels (B,), ids), labels as class indices or sets of them; None
+                stands for a batch that could not be read.
             seed: of random starts and corruptions. An image's draws follow from it, the image's id and the strength's
                 place, and depend on neither batch size nor order.
             advance: called after each batch with the number of forwards done.
             attacked_on: the model that an attack's images are made on, where it is another; on the same device.
         """
-        device = vit.mean.device
         vit.eval()
         target = vit if attacked_on is None else attacked_on.eval()
+        with vit.among(self.counted), nullcontext() if target is vit else target.among(self.counted):
+            return self._run(vit, target, loader, seed, advance)
+
+    def _run(self, vit: ViT, target: ViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> Result:
+        device, places = vit.mean.device, self._places(vit)
         rms = self._reference(vit, loader, device)
         found: list[dict[str, list[np.ndarray]]] = [{name: [] for name in FIELDS} for _ in self.strengths]
         pictures: list[list[Tensor]] = [[] for _ in self.strengths]
         count = len(loader.dataset)  # type: ignore[arg-type]
         pictured = sorted({round(each) for each in np.linspace(0, count - 1, PICTURES)})
         seen: list[str] = []
-        for images, labels, ids in loader:
+        for batch in loader:
+            if batch is None:
+                continue
+            images, labels, ids = batch
             images, labels = images.to(device), labels.to(device)
+            if places is not None:
+                labels = places[labels]
             if self.attack is not None and not seen:
                 some = min(len(images), DOUBTED)
                 for doubt in doubts(target, images[:some], labels[:some]):
@@ -155,7 +204,15 @@ class Benchmark:
                 pictures[place] += [shown[each].cpu() for each in shown_here]
             seen += ids
             advance(self.work(len(images)))
+        if not seen:
+            raise NsaugError(f"none of its {count:,} images can be read")
+        pictured = [each for each in pictured if each < len(seen)]
         judged = [Judged(**{name: np.concatenate(parts) for name, parts in each.items()}) for each in found]
+        if self.counted is not None:
+            among = np.array(self.counted)
+            judged = [
+                dataclasses.replace(each, label=among[each.label], prediction=among[each.prediction]) for each in judged
+            ]
         stacked = torch.stack([torch.stack(each) for each in pictures])
         kept = (stacked.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
         return Result(self.strengths, seen, judged, pictured, kept)
@@ -177,7 +234,9 @@ class Benchmark:
 
         With `show` unset, noise is not drawn into the images: its pixels are dear.
         """
-        if self.condition == "clean":
+        if self._stored:
+            images = images[:, place]
+        if self.attack is None and self.corruption is None and self.noise is None:
             return vit(images), images, _nothing(images)
         kind = self._at(self.values[place])
         key: tuple[int, ...] = (seed, place)
@@ -202,8 +261,17 @@ class Benchmark:
         if self.noise is None:
             return None
         images: Any = loader.dataset
-        first = torch.stack([images[index][0] for index in range(min(REFERENCE, len(images)))])
+        some = [images[index] for index in range(min(REFERENCE, len(images)))]
+        first = torch.stack([each[0] for each in some if each is not None])
         return embedding_rms(vit, first.to(device), self.noise.site)
+
+    def _places(self, vit: ViT) -> Tensor | None:
+        """Of each class index, its place among the classes that count; below 0 where it does not."""
+        if self.counted is None:
+            return None
+        places = torch.full((vit.model.num_classes + 1,), NO_CLASS, device=vit.mean.device)  # the last is NO_CLASS's
+        places[self.counted] = torch.arange(len(self.counted), device=places.device)
+        return places
 
     def _at(self, strength: float) -> Any:
         kind: Any = self.attack or self.corruption or self.noise
@@ -235,11 +303,3 @@ def in_memory(function: Halved, images: Tensor, labels: Tensor, ids: Sequence[st
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def subset(images: Any, most: int | None, seed: int) -> Any:
-    """At most `most` images of a set, drawn by the seed, in the set's own order."""
-    if most is None or len(images) <= most:
-        return images
-    chosen = torch.randperm(len(images), generator=generator("cpu", seed))[:most]
-    return images.subset(chosen.sort().values.tolist())

@@ -4,16 +4,16 @@ Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corr
 (arXiv 1903.12261), section 4.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from nsaug.corruptions import TEST, Corruption
-from nsaug.evaluation.benchmark import Benchmark
+from nsaug.corruptions import TEST
+from nsaug.data.imagenet import wnids
 from nsaug.evaluation.runner import Outcome
 from nsaug.evaluation.statistics import mean_over_images
-from nsaug.evaluation.store import Result
 from nsaug.settings import NsaugError, settings
 
 ALEXNET = {
@@ -27,7 +27,10 @@ ALEXNET_CLEAN = 0.435
 """On ImageNet's own validation images."""
 SUMMARY = "summary"
 """Condition of rows that stand for several benchmarks."""
-ERRORS = ("mean_corruption_error", "mCE", "relative_mCE")
+ON_THE_FLY = "_on_the_fly"
+ERRORS = tuple(
+    metric + made for made in ("", ON_THE_FLY) for metric in ("mean_corruption_error", "mCE", "relative_mCE")
+)
 """Over all corruptions; less is better."""
 
 
@@ -39,6 +42,7 @@ class CorruptionError:
     `mean_corruption_error`, the mean of E_c; and on ImageNet `mCE`, the mean of E_c / A_c, A_c being AlexNet's, and
     `relative_mCE`, the mean of (E_c - E_clean) / (A_c - A_clean). All of them are linear in each image's errors, so
     that their intervals are a bootstrap over images. There are none where a corruption or a severity is missing.
+    Those of corruptions that are made on the fly are numbers of their own: their names end in `_on_the_fly`.
     """
 
     alexnet: bool = False
@@ -46,9 +50,7 @@ class CorruptionError:
 
     def check(self, class_names: Iterable[str]) -> None:
         """Raises NsaugError where normalising by AlexNet is asked for off ImageNet."""
-        from timm.data import ImageNetInfo
-
-        if self.alexnet and list(class_names) != ImageNetInfo("imagenet-1k").label_names():
+        if self.alexnet and list(class_names) != wnids():
             raise NsaugError(
                 "suite.corruption_error.alexnet=true: mCE is normalised by AlexNet's errors on ImageNet-C and means"
                 " nothing on other data; set it to false, and the mean corruption error is reported"
@@ -56,36 +58,41 @@ class CorruptionError:
 
     def rows(self, outcomes: list[Outcome]) -> list[dict[str, Any]]:
         """The rows that follow from one subject's outcomes."""
-        found = _errors(outcomes)
-        rows = [_row(outcomes[0], name, "corrupted", "corruption_error", error) for name, error in found.items()]
-        if all(name in found for name in TEST):
-            every = np.stack([found[name] for name in TEST])
+        return [*self._rows(outcomes, stored=True), *self._rows(outcomes, stored=False)]
+
+    def _rows(self, outcomes: list[Outcome], stored: bool) -> list[dict[str, Any]]:
+        found = {name: outcome for name, outcome in _corrupted(outcomes) if stored == _is_stored(outcome)}
+        errors = {name: _wrong(outcome).mean(0) for name, outcome in found.items()}
+        rows = [_row(found[name], found[name].entry.name, "corruption_error", each) for name, each in errors.items()]
+        if all(name in found and _names(found[name]) == _names(found[TEST[0]]) for name in TEST):
+            every = np.stack([errors[name] for name in TEST])
             means = {"mean_corruption_error": every.mean(0)}
             if self.alexnet:
                 theirs = np.array([ALEXNET[name] for name in TEST])
                 means["mCE"] = (1 / theirs) @ every / len(TEST)
-                clean = _clean(outcomes)
-                if clean is not None and len(clean) == every.shape[1]:
+                clean = _clean(outcomes, like=found[TEST[0]])
+                if clean is not None:
                     means["relative_mCE"] = (1 / (theirs - ALEXNET_CLEAN)) @ (every - clean) / len(TEST)
-            rows += [_row(outcomes[0], metric, SUMMARY, metric, mean) for metric, mean in means.items()]
+            for metric, mean in means.items():
+                name = metric if stored else f"{metric}{ON_THE_FLY}"
+                rows.append(_row(found[TEST[0]], name, name, mean) | {"condition": SUMMARY})
         return rows
 
 
-def _row(outcome: Outcome, benchmark: str, condition: str, metric: str, per_image: np.ndarray) -> dict[str, Any]:
-    told = {"benchmark": benchmark, "condition": condition, "strength": None, "metric": metric}
+def _row(outcome: Outcome, benchmark: str, metric: str, per_image: np.ndarray) -> dict[str, Any]:
+    told = {"benchmark": benchmark, "condition": "corrupted", "strength": None, "metric": metric}
+    told["remarks"] = "; ".join(outcome.remarks)
     spread = vars(mean_over_images(per_image)) | {"n": len(per_image), "over": "images"}
     return outcome.subject.columns | told | spread
 
 
-def _errors(outcomes: list[Outcome]) -> dict[str, np.ndarray]:
-    """Each image's mean error over the severities, (n,), by corruption, for those that have all five."""
-    found = {}
+def _corrupted(outcomes: list[Outcome]) -> Iterator[tuple[str, Outcome]]:
+    """Those under a common corruption at all five severities, each with its name."""
     for outcome in outcomes:
-        kind = outcome.entry.benchmark.corruption if isinstance(outcome.entry.benchmark, Benchmark) else None
+        name = outcome.entry.benchmark.corrupted_by
         result = outcome.per_image
-        if isinstance(kind, Corruption) and result is not None and sorted(map(_number, result.strengths)) == SEVERITIES:
-            found[str(kind.name)] = _wrong(result).mean(0)
-    return found
+        if name is not None and result is not None and sorted(map(_number, result.strengths)) == SEVERITIES:
+            yield name, outcome
 
 
 SEVERITIES = [1.0, 2.0, 3.0, 4.0, 5.0]
@@ -95,12 +102,23 @@ def _number(strength: float | None) -> float:
     return float("nan") if strength is None else float(strength)
 
 
-def _wrong(result: Result) -> np.ndarray:
-    return np.stack([1.0 - judged.top1 for judged in result.judged])
+def _is_stored(outcome: Outcome) -> bool:
+    return outcome.entry.benchmark.data is not None
 
 
-def _clean(outcomes: list[Outcome]) -> np.ndarray | None:
+def _wrong(outcome: Outcome) -> np.ndarray:
+    """Each image's error at each strength, (strengths, n)."""
+    assert outcome.per_image is not None
+    return np.stack([1.0 - judged.top1 for judged in outcome.per_image.judged])
+
+
+def _clean(outcomes: list[Outcome], like: Outcome) -> np.ndarray | None:
+    """Errors on the same images as they are, (n,): those that have the same file names in the same order."""
     for outcome in outcomes:
-        if outcome.entry.benchmark.condition == "clean" and outcome.per_image is not None:
-            return _wrong(outcome.per_image)[0]
+        if outcome.entry.benchmark.condition == "clean" and _names(outcome) == _names(like):
+            return _wrong(outcome)[0]
     return None
+
+
+def _names(outcome: Outcome) -> list[str] | None:
+    return None if outcome.per_image is None else [PurePath(name).stem for name in outcome.per_image.ids]

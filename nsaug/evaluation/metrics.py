@@ -21,8 +21,11 @@ BINS = 15
 class Judged:
     """What a model said of n images, each an array of n.
 
+    Where several classes are right for an image, they count as one: an answer is right where it is one of them, and
+    their probabilities are added.
+
     Attributes:
-        label: class index.
+        label: class index; the first of several.
         prediction: the likeliest class.
         confidence: its probability.
         top1, top5: whether the label is the likeliest class, is among the five likeliest.
@@ -49,23 +52,28 @@ FIELDS = tuple(Judged.__dataclass_fields__)
 def judge(logits: Tensor, labels: Tensor, reached: Tensor | None = None) -> dict[str, Tensor]:
     """The fields of `Judged` for logits (B, C), labels (B,) and reached (B,), each a tensor (B,) on their device.
 
+    Labels may be sets, (B, k) filled up with a number below 0.
+
     Raises:
         RuntimeError: a logit is not finite: such a model has no answer that could be right or wrong.
     """
     if not logits.isfinite().all():
         raise RuntimeError("the model's logits are not finite")
     log_probabilities = full_precision(logits).log_softmax(-1)
-    own = log_probabilities.gather(1, labels[:, None])[:, 0]
+    right = torch.zeros_like(logits, dtype=torch.bool)
+    sets = labels if labels.dim() == 2 else labels[:, None]
+    right.scatter_(1, sets.where(sets >= 0, sets.amax(1, keepdim=True)), True)
+    own = log_probabilities.masked_fill(~right, float("-inf")).logsumexp(-1)
     best, prediction = log_probabilities.max(-1)
     likeliest = log_probabilities.topk(min(5, logits.shape[1]), -1).indices
-    probabilities = log_probabilities.exp()
-    brier = probabilities.square().sum(-1) - 2 * own.exp() + 1
+    others = log_probabilities.exp().masked_fill(right, 0)
+    brier = others.square().sum(-1) + (1 - own.exp()).square()
     return {
-        "label": labels,
+        "label": labels if labels.dim() == 1 else right.int().argmax(1),
         "prediction": prediction,
         "confidence": best.exp(),
-        "top1": prediction == labels,
-        "top5": (likeliest == labels[:, None]).any(-1),
+        "top1": right.gather(1, prediction[:, None])[:, 0],
+        "top5": right.gather(1, likeliest).any(-1),
         "nll": -own,
         "brier": brier,
         "reached": torch.full_like(own, float("nan")) if reached is None else reached.to(own.dtype),

@@ -1,5 +1,6 @@
 """report.html: one file that shows an evaluation, with nothing to fetch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from nsaug.evaluation.views import (
     noise_lines,
     number,
     percent,
+    remark_lines,
     runs,
 )
 
@@ -41,6 +43,7 @@ def write_report(
     class_names: list[str],
     told: dict[str, Any],
     folder: Path,
+    absent: Sequence[str] = (),
 ) -> None:
     """Writes results.csv, .json, .md and .png, groups.csv, comparisons.csv and report.html into a folder.
 
@@ -51,6 +54,7 @@ def write_report(
         class_names: by class index, for models whose record names none.
         told: what was evaluated and when, as text by label.
         folder: the evaluation's own.
+        absent: a line for each benchmark whose data are not there.
     """
     groups, comparisons = grouped(rows), compared(outcomes, score)
     write(rows, folder / "results.csv")
@@ -59,10 +63,10 @@ def write_report(
     with written_whole(folder / "results.json") as draft:
         rows.to_json(draft, orient="records", indent=1)
     with written_whole(folder / "results.md") as draft:
-        draft.write_text(markdown(rows, groups))
+        draft.write_text(markdown(rows, groups, absent))
     plots.overview(groups, folder / "results.png")
     with written_whole(folder / "report.html") as draft:
-        draft.write_text(page(rows, groups, comparisons, outcomes, score, class_names, told))
+        draft.write_text(page(rows, groups, comparisons, outcomes, score, class_names, told, absent))
 
 
 def page(
@@ -73,6 +77,7 @@ def page(
     score: Score | None,
     class_names: list[str],
     told: dict[str, Any],
+    absent: Sequence[str] = (),
 ) -> str:
     """report.html; arguments as for `write_report`, with `table.grouped`'s and `table.compared`'s tables."""
     done = [outcome for outcome in outcomes if outcome.per_image is not None]
@@ -84,6 +89,7 @@ def page(
             found.append(outcome.entry.name)
     clean = next(iter(by_condition.get("clean", [])), None)
     corruptions = by_condition.get("corrupted", [])
+    starts = {outcome.entry.name: clean for outcome in done if outcome.entry.benchmark.on_own_images}
     eps = trained_eps(done)
     judged: dict[str, list[Judged]] = {}
     for outcome in done:
@@ -92,11 +98,13 @@ def page(
     return _template().render(
         told=told,
         caption=caption(rows, groups),
+        remarks=remark_lines(rows),
+        absent=absent,
         main=main_table(groups),
         metrics=metric_tables(groups),
         legend=[(name, _css(colour)) for name, colour in plots.colours(who).items()],
-        attacks=[(b, plots.strength_curve(groups, b, clean)) for b in by_condition.get("attacked", [])],
-        corruptions=[(b, plots.strength_curve(groups, b, clean)) for b in corruptions],
+        attacks=[(b, plots.strength_curve(groups, b, starts.get(b))) for b in by_condition.get("attacked", [])],
+        corruptions=[(b, plots.strength_curve(groups, b, starts.get(b))) for b in corruptions],
         noises=[(b, plots.strength_curve(groups, b, None)) for b in by_condition.get("noised", [])],
         heat_maps=[(name, plots.heat_map(groups, name, corruptions)) for name in who] if corruptions else [],
         noise=noise_section(rows, groups, outcomes),

@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from nsaug.data.images import ImageData, ImageSet, some
 from nsaug.evaluation.analysis import Analysis, NoiseTransfer
-from nsaug.evaluation.benchmark import Benchmark, subset
+from nsaug.evaluation.benchmark import Benchmark
+from nsaug.evaluation.selection import Selection
 from nsaug.evaluation.store import Findings, Identity, Result, Store, model_digest
 from nsaug.evaluation.subjects import Subject
 from nsaug.settings import NsaugError, first_line
 from nsaug.vit import ViT
-
-if TYPE_CHECKING:
-    from nsaug.data import ImageData
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +44,8 @@ class Outcome:
     entry: Entry
     result: Result | Findings | None
     failure: str | None = None
+    remarks: tuple[str, ...] = ()
+    """What a reader of its numbers has to know of the images."""
 
     @property
     def per_image(self) -> Result | None:
@@ -60,10 +61,9 @@ class Outcome:
 def run_suite(
     subjects: list[Subject],
     entries: list[Entry],
-    opened: "Callable[[Subject], tuple[ViT, ImageData]]",
+    opened: Callable[[Subject], tuple[ViT, ImageData]],
     store: Store,
-    seed: int,
-    max_images: int | None,
+    selection: Selection,
     advance: Callable[[str, int], None],
 ) -> Iterator[Outcome]:
     """Judges, or finds in the store; yields each outcome once its result is on disk.
@@ -73,10 +73,11 @@ def run_suite(
 
     Args:
         opened: gives a subject's model, on the device to work on, and its data, prepared for it.
+        selection: of images, and the seed of all draws.
         advance: called with what is being done and the number of forwards (`Benchmark.work`) that were done or need
             not be.
     """
-    judge = partial(_judged, opened=opened, store=store, seed=seed, max_images=max_images, advance=advance)
+    judge = partial(_judged, opened=opened, store=store, selection=selection, advance=advance)
     transfers = [entry for entry in entries if isinstance(entry.benchmark, NoiseTransfer)]
     crossed = [entry for entry in entries if isinstance(entry.benchmark, Benchmark) and entry.benchmark.transfer]
     own = [entry for entry in entries if entry not in (*transfers, *crossed)]
@@ -102,10 +103,9 @@ def _judged(
     learned: dict[str, dict[str, np.ndarray]],
     source: Subject | None = None,
     *,
-    opened: "Callable[[Subject], tuple[ViT, ImageData]]",
+    opened: Callable[[Subject], tuple[ViT, ImageData]],
     store: Store,
-    seed: int,
-    max_images: int | None,
+    selection: Selection,
     advance: Callable[[str, int], None],
 ) -> Iterator[Outcome]:
     """One subject on each entry.
@@ -117,21 +117,25 @@ def _judged(
     try:
         other = None if source is None else opened(source)[0]
         vit, data = opened(subject)
-        images = subset(data.test_images, max_images, seed)
-        common = {"weights": model_digest(vit), "data": images.digest(), "classes": data.class_names, "seed": seed}
+        common = {"weights": model_digest(vit), "classes": data.class_names, "seed": selection.seed}
         common["device"] = vit.mean.device.type
     except Exception as error:
         failure = _reported(error, subject.label)
         for entry in entries:
             yield Outcome(subject, entry, None, failure)
         return
-    loader = data.loader(images)
+    chosen = _Chosen(vit, data, selection)
     where = str(Path(subject.checkpoint).resolve()) if subject.checkpoint else subject.name
     for entry in entries:
         title = f"{subject.label}: {entry.name}"
-        benchmark, work = entry.benchmark, entry.benchmark.work(len(images))
+        benchmark = entry.benchmark
         run: Callable[..., Result | Findings] = benchmark.run
-        parts = common | {"settings": benchmark.settings}
+        try:
+            images, digest, remarks = chosen.by(benchmark)
+        except Exception as error:
+            yield Outcome(subject, entry, None, _reported(error, title))
+            continue
+        parts = common | {"settings": benchmark.settings, "data": digest}
         if isinstance(benchmark, NoiseTransfer):
             noises = {name: each for name, each in learned[benchmark.of].items() if name != subject.name}
             run = partial(run, noises=noises)
@@ -142,19 +146,53 @@ def _judged(
         identity = Identity(where, entry.name, parts)
         result = store.find(identity)
         if result is not None:
-            advance(title, work)
-            yield Outcome(subject, entry, result)
+            advance(title, benchmark.work(len(images)))
+            yield Outcome(subject, entry, result, remarks=(*remarks, *_unread(images, result, title)))
             continue
         if changed := store.changed(identity):
             log.info("%s is judged anew: changed since it was last are its %s", title, " and ".join(changed))
         advance(title, 0)
         try:
-            result = run(vit, loader, seed, partial(advance, title))
+            result = run(vit, data.readable_loader(images), selection.seed, partial(advance, title))
         except Exception as error:
             yield Outcome(subject, entry, None, _reported(error, title))
             continue
         store.keep(identity, result)
-        yield Outcome(subject, entry, result)
+        yield Outcome(subject, entry, result, remarks=(*remarks, *_unread(images, result, title)))
+
+
+class _Chosen:
+    """The images that each benchmark judges a model on."""
+
+    def __init__(self, vit: ViT, data: ImageData, selection: Selection) -> None:
+        self.vit = vit
+        self.data = data
+        self.selection = selection
+        self._known: dict[Any, tuple[Any, str, list[str]]] = {}
+
+    def by(self, benchmark: Benchmark | Analysis) -> tuple[ImageSet, str, list[str]]:
+        """Images, prepared for the model; their digest; what a reader has to know of them."""
+        other, classes = benchmark.data, benchmark.counted
+        key = id(other), tuple(classes or ())
+        if key not in self._known:
+            source = self.data if other is None else other
+            source.setup("test")
+            source.prepare_for(self.vit.data_config)
+            images, choice = self.selection.of(source.test_images, classes, listed=other is None)
+            self._known[key] = images, f"{images.digest()} {classes}", [*source.remarks, *choice]
+        images, digest, remarks = self._known[key]
+        on_the_fly = ["made on the fly"] if other is None and benchmark.corrupted_by else []
+        return images, digest, [*on_the_fly, *remarks]
+
+
+def _unread(images: ImageSet, result: Result | Findings, title: str) -> list[str]:
+    """What is to be said of images that were to be judged and could not be read."""
+    if isinstance(result, Findings) or len(result.ids) == len(images):
+        return []
+    lost = sorted(set(images.ids).difference(result.ids))
+    remark = f"{len(lost):,} of {len(images):,} images cannot be read ({some(lost)})"
+    log.warning("%s: %s", title, remark)
+    return [remark]
 
 
 def _reported(error: Exception, title: str) -> str:

@@ -25,7 +25,7 @@ from nsaug.settings import NsaugError, Positive, settings
 
 COLUMNS = [
     *("checkpoint", "name", "method", "seed"),
-    *("benchmark", "condition", "strength", "metric", "value", "low", "high", "n", "over"),
+    *("benchmark", "condition", "strength", "metric", "value", "low", "high", "n", "over", "remarks"),
 ]
 SCORE = "score"
 """Benchmark and metric of the summary score's rows."""
@@ -118,7 +118,7 @@ def _rows_of_findings(outcome: Outcome, findings: Findings) -> list[dict[str, An
         interval = over_seeds(np.array(values)) if len(values) > 1 else Interval(values[0], nothing, nothing)
         told = {"benchmark": outcome.entry.name, "condition": condition, "strength": strength, "metric": metric}
         spread = vars(interval) | {"n": len(findings.ids), "over": "noises"}
-        rows.append(outcome.subject.columns | told | spread)
+        rows.append(outcome.subject.columns | told | spread | {"remarks": "; ".join(outcome.remarks)})
     return rows
 
 
@@ -126,11 +126,13 @@ def _row(outcome: Outcome, strength: float | None, metric: str, interval: Interv
     assert outcome.result is not None
     told = {"benchmark": outcome.entry.name, "condition": outcome.entry.benchmark.condition, "strength": strength}
     spread = vars(interval) | {"n": len(outcome.result.ids), "over": "images"}
-    return outcome.subject.columns | told | {"metric": metric} | spread
+    return outcome.subject.columns | told | {"metric": metric} | spread | {"remarks": "; ".join(outcome.remarks)}
 
 
 def _ratio(robust: np.ndarray, clean: np.ndarray) -> Interval:
     """Accuracy under a change over accuracy without, with its bootstrap interval; NaN where nothing is right at all."""
+    if not clean.any():
+        return Interval(float("nan"), float("nan"), float("nan"))
     samples = resampled_weights(len(clean))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = (samples @ robust.astype(np.float32)) / (samples @ clean.astype(np.float32))

@@ -127,12 +127,27 @@ def caption(rows: pd.DataFrame, groups: pd.DataFrame) -> str:
     return f"top-1 in %, {' to '.join(counts)} test images; {', '.join(spread[kind] for kind in over)}"
 
 
-def markdown(rows: pd.DataFrame, groups: pd.DataFrame) -> str:
-    """The main table as Markdown."""
+def remark_lines(rows: pd.DataFrame) -> list[str]:
+    """What has to be known of the images behind the numbers: each remark after the benchmarks that it is of."""
+    found: dict[str, dict[str, None]] = {}
+    told = rows[["benchmark", "remarks"]].dropna().drop_duplicates()
+    for benchmark, remarks in told.itertuples(index=False):
+        for remark in filter(None, remarks.split("; ")):
+            found.setdefault(remark, {})[benchmark] = None
+    everything = set(rows["benchmark"]) - {SCORE}
+    return [
+        ("all" if len(everything) > 1 and set(of) == everything else ", ".join(of)) + f": {remark}"
+        for remark, of in found.items()
+    ]
+
+
+def markdown(rows: pd.DataFrame, groups: pd.DataFrame, absent: Sequence[str] = ()) -> str:
+    """The main table as Markdown, with what has to be known of the images, and of those that are not there."""
     shown = headline(groups)
     body = [["runs", *runs(shown)], *([place.heading, *cells] for place, cells in grid(shown, percent))]
     lines = [["", *names(shown)], ["---", *["---:"] * len(names(shown))], *body]
     text = caption(rows, groups) + "\n\n" + _markdown(lines)
+    text += "".join(f"\n{line}\n" for line in [*remark_lines(rows), *absent])
     if noise := noise_lines(groups, FOREMOST):
         who = names(findings(groups))
         text += f"\n{noise_caption(rows)}\n\n" + _markdown(

@@ -45,8 +45,9 @@ class Images:
 def data_of(images, labels):
     """Enough of an ImageData."""
     return SimpleNamespace(
-        test_images=Images(images, labels), loader=lambda found: found, class_names=[str(i) for i in range(10)]
-    )
+        test_images=Images(images, labels), readable_loader=lambda found: found, remarks=[],
+        class_names=[str(i) for i in range(10)], setup=lambda stage: None, prepare_for=lambda config: None,
+    )  # fmt: skip
 
 
 def subject(name="clean", seed=0, **record):

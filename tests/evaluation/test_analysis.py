@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nsaug.evaluation import Entry, ExactPair, NoiseAnalysis, NoiseRadius, NoiseTransfer, Store, run_suite
+from nsaug.evaluation import Entry, ExactPair, NoiseAnalysis, NoiseRadius, NoiseTransfer, Selection, Store, run_suite
 from nsaug.evaluation.report import write_report
 from nsaug.evaluation.store import Findings, Identity, Measure
 from nsaug.evaluation.table import grouped, tabulate
@@ -164,7 +164,7 @@ def before_and_after(tmp_path, many):
         return list(
             run_suite(
                 [subject("before", None), subject("after")], entries, lambda of: (models[of.name], data_of(*many)),
-                Store(tmp_path), 0, None, lambda title, work: None,
+                Store(tmp_path), Selection(), lambda title, work: None,
             )
         )  # fmt: skip
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -7,14 +8,22 @@ from pydantic import ValidationError
 
 from nsaug.attacks import FGSM, PGD
 from nsaug.corruptions import Corruption, GaussianNoise
+from nsaug.data import ImageNetC
 from nsaug.evaluation import Benchmark
-from nsaug.evaluation.benchmark import in_memory, subset
+from nsaug.evaluation.benchmark import in_memory
 from nsaug.nullspace import NoiseSynthesis
+from nsaug.settings import NsaugError
+from nsaug.vit import ViT
 from tests.evaluation.conftest import Images
 
 ATTACK = Benchmark(attack=PGD(num_steps=3), vary="eps", values=["4/255", 0.3])
 CORRUPTION = Benchmark(corruption=GaussianNoise(), vary="std", values=[0.05, 0.3])
 NOISE = Benchmark(noise=NoiseSynthesis(steps=2, lr=0.03), vary="limit", values=[0.5, 1.0])
+
+
+def vars_of(benchmark):
+    """What it does to images, as arguments of another one."""
+    return {key: value for key, value in vars(benchmark).items() if value and not key.startswith("_")}
 
 
 def run(benchmark, vit, images, labels, size=4, seed=0):
@@ -172,16 +181,102 @@ def test_entries_that_make_no_sense_are_refused(wrong):
         Benchmark(**wrong)
 
 
-def test_a_subset_is_seeded_and_ordered():
-    @dataclasses.dataclass
-    class Many:
-        def __len__(self):
-            return 100
+def restricted(vit, counted):
+    """A copy whose other logits are masked, as papers have it."""
 
-        def subset(self, indices):
-            return indices
+    class Masked(ViT):
+        def forward(self, *args, **kwargs):
+            logits = super().forward(*args, **kwargs)
+            mask = torch.full_like(logits[0], -1e9)
+            mask[counted] = 0
+            return logits + mask
 
-    first = subset(Many(), 10, seed=0)
-    assert first == sorted(set(first)) == subset(Many(), 10, seed=0)
-    assert first != subset(Many(), 10, seed=1)
-    assert len(subset(Many(), None, 0)) == len(subset(Many(), 200, 0)) == 100
+    masked = copy.deepcopy(vit)
+    masked.__class__ = Masked
+    return masked
+
+
+@pytest.mark.parametrize("kind", [{}, vars_of(ATTACK), vars_of(CORRUPTION)], ids=["clean", "attack", "corruption"])
+def test_answers_among_some_classes_are_those_of_masked_logits(vit, images, kind):
+    counted = [1, 2, 7]
+    labels = torch.tensor([1, 2, 7, 7, 2, 1])
+    ours = run(Benchmark(classes=counted, **kind), vit, images, labels)
+    theirs = run(Benchmark(**kind), restricted(vit, counted), images, labels)
+    free = run(Benchmark(**kind), vit, images, labels)
+    for a, b in zip(ours.judged, theirs.judged, strict=True):
+        for field in ("label", "prediction", "confidence", "top1", "nll", "brier"):
+            np.testing.assert_allclose(getattr(a, field), getattr(b, field), err_msg=field)
+    assert set(ours.judged[0].prediction) <= set(counted)
+    assert not set(free.judged[0].prediction) <= set(counted)
+    np.testing.assert_array_equal(ours.pictures, theirs.pictures)
+    assert vit(images).shape == (6, 10), "the model answers as before"
+
+
+def test_noise_knows_of_no_other_class(vit, images):
+    """Its influence is over the classes that count: on one class nothing can be moved."""
+    alone = run(Benchmark(classes=[4], **vars_of(NOISE)), vit, images, torch.full((6,), 4))
+    assert alone.judged[0].top1.all()
+    assert alone.judged[0].reached.all()
+
+
+def test_any_of_several_labels_is_right(vit, images):
+    """The set counts as one class, which has its members' probability."""
+    probabilities = vit.eval()(images).softmax(-1).detach()
+    likeliest = probabilities.argsort(-1, descending=True)
+    sets = torch.stack([likeliest[:, 3], likeliest[:, 0], torch.full((6,), -1)], 1)
+    sets[:2, 1] = likeliest[:2, 8]
+    (judged,) = run(Benchmark(), vit, images, sets).judged
+    assert judged.top1.tolist() == [False, False, True, True, True, True]
+    assert judged.top5.all()
+    for at in range(6):
+        inside = [each for each in sets[at].tolist() if each >= 0]
+        together = probabilities[at, inside].sum()
+        assert judged.nll[at] == pytest.approx(-float(together.log()))
+        others = [each for each in range(10) if each not in inside]
+        assert judged.brier[at] == pytest.approx(float((1 - together) ** 2 + (probabilities[at, others] ** 2).sum()))
+        assert judged.label[at] == min(inside)
+    among = sorted({*likeliest[:, 3].tolist(), *likeliest[:, 8].tolist(), *likeliest[:, 0].tolist()})
+    (fewer,) = run(Benchmark(classes=among), vit, images, sets).judged
+    np.testing.assert_array_equal(fewer.top1, judged.top1)
+    np.testing.assert_array_equal(fewer.label, judged.label)
+
+
+def test_stored_severities_are_judged_one_by_one(vit, images):
+    stored = Benchmark(data=ImageNetC(root="nowhere", corruption="fog", severities=(2, 5)))
+    assert (stored.condition, stored.corrupted_by, stored.strengths) == ("corrupted", "fog", (2, 5))
+    both = torch.stack([images, images.flip(0)], 1)
+    labels = vit.eval()(images).argmax(1)
+    first, second = run(stored, vit, both, labels).judged
+    assert first.top1.all()
+    np.testing.assert_array_equal(second.prediction, labels.flip(0))
+    for kind in (ATTACK, CORRUPTION, NOISE):
+        with pytest.raises(ValidationError, match="judged as they are"):
+            dataclasses.replace(kind, data=stored.data)
+
+
+def test_images_that_could_not_be_read_are_left_out(vit, images):
+    """A batch that is None, and one that is short."""
+    labels = vit.eval()(images).argmax(1)
+
+    class Some(Images):
+        def __iter__(self):
+            whole = list(super().__iter__())
+            pixels, targets, ids = whole[0]
+            yield None
+            yield pixels[1:], targets[1:], ids[1:]
+            yield whole[1]
+
+        def __getitem__(self, index):
+            return None if index == 0 else super().__getitem__(index)
+
+    for benchmark in (Benchmark(), NOISE):
+        result = benchmark.run(vit, Some(images, labels), 0, lambda work: None)
+        assert result.ids == [f"image{index}" for index in range(1, 6)]
+        assert result.pictures.shape[1] == len(result.pictured) == 5
+
+    class Nothing(Images):
+        def __iter__(self):
+            yield None
+
+    with pytest.raises(NsaugError, match="none of its 6 images can be read"):
+        Benchmark().run(vit, Nothing(images, labels), 0, lambda work: None)

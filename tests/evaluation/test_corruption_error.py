@@ -5,6 +5,7 @@ import pytest
 from timm.data import ImageNetInfo
 
 from nsaug.corruptions import TEST, Corruption
+from nsaug.data import ImageNetC
 from nsaug.evaluation import Benchmark, CorruptionError, Entry
 from nsaug.evaluation.table import grouped, tabulate
 from nsaug.evaluation.views import headline
@@ -14,13 +15,21 @@ from tests.evaluation.conftest import CLEAN, outcome, subject
 ACCURACY = {name: np.linspace(0.9, 0.9 - 0.04 * place, 5) for place, name in enumerate(TEST)}
 
 
+def on_the_fly(name, severities=(1, 2, 3, 4, 5)):
+    return Entry(name, Benchmark(corruption=Corruption(name=name), vary="severity", values=severities))
+
+
+def stored(name, severities=(1, 2, 3, 4, 5)):
+    return Entry(name, Benchmark(data=ImageNetC(root="nowhere", corruption=name, severities=severities)))
+
+
+def all_of(made, accuracy=ACCURACY, n=50):
+    return [outcome(subject(), made(name), accuracy[name], n=n) for name in TEST]
+
+
 @pytest.fixture
 def outcomes():
-    found = [outcome(subject(), CLEAN, [0.94])]
-    for name in TEST:
-        entry = Entry(name, Benchmark(corruption=Corruption(name=name), vary="severity", values=(1, 2, 3, 4, 5)))
-        found.append(outcome(subject(), entry, ACCURACY[name]))
-    return found
+    return [outcome(subject(), CLEAN, [0.94]), *all_of(stored)]
 
 
 def values(rows):
@@ -46,10 +55,8 @@ def test_the_means(outcomes):
 def test_alexnet_itself_has_an_mce_of_1():
     from nsaug.evaluation.corruption_error import ALEXNET
 
-    n, found = 10_000, []
-    for name in TEST:
-        entry = Entry(name, Benchmark(corruption=Corruption(name=name), vary="severity", values=(1, 2, 3, 4, 5)))
-        found.append(outcome(subject(), entry, [1 - ALEXNET[name]] * 5, n=n))
+    n = 10_000
+    found = all_of(stored, {name: [1 - ALEXNET[name]] * 5 for name in TEST}, n)
     found.append(outcome(subject(), CLEAN, [1 - 0.435], n=n))
     numbers = values(CorruptionError(alexnet=True).rows(found))
     assert numbers["mCE", "mCE"] == pytest.approx(1, abs=1e-3)
@@ -60,12 +67,29 @@ def test_what_is_missing_is_not_made_up(outcomes):
     assert set(values(CorruptionError(alexnet=True).rows(outcomes[:-1]))) == {
         (name, "corruption_error") for name in TEST[:-1]
     }
-    entry = Entry("fog", Benchmark(corruption=Corruption(name="fog"), vary="severity", values=(1, 5)))
-    assert CorruptionError().rows([outcome(subject(), entry, [0.9, 0.5])]) == []
+    for made in (stored, on_the_fly):
+        assert CorruptionError().rows([outcome(subject(), made("fog", (1, 5)), [0.9, 0.5])]) == []
     without_clean = values(CorruptionError(alexnet=True).rows(outcomes[1:]))
     assert ("mCE", "mCE") in without_clean
     assert ("relative_mCE", "relative_mCE") not in without_clean
     assert ("mCE", "mCE") not in values(CorruptionError().rows(outcomes))
+
+
+def test_severities_of_other_images_are_not_averaged(outcomes):
+    """As where one folder was copied in part: means over different images are no mCE."""
+    outcomes[3] = outcome(subject(), outcomes[3].entry, ACCURACY[TEST[2]], n=40)
+    found = values(CorruptionError(alexnet=True).rows(outcomes))
+    assert (TEST[2], "corruption_error") in found
+    assert ("mCE", "mCE") not in found
+
+
+def test_what_is_made_on_the_fly_is_a_number_of_its_own(outcomes):
+    better = {name: np.minimum(1, accuracy + 0.1) for name, accuracy in ACCURACY.items()}
+    found = values(CorruptionError(alexnet=True).rows([*outcomes, *all_of(on_the_fly, better)]))
+    for metric in ("mean_corruption_error", "mCE", "relative_mCE"):
+        assert found[f"{metric}_on_the_fly", f"{metric}_on_the_fly"] < found[metric, metric] - 0.05
+    alone = values(CorruptionError(alexnet=True).rows([outcomes[0], *all_of(on_the_fly, better)]))
+    assert not {("mCE", "mCE"), ("relative_mCE", "relative_mCE")} & alone.keys()
 
 
 def test_mce_is_refused_off_imagenet():

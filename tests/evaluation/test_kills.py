@@ -10,8 +10,8 @@ import time
 import pytest
 
 import train
+from tests.commands import FAST, run
 from tests.conftest import ROOT
-from tests.test_train import FAST, run
 
 KILLS = 10
 

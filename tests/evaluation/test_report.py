@@ -51,7 +51,7 @@ def test_it_shows_all_there_is(outcomes, noisy, tmp_path):
     outcomes += [outcome(subject(name, seed), noisy, [0.7, 0.5]) for name in ("clean", "nullspace") for seed in (0, 1)]
     text = page(outcomes, tmp_path, Score(weights={"pgd": 1}))
     for part in (
-        "Under attack", "Corrupted, on the fly", "Corruption by severity", "Model against model",
+        "Under attack", "Corrupted", "Corruption by severity", "Model against model",
         "nullspace minus clean",
         "Calibration on clean images", "Sample images", "retention", "ece", "91.0 ± 12.7", "a &lt;b&gt;",
         "weighted mean of pgd (1.0)",

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from nsaug.attacks import PGD
-from nsaug.evaluation import Entry, Store, run_suite
+from nsaug.evaluation import Entry, Selection, Store, run_suite
 from nsaug.evaluation.benchmark import Benchmark
 from nsaug.evaluation.store import model_digest
 from nsaug.settings import NsaugError
@@ -34,7 +34,7 @@ def suite(vit, images, labels, tmp_path):
         found = list(
             run_suite(
                 subjects or [subject()], list(entries), opened or (lambda _: (vit, data_of(images, labels))),
-                Store(tmp_path), seed, None, lambda title, work: done.append(work),
+                Store(tmp_path), Selection(seed=seed), lambda title, work: done.append(work),
             )
         )  # fmt: skip
         return found, sum(done)
@@ -75,7 +75,7 @@ def test_attacks_transfer_between_models(images, labels, tmp_path):
     found = list(
         run_suite(
             subjects, entries, lambda of: (models[f"{of.name}{of.record['seed']}"], data_of(images, labels)),
-            Store(tmp_path), 0, None, lambda title, work: None,
+            Store(tmp_path), Selection(), lambda title, work: None,
         )
     )  # fmt: skip
     told = [(each.subject.label, each.entry.name) for each in found]

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -164,9 +165,11 @@ def test_only_the_radius_of_an_attack_counts_in_grey_levels():
 
 
 def test_files_hold_the_rows(outcomes, tmp_path):
+    outcomes[0] = dataclasses.replace(outcomes[0], remarks=("stored", "3 of 50 images cannot be read"))
     rows = tabulate(outcomes, SCORE)
     write(rows, tmp_path / "results.csv")
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results.csv"), rows)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results.csv"), rows.replace({"remarks": {"": float("nan")}}))
+    assert rows["remarks"][0] == "stored; 3 of 50 images cannot be read"
 
 
 def test_the_plot_is_a_picture(outcomes, tmp_path):

@@ -1,0 +1,39 @@
+"""train.py and evaluate.py as a user runs them, in this process."""
+
+import csv
+import json
+import sys
+
+import pytest
+
+FAST = [
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+    "logger=csv",
+    "logger.pictures=0",
+    "attacked_batches=1",
+]
+SHORT = [*FAST, "trainer.max_steps=3"]
+
+
+def top1(folder):
+    return [row["value"] for row in json.loads((folder / "results.json").read_text()) if row["metric"] == "top1"]
+
+
+def run(script, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments])
+    script.main()
+
+
+def metrics(folder):
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def refusal(script, monkeypatch, capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        run(script, monkeypatch, *arguments)
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]

@@ -24,7 +24,7 @@ log = logging.getLogger("nsaug.evaluate")
 KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
 SUITE = {
     "benchmarks", "score", "corruption_error", "max_images", "image_list", "strict",
-    "eps", "eps_l2", "std", "severities", "images", "noises", "site", "root", "imagenet",
+    "eps", "eps_autoattack", "eps_l2", "std", "severities", "images", "noises", "site", "root", "imagenet",
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def main(cfg: DictConfig) -> None:
                 f"suite.benchmarks.{entry.name}.of={entry.benchmark.of}: it has to be one of the suite's"
                 f" analyses of noise, of which there are: {', '.join(sources) or 'none'}"
             )
-    score = build(cfg.suite.score) if cfg.suite.score is not None else None
+    score = build(cfg.suite.score) if cfg.suite.get("score") is not None else None
     if score:
         score.check(entry.name for entry in entries)
     selection = Selection(seed=cfg.seed, max_images=cfg.suite.max_images, image_list=cfg.suite.get("image_list"))
@@ -215,6 +215,9 @@ def check_settings(cfg: DictConfig) -> None:
     )
     if unknown := set(map(str, cfg.suite)) - SUITE:
         raise NsaugError(f"suite.{min(unknown)}: no such setting; choose among {', '.join(sorted(SUITE))}")
+    for key in ("score", "corruption_error"):
+        if cfg.suite.get(key) is not None and "_target_" not in cfg.suite[key]:
+            raise NsaugError(f"suite.{key} has no _target_: start the suite from one that has, or set suite.{key}=null")
     check_value("seed", cfg.seed, Count)
     check_value("batch_size", cfg.batch_size, PositiveCount | None)
     check_value("store", cfg.store, str)

@@ -111,7 +111,7 @@ def test_what_is_wrong_is_said_in_one_line(override, line):
         ("suite.max_images=0", "suite.max_images=0: should be"),
         (
             "+suite.max_image=3",
-            "suite.max_image: no such setting; choose among benchmarks, corruption_error, eps, eps_l2,",
+            "suite.max_image: no such setting; choose among benchmarks, corruption_error, eps, eps_autoattack,",
         ),
         ("checkpoint=3", "checkpoint=3: should be"),
         (

@@ -111,39 +111,6 @@ def test_a_model_with_other_classes_is_not_judged_on_the_data(monkeypatch, tmp_p
     assert "knows 1000 classes, the data have 10: finetune it on them first" in line
 
 
-def test_pgd_is_no_weaker_than_foolboxs(trained):
-    """Robust accuracy over five seeds, at the same budget: no higher than foolbox's mean plus one standard error."""
-    import foolbox
-
-    from nsaug.attacks import PGD
-    from nsaug.data import Digits
-    from nsaug.draws import generator
-    from nsaug.evaluation import find_subjects
-    from nsaug.vit import build_vit
-
-    vit = build_vit(**find_subjects(str(trained), None)[0].model()).eval()
-    data = Digits()
-    data.setup("test")
-    data.prepare_for(vit.data_config)
-    images = torch.stack([image for image, _, _ in data.test_images])
-    labels = torch.tensor(data.test_images.labels)
-    bounded = foolbox.PyTorchModel(vit, bounds=(0, 1), device="cpu")
-    eps, steps = 8 / 255, 10
-    library = foolbox.attacks.LinfPGD(abs_stepsize=2.5 * eps / steps, steps=steps)
-    ours, theirs = [], []
-    for seed in range(5):
-        torch.manual_seed(seed)
-        found = PGD(eps=eps, num_steps=steps)(vit, images, labels, generator("cpu", seed))
-        other = library(bounded, images, labels, epsilons=eps)[1]
-        with torch.no_grad():
-            stands = [float((vit(each).argmax(1) == labels).float().mean()) for each in (found, other)]
-        ours.append(stands[0])
-        theirs.append(stands[1])
-    error = torch.tensor(theirs).std() / 5**0.5
-    assert torch.tensor(ours).mean() <= torch.tensor(theirs).mean() + error
-    assert torch.tensor(ours).mean() < (vit(images).argmax(1) == labels).float().mean(), "it attacks"
-
-
 def test_all_corruptions_from_the_command_line(trained, monkeypatch, tmp_path, capsys):
     pytest.importorskip("imagecorruptions", reason="needs the extra corruptions")
     run(

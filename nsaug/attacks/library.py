@@ -1,5 +1,6 @@
 """What attacks of other libraries need around them: a seed, and a model left as it was."""
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,15 @@ from nsaug.vit import eval_mode
 
 @contextmanager
 def left_as_it_was(model: nn.Module, seed: int) -> Iterator[None]:
-    """Gradients, modes and the state of all global generators; inside, the model is in eval mode, they are seeded."""
+    """Gradients, modes, logging and the state of all global generators.
+
+    Inside, the model is in eval mode, generators are seeded and what libraries have to say below a warning is silenced.
+    """
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy, silenced = random.getstate(), np.random.get_state(), logging.root.manager.disable
     try:
+        logging.disable(logging.INFO)
         for parameter in parameters:
             parameter.grad = None
         devices = sorted({parameter.device.index or 0 for parameter in parameters if parameter.is_cuda})
@@ -28,6 +33,7 @@ def left_as_it_was(model: nn.Module, seed: int) -> Iterator[None]:
             random.seed(seed)
             yield
     finally:
+        logging.disable(silenced)
         random.setstate(python)
         np.random.set_state(numpy)
         for parameter, gradient in zip(parameters, gradients, strict=True):

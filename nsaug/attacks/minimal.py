@@ -44,10 +44,12 @@ class CW:
 
     eps: NonNegative = 0.5
     """Radius of the L2 ball over all values of an image, in pixel units: what lies farther does not count."""
-    num_steps: PositiveCount = 200
+    num_steps: PositiveCount = 100
     """Of Adam, for each weight of the margin."""
-    searches: PositiveCount = 6
-    """How many weights of the margin are tried, halving their interval."""
+    weight: Positive = 1.0
+    """The first weight of the margin that is tried."""
+    searches: PositiveCount = 3
+    """How many are tried: ten times the last where that found nothing, else halfway to the last that found nothing."""
     step_size: Positive = 0.01
     confidence: NonNegative = 0.0
     """By how much the wrong class has to lead."""
@@ -57,6 +59,7 @@ class CW:
         attack = extra("attacks", "foolbox.attacks").L2CarliniWagnerAttack(
             binary_search_steps=self.searches,
             steps=self.num_steps,
+            initial_const=self.weight,
             stepsize=self.step_size,
             confidence=self.confidence,
         )

@@ -1,5 +1,6 @@
 """Attacks of other libraries: that they attack, and that they leave no trace."""
 
+import logging
 import random
 import sys
 
@@ -47,7 +48,8 @@ def test_images_stay_in_ball_and_box_and_are_lost(small, images, right, attack):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_it_leaves_no_trace(images, right, attack):
+def test_it_leaves_no_trace(images, right, attack, caplog):
+    caplog.set_level(logging.INFO)
     vit = tiny_vit().train()
     gradients = [torch.full_like(parameter, 0.25) for parameter in vit.parameters()]
     for parameter, gradient in zip(vit.parameters(), gradients, strict=True):
@@ -67,6 +69,9 @@ def test_it_leaves_no_trace(images, right, attack):
     assert all(parameter.requires_grad for parameter in vit.parameters())
     assert sum(len(part._forward_hooks) for part in vit.modules()) == hooks
     assert vit.training
+    assert not caplog.text
+    logging.getLogger("after").info("what is said afterwards is heard")
+    assert caplog.text
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -115,8 +120,8 @@ def test_deepfool_finds_the_boundary_of_a_linear_model():
 
 def test_cw_is_foolboxs_and_closer_than_pgd(small, images, right):
     images = images.float()
-    ours = CW(eps=1e9, num_steps=50, searches=4)(small, images, right)
-    theirs = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=4, steps=50, stepsize=0.01)
+    ours = CW(eps=1e9, num_steps=50, weight=0.1, searches=4)(small, images, right)
+    theirs = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=4, steps=50, stepsize=0.01, initial_const=0.1)
     model = foolbox.PyTorchModel(small, bounds=(0, 1), device="cpu")
     expected, _, found = theirs(model, images, right, epsilons=None)
     torch.testing.assert_close(ours, expected)

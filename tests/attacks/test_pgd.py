@@ -10,12 +10,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms.functional import to_tensor
 
+import train
 from nsaug.attacks import PGD, PGDL2
 from nsaug.data import Digits
 from nsaug.data.cifar10 import CLASSES
 from nsaug.draws import generator
 from nsaug.evaluation import find_subjects
 from nsaug.vit import build_vit
+from tests.commands import FAST, run
 from tests.conftest import SHARED
 
 STEPS = 10
@@ -34,10 +36,11 @@ def robust_accuracies(vit, images, labels, kind, library, eps):
     return torch.tensor(stands).T
 
 
-def is_no_weaker(ours, theirs, clean):
-    print(f"clean {clean:.3f}, own PGD {ours.mean():.4f}, the library's {theirs.mean():.4f} over 5 seeds")
-    assert ours.mean() <= theirs.mean() + theirs.std() / len(theirs) ** 0.5
-    assert ours.mean() < clean, "it attacks"
+def is_no_weaker(ours, theirs, clean, count):
+    """No higher than the library's mean plus one standard error, or plus one image where seeds hardly differ."""
+    print(f"clean {clean:.4f}, own PGD {ours.mean():.4f}, the library's {theirs.mean():.4f} over 5 seeds")
+    assert ours.mean() <= theirs.mean() + max(theirs.std() / len(theirs) ** 0.5, 1 / count)
+    assert ours.mean() < clean - 0.1, "it attacks"
 
 
 @pytest.mark.parametrize(
@@ -45,15 +48,18 @@ def is_no_weaker(ours, theirs, clean):
     [(PGD, foolbox.attacks.LinfPGD, 8 / 255), (PGDL2, foolbox.attacks.L2PGD, 0.3)],
     ids=["linf", "l2"],
 )
-def test_on_digits(trained, kind, library, eps):
-    vit = build_vit(**find_subjects(str(trained), None)[0].model()).eval()
+def test_on_digits(monkeypatch, tmp_path, elsewhere, kind, library, eps):
+    run(train, monkeypatch, *FAST, "method=clean", "trainer.max_epochs=12", f"hydra.run.dir={tmp_path}/run")
+    vit = build_vit(**find_subjects(f"{tmp_path}/run", None)[0].model()).eval()
     data = Digits()
     data.setup("test")
     data.prepare_for(vit.data_config)
     images = torch.stack([image for image, _, _ in data.test_images])
     labels = torch.tensor(data.test_images.labels)
     ours, theirs = robust_accuracies(vit, images, labels, kind, library, eps)
-    is_no_weaker(ours, theirs, (vit(images).argmax(1) == labels).float().mean())
+    clean = (vit(images).argmax(1) == labels).float().mean()
+    assert clean > 0.7, "an untrained model says nothing of an attack"
+    is_no_weaker(ours, theirs, clean, len(images))
 
 
 @pytest.mark.slow
@@ -77,4 +83,4 @@ def test_on_cifar10():
     clean = (vit(images).argmax(1) == labels).float().mean()
     assert clean > 0.6, "the model is the one that it is said to be"
     ours, theirs = robust_accuracies(vit, images, labels, PGD, foolbox.attacks.LinfPGD, 1 / 255)
-    is_no_weaker(ours, theirs, clean)
+    is_no_weaker(ours, theirs, clean, len(images))

@@ -87,7 +87,7 @@ def main(cfg: DictConfig) -> None:
     for subject in subjects:  # all that can be missing is missed before the first is judged
         data = open_data(subject)
         if errors:
-            errors.check(data.class_names)
+            errors.check(data)
         check_data(entries, data, subject)
         work += sum(entry.benchmark.work(len(selected(entry, data, selection))) for entry in entries)
         if not by_model_group(cfg, subject):
@@ -163,9 +163,7 @@ def without_data(entries: "list[Entry]") -> dict[str, list[str]]:
 def check_data(entries: "list[Entry]", data: "ImageData", subject: "Subject") -> None:
     """Refuses benchmarks that a model's classes cannot answer."""
     for entry in entries:
-        name, other = entry.name, entry.benchmark.data
-        if other is None:
-            continue
+        name, other = entry.name, entry.benchmark.data or data
         if getattr(entry.benchmark, "attack", None) and other.test_images.has_label_sets:
             raise NsaugError(
                 f"suite.benchmarks.{name}: an attack needs one label for each image, these have sets of them"
@@ -181,7 +179,7 @@ def check_data(entries: "list[Entry]", data: "ImageData", subject: "Subject") ->
 def selected(entry: "Entry", data: "ImageData", selection: "Selection") -> Any:
     """The images that an entry judges."""
     other = entry.benchmark.data
-    return selection.of((other or data).test_images, entry.benchmark.counted, listed=other is None)[0]
+    return selection.of((other or data).test_images, entry.benchmark.counted(data), listed=other is None)[0]
 
 
 def facts(cfg: DictConfig, device: Any) -> dict[str, str]:

@@ -28,11 +28,11 @@ def test_an_evaluation_takes_up_where_it_was_stopped(trained, monkeypatch, tmp_p
     done, benchmark = [], Benchmark.run
     small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=30", "device=cpu", f"checkpoint={trained}"]
 
-    def counted(self, *rest):
+    def counted(self, *rest, **more):
         if len(done) == 1 and stop:
             raise KeyboardInterrupt
         done.append(self.condition)
-        return benchmark(self, *rest)
+        return benchmark(self, *rest, **more)
 
     monkeypatch.setattr(Benchmark, "run", counted)
     stop = True
@@ -194,6 +194,23 @@ def test_shift_data_that_are_missing_are_named_and_the_rest_goes_on(judge_imagen
         assert "clean: 100 of 1,000 images, drawn with seed 0" in text
         assert f"not judged: imagenet_r: ImageNet-R: there is no folder {tmp_path}/data/imagenet-r; it is" in text
         assert "https://github.com/hendrycks/imagenet-r" in text
+
+
+def test_a_shift_data_set_is_attacked_as_a_models_own(judge_imagenet, sample, tmp_path, capsys):
+    for label in classes_of("imagenet_a")[::20]:
+        place(sample[label], tmp_path / "data" / "imagenet-a" / wnids()[label] / "x.jpg")
+    where = f"data.root={tmp_path}/data/imagenet-a"
+    rows = judge_imagenet("data=imagenet_a", where, "suite.benchmarks.pgd.attack.num_steps=2", "suite.eps=[1/255]")
+    assert {"clean", "pgd", "gaussian_noise"} <= set(rows)
+    assert all("answers among 200 classes" in row["remarks"] and row["n"] == 10 for row in rows.values())
+    real = tmp_path / "real" / "val" / wnids()[0] / "ILSVRC2012_val_00000002.JPEG"
+    place(sample[0], real)
+    with pytest.raises(SystemExit):
+        judge_imagenet("data=imagenet_real", f"data.root={tmp_path}/real")
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(
+        "error: suite.benchmarks.fgsm: an attack needs one label for each image, and these have sets"
+    )
 
 
 def test_strict_suites_refuse_missing_data(judge_imagenet, capsys, tmp_path):

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nsaug.data.images import ImageData
 from nsaug.draws import generator
 from nsaug.evaluation.store import Findings, Measure
 from nsaug.nullspace import EpochSynthesis, ExactNullspace, embedding_rms, match_influence, scaled
@@ -49,7 +50,6 @@ class Analysis:
 
     condition: ClassVar[str] = "analysed"
     data: ClassVar[None] = None
-    counted: ClassVar[None] = None
     corrupted_by: ClassVar[None] = None
     on_own_images: ClassVar[bool] = True
 
@@ -57,6 +57,9 @@ class Analysis:
     def settings(self) -> dict[str, Any]:
         """All that its results depend on, defaults included, as plain values."""
         return plain(self)
+
+    def counted(self, own: ImageData) -> None:
+        """Analyses take all answers as they are."""
 
     def work(self, count: int) -> int:
         """About how many forwards it takes, on a data set of `count` images."""

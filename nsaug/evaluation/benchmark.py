@@ -1,10 +1,10 @@
 """One entry of a suite: what is done to the images of a data set, at which strengths."""
 
-import dataclasses
 import logging
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -116,14 +116,14 @@ class Benchmark:
     @property
     def settings(self) -> dict[str, Any]:
         """All that its results depend on beside the images, defaults included, as plain values."""
-        return plain(dataclasses.replace(self, data=None)) | {"data": self.data and self.data.told}
+        return plain(replace(self, data=None)) | {"data": self.data and self.data.told}
 
-    @property
-    def counted(self) -> list[int] | None:
-        """Class indices that images and answers are restricted to; None where there is no restriction."""
-        if self.classes is None:
-            return None if self.data is None or self.data.counted is None else list(self.data.counted)
-        return classes_of(self.classes) if isinstance(self.classes, str) else sorted(self.classes)
+    def counted(self, own: ImageData) -> list[int] | None:
+        """Class indices that images and answers are restricted to, `own` being the model's data; None for all."""
+        if self.classes is not None:
+            return classes_of(self.classes) if isinstance(self.classes, str) else sorted(self.classes)
+        counted = (self.data or own).counted
+        return None if counted is None else list(counted)
 
     @property
     def _stored(self) -> bool:
@@ -150,6 +150,7 @@ class Benchmark:
         seed: int,
         advance: Callable[[int], None],
         attacked_on: ViT | None = None,
+        counted: Sequence[int] | None = None,
     ) -> Result:
         """Judges every image at every strength, in fp32 and eval mode.
 
@@ -161,14 +162,29 @@ class Benchmark:
                 place, and depend on neither batch size nor order.
             advance: called after each batch with the number of forwards done.
             attacked_on: the model that an attack's images are made on, where it is another; on the same device.
+            counted: the class indices that answers are taken among, as `self.counted` gives them; None for all.
         """
         vit.eval()
         target = vit if attacked_on is None else attacked_on.eval()
-        with vit.among(self.counted), nullcontext() if target is vit else target.among(self.counted):
-            return self._run(vit, target, loader, seed, advance)
+        with vit.among(counted), nullcontext() if target is vit else target.among(counted):
+            result = self._run(vit, target, loader, seed, advance, _places(vit, counted))
+        if counted is None:
+            return result
+        among = np.array(counted)
+        judged = [replace(each, label=among[each.label], prediction=among[each.prediction]) for each in result.judged]
+        return replace(result, judged=judged)
 
-    def _run(self, vit: ViT, target: ViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> Result:
-        device, places = vit.mean.device, self._places(vit)
+    def _run(
+        self,
+        vit: ViT,
+        target: ViT,
+        loader: DataLoader[Any],
+        seed: int,
+        advance: Callable[[int], None],
+        places: Tensor | None,
+    ) -> Result:
+        """As `run`, in places among the classes that count: of each class index its place."""
+        device = vit.mean.device
         rms = self._reference(vit, loader, device)
         found: list[dict[str, list[np.ndarray]]] = [{name: [] for name in FIELDS} for _ in self.strengths]
         pictures: list[list[Tensor]] = [[] for _ in self.strengths]
@@ -208,11 +224,6 @@ class Benchmark:
             raise NsaugError(f"none of its {count:,} images can be read")
         pictured = [each for each in pictured if each < len(seen)]
         judged = [Judged(**{name: np.concatenate(parts) for name, parts in each.items()}) for each in found]
-        if self.counted is not None:
-            among = np.array(self.counted)
-            judged = [
-                dataclasses.replace(each, label=among[each.label], prediction=among[each.prediction]) for each in judged
-            ]
         stacked = torch.stack([torch.stack(each) for each in pictures])
         kept = (stacked.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
         return Result(self.strengths, seen, judged, pictured, kept)
@@ -265,17 +276,18 @@ class Benchmark:
         first = torch.stack([each[0] for each in some if each is not None])
         return embedding_rms(vit, first.to(device), self.noise.site)
 
-    def _places(self, vit: ViT) -> Tensor | None:
-        """Of each class index, its place among the classes that count; below 0 where it does not."""
-        if self.counted is None:
-            return None
-        places = torch.full((vit.model.num_classes + 1,), NO_CLASS, device=vit.mean.device)  # the last is NO_CLASS's
-        places[self.counted] = torch.arange(len(self.counted), device=places.device)
-        return places
-
     def _at(self, strength: float) -> Any:
         kind: Any = self.attack or self.corruption or self.noise
-        return dataclasses.replace(kind, **{self.vary or "": strength})
+        return replace(kind, **{self.vary or "": strength})
+
+
+def _places(vit: ViT, counted: Sequence[int] | None) -> Tensor | None:
+    """Of each class index, its place among the classes that count; `NO_CLASS` where it does not."""
+    if counted is None:
+        return None
+    places = torch.full((vit.model.num_classes + 1,), NO_CLASS, device=vit.mean.device)  # the last is NO_CLASS's own
+    places[list(counted)] = torch.arange(len(counted), device=places.device)
+    return places
 
 
 def _nothing(images: Tensor) -> Tensor:

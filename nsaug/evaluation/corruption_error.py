@@ -4,14 +4,14 @@ Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corr
 (arXiv 1903.12261), section 4.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from nsaug.corruptions import TEST
-from nsaug.data.imagenet import wnids
+from nsaug.data import ImageData, ImageNet
 from nsaug.evaluation.runner import Outcome
 from nsaug.evaluation.statistics import mean_over_images
 from nsaug.settings import NsaugError, settings
@@ -48,9 +48,9 @@ class CorruptionError:
     alexnet: bool = False
     """Whether to normalise by AlexNet's errors, which mean nothing on other data than ImageNet."""
 
-    def check(self, class_names: Iterable[str]) -> None:
+    def check(self, data: ImageData) -> None:
         """Raises NsaugError where normalising by AlexNet is asked for off ImageNet."""
-        if self.alexnet and list(class_names) != wnids():
+        if self.alexnet and not isinstance(data, ImageNet):
             raise NsaugError(
                 "suite.corruption_error.alexnet=true: mCE is normalised by AlexNet's errors on ImageNet-C and means"
                 " nothing on other data; set it to false, and the mean corruption error is reported"

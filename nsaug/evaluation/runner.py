@@ -140,6 +140,8 @@ def _judged(
             noises = {name: each for name, each in learned[benchmark.of].items() if name != subject.name}
             run = partial(run, noises=noises)
             parts["noises"] = {name: hashlib.sha256(each.tobytes()).hexdigest() for name, each in noises.items()}
+        if isinstance(benchmark, Benchmark):
+            run = partial(run, counted=benchmark.counted(data))
         if other is not None:
             run = partial(run, attacked_on=other)
             parts["source"] = model_digest(other)
@@ -172,7 +174,7 @@ class _Chosen:
 
     def by(self, benchmark: Benchmark | Analysis) -> tuple[ImageSet, str, list[str]]:
         """Images, prepared for the model; their digest; what a reader has to know of them."""
-        other, classes = benchmark.data, benchmark.counted
+        other, classes = benchmark.data, benchmark.counted(self.data)
         key = id(other), tuple(classes or ())
         if key not in self._known:
             source = self.data if other is None else other

@@ -45,7 +45,7 @@ class Images:
 def data_of(images, labels):
     """Enough of an ImageData."""
     return SimpleNamespace(
-        test_images=Images(images, labels), readable_loader=lambda found: found, remarks=[],
+        test_images=Images(images, labels), readable_loader=lambda found: found, remarks=[], counted=None,
         class_names=[str(i) for i in range(10)], setup=lambda stage: None, prepare_for=lambda config: None,
     )  # fmt: skip
 

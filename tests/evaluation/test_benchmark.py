@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from nsaug.attacks import FGSM, PGD
 from nsaug.corruptions import Corruption, GaussianNoise
-from nsaug.data import ImageNetC
+from nsaug.data import Digits, ImageNetC
 from nsaug.evaluation import Benchmark
 from nsaug.evaluation.benchmark import in_memory
 from nsaug.nullspace import NoiseSynthesis
@@ -28,7 +28,8 @@ def vars_of(benchmark):
 
 def run(benchmark, vit, images, labels, size=4, seed=0):
     counted = []
-    result = benchmark.run(vit, Images(images, labels, size), seed, counted.append)
+    own = Digits()
+    result = benchmark.run(vit, Images(images, labels, size), seed, counted.append, counted=benchmark.counted(own))
     assert sum(counted) == benchmark.work(len(images))
     assert result.ids == [f"image{index}" for index in range(len(images))]
     assert result.strengths == benchmark.strengths

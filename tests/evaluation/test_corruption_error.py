@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from timm.data import ImageNetInfo
 
 from nsaug.corruptions import TEST, Corruption
-from nsaug.data import ImageNetC
+from nsaug.data import ImageNet, ImageNetC, ImageNetV2
 from nsaug.evaluation import Benchmark, CorruptionError, Entry
 from nsaug.evaluation.table import grouped, tabulate
 from nsaug.evaluation.views import headline
@@ -93,10 +92,10 @@ def test_what_is_made_on_the_fly_is_a_number_of_its_own(outcomes):
 
 
 def test_mce_is_refused_off_imagenet():
-    CorruptionError(alexnet=True).check(ImageNetInfo("imagenet-1k").label_names())
-    CorruptionError().check(["cat", "dog"])
+    CorruptionError(alexnet=True).check(ImageNet(root="nowhere"))
+    CorruptionError().check(ImageNetV2(root="nowhere"))
     with pytest.raises(NsaugError, match="means nothing on other data"):
-        CorruptionError(alexnet=True).check(["cat", "dog"])
+        CorruptionError(alexnet=True).check(ImageNetV2(root="nowhere"))
 
 
 def test_they_stand_in_the_main_table_with_their_interval(outcomes):

@@ -23,7 +23,9 @@ from tests.evaluation.conftest import ATTACKED, CLEAN, data_of, subject
 def ran(monkeypatch):
     """The benchmarks that were really run."""
     names, run = [], Benchmark.run
-    monkeypatch.setattr(Benchmark, "run", lambda self, *rest: names.append(self.condition) or run(self, *rest))
+    monkeypatch.setattr(
+        Benchmark, "run", lambda self, *rest, **more: names.append(self.condition) or run(self, *rest, **more)
+    )
     return names
 
 
@@ -124,10 +126,10 @@ def test_architectures_of_one_class_are_told_apart():
 def test_work_that_was_stopped_goes_on_where_it_was(suite, ran, monkeypatch):
     run = Benchmark.run
 
-    def killed(self, *rest):
+    def killed(self, *rest, **more):
         if self.condition == "attacked":
             raise KeyboardInterrupt
-        return run(self, *rest)
+        return run(self, *rest, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(Benchmark, "run", killed)
@@ -164,10 +166,10 @@ def test_what_changed_is_judged_anew_and_said(suite, ran, vit, images, labels, c
 def test_a_failing_benchmark_costs_no_other(suite, ran, monkeypatch, caplog):
     run = Benchmark.run
 
-    def failing(self, *rest):
+    def failing(self, *rest, **more):
         if self.condition == "clean":
             raise RuntimeError("no such kernel\nand more")
-        return run(self, *rest)
+        return run(self, *rest, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(Benchmark, "run", failing)

@@ -209,7 +209,7 @@ def test_a_shift_data_set_is_attacked_as_a_models_own(judge_imagenet, sample, tm
         judge_imagenet("data=imagenet_real", f"data.root={tmp_path}/real")
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(
-        "error: suite.benchmarks.fgsm: an attack needs one label for each image, and these have sets"
+        "error: suite.benchmarks.fgsm: an attack needs one label for each image, these have sets of"
     )
 
 

@@ -1,6 +1,7 @@
 """Finetunes a vision transformer. `python train.py --help` says how; conf/train.yaml holds every choice."""
 
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from nsaug.config import build, check, check_value, entry_point
-from nsaug.settings import NsaugError
+from nsaug.settings import NsaugError, flat
 
 log = logging.getLogger("nsaug.train")
 
 KNOWN = {
     "data", "model", "method", "nullspace", "attack", "optim", "trainer", "logger",
-    "name", "seed", "checkpoint", "finetune", "ema", "keep", "attacked_batches", "mixing",
+    "name", "seed", "checkpoint", "finetune", "ema", "keep", "attacked_batches", "mixing", "resume", "save_every",
 }  # fmt: skip
+
+FREE = ("trainer.enable_progress_bar", "data.num_workers")
+"""Settings of which nothing that is computed depends: a run that goes on may have others."""
 
 
 @entry_point("train")
@@ -26,12 +30,15 @@ def main(cfg: DictConfig) -> None:
 
     import lightning as L
     from lightning.pytorch.callbacks import EMAWeightAveraging
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug import checkpoints
     from nsaug.finetuner import Finetuner
+    from nsaug.lasting import LastCheckpoint
     from nsaug.tracking import NoiseWatch, Pictures, Progress, finish, whereabouts
 
     folder = Path(HydraConfig.get().runtime.output_dir)
+    folder, going_on = where_to_resume(cfg, folder)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = build(cfg.data)
@@ -40,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         raise NsaugError("keep=best needs validation images: set data.holdout above 0, or keep=last")
     vit = build(cfg.model, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
     method = build(cfg.method)
-    data.views = method.views
+    data.views, data.seed = method.views, cfg.seed
     if method.views > 1 and not data.augments:
         log.warning(
             "%s: all views of an image are the same, set data.crop, data.hflip or data.auto_augment", method.name
@@ -54,10 +61,13 @@ def main(cfg: DictConfig) -> None:
     name = cfg.name or method.name
     start = checkpoints.name_of(cfg.checkpoint) if cfg.checkpoint else None
     record = run_record(cfg, name, method.name, data.class_names, start)
+    before = checkpoints.read_record(folder) if going_on else {}
+    if going_on:
+        refuse_other_settings(before, record, folder)
     settings = OmegaConf.to_container(cfg, resolve=True)
-    loggers = tracking.loggers(folder, f"{name}-{cfg.seed}", multirun_group(), settings)
-    last, best = checkpoint_callbacks(folder, cfg.keep)
-    callbacks = [last, NoiseWatch(), *([best] if best else [])]
+    loggers = tracking.loggers(folder, f"{name}-{cfg.seed}", multirun_group(), settings, going_on, before.get("wandb"))
+    best = best_checkpoint(folder) if cfg.keep == "best" else None
+    callbacks = [LastCheckpoint(folder, cfg.save_every), NoiseWatch(), *([best] if best else [])]
     if cfg.ema is not None:  # buffers are copied, not averaged: some are indices
         callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))
     if tracking.pictures:
@@ -72,8 +82,11 @@ def main(cfg: DictConfig) -> None:
         if trainer.is_global_zero:  # at once: whatever ends the run, its last.ckpt can be judged
             record["wandb"] = whereabouts(loggers)
             checkpoints.describe(folder, vit.model, vit.model_args, record)
-        trainer.fit(finetuner, datamodule=data)
+        trainer.fit(finetuner, datamodule=data, ckpt_path=going_on)
         finished = not trainer.interrupted
+    except SIGTERMException:
+        log.warning("stopped by SIGTERM: resume=%s goes on from %s", folder, checkpoints.LAST)
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         finish(loggers, failed=not finished)
     if trainer.is_global_zero:
@@ -89,7 +102,7 @@ def check_settings(cfg: DictConfig) -> None:
     from typing import Literal
 
     from nsaug.layers import Finetune
-    from nsaug.settings import Count, Decay
+    from nsaug.settings import Count, Decay, PositiveCount
 
     check(cfg, KNOWN)
     for group, choice in (("data", "digits"), ("model", "micro")):
@@ -103,6 +116,8 @@ def check_settings(cfg: DictConfig) -> None:
     if (cfg.mixing.mixup or cfg.mixing.cutmix) and cfg.data.batch_size % 2:
         raise NsaugError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
     check_value("name", cfg.name, str | None)
+    check_value("resume", cfg.resume, bool | str | None)
+    check_value("save_every", cfg.save_every, PositiveCount | None)
     check_value("checkpoint", cfg.checkpoint, str | None)
 
 
@@ -116,7 +131,7 @@ def run_record(
         data["root"] = str(Path(data["root"]).expanduser().absolute())
     told = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(told, dict)
-    groups = ("data", "model", "method", "nullspace", "optim", "mixing", "finetune", "ema", "keep", "trainer")
+    groups = ("data", "model", "nullspace", "method", "optim", "mixing", "finetune", "ema", "keep", "trainer")
     settings = {group: told[group] for group in groups} | {"start": start}
     return {
         "name": name,
@@ -134,18 +149,53 @@ def run_length(trainer: DictConfig, longer: float) -> dict[str, int]:
     return {key: max(1, round(longer * count)) for key, count in told.items()}
 
 
-def checkpoint_callbacks(folder: Path, keep: str) -> tuple[Any, Any]:
-    """last.ckpt after every epoch, and best.ckpt where it is what the run shall leave."""
+def where_to_resume(cfg: DictConfig, folder: Path) -> tuple[Path, Path | None]:
+    """The folder of the run that is to go on, and the checkpoint that it goes on from; this run's own and None if none.
+
+    `resume=true` means the run in this folder, so that one command both starts it and takes it up; `resume=PATH` the
+    run in that folder, or the one that left that checkpoint.
+    """
+    from nsaug import checkpoints
+
+    if not cfg.resume:
+        return folder, None
+    if cfg.resume is True:
+        found = checkpoints.resumable(folder)
+        if found is None:
+            log.info("nothing to resume in %s: the run starts", folder)
+        return folder, found
+    path = Path(cfg.resume).expanduser()
+    if path.is_file():
+        if not checkpoints.is_whole(path):
+            raise NsaugError(f"resume={path} is damaged: type resume={path.parent}, which knows the one before")
+        return path.parent, path
+    found = checkpoints.resumable(path) if path.is_dir() else None
+    if found is None:
+        raise NsaugError(f"resume={path} holds no {checkpoints.LAST}: name a run's output folder")
+    return path, found
+
+
+def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raises NsaugError where a run that goes on is told something else than when it started."""
+    kept = ("settings", "seed", "class_names")
+    theirs, ours = ({key: told[key] for key in kept if key in told} for told in (before, now))
+    theirs, ours = flat(theirs), flat(ours)
+    for key in ours:
+        if theirs.get(key) != ours[key] and not key.endswith(FREE):
+            raise NsaugError(
+                f"resume={folder}: that run has {key.removeprefix('settings.')}={theirs.get(key)}, this command says"
+                f" {ours[key]}: type the command that started it"
+            )
+
+
+def best_checkpoint(folder: Path) -> Any:
+    """best.ckpt, where it is what the run shall leave."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    options: dict[str, Any] = {
-        "dirpath": folder,
-        "enable_version_counter": False,
-        "auto_insert_metric_name": False,
-    }
-    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **options)
-    best = ModelCheckpoint(filename="best", monitor="val/top1", mode="max", **options) if keep == "best" else None
-    return last, best
+    return ModelCheckpoint(
+        filename="best", monitor="val/top1", mode="max", dirpath=folder,
+        enable_version_counter=False, auto_insert_metric_name=False,
+    )  # fmt: skip
 
 
 def multirun_group() -> str | None:

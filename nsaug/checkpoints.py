@@ -6,8 +6,12 @@ which `timm.create_model("local-dir:FOLDER", pretrained=True)` loads. What nsaug
 """
 
 import json
+import logging
 import os
 import pickle
+import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +27,9 @@ from torch import Tensor
 
 from nsaug.settings import NsaugError, first_line
 
+log = logging.getLogger(__name__)
+
+LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -47,11 +54,50 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all."""
+    """Lightning's checkpoint files, written whole or not at all; of last.ckpt the one before is kept, too."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with written_whole(path) as draft:
-            torch.save(checkpoint, draft)
+        path = Path(path)
+        try:
+            with written_whole(path) as draft:
+                torch.save(checkpoint, draft)
+                if path.name == LAST and path.exists():  # at every moment there is a last.ckpt
+                    with written_whole(path.with_name(PREVIOUS)) as copy:
+                        shutil.copyfile(path, copy)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+            kept = (
+                f"the one before is whole: make room and type resume={path.parent}" if path.exists() else "none is kept"
+            )
+            raise NsaugError(f"{path} cannot be written ({first_line(error)}); {kept}") from error
+
+
+def resumable(folder: Path) -> Path | None:
+    """The newest checkpoint in a run's folder that is whole; None where there is none at all.
+
+    Raises:
+        NsaugError: there are some, and all are damaged.
+    """
+    damaged: list[Path] = []
+    for name in (LAST, PREVIOUS):
+        if (folder / name).is_file():
+            if is_whole(folder / name):
+                if damaged:  # out of the way, or the next checkpoint's predecessor would be a damaged one
+                    os.replace(damaged[0], damaged[0].with_name(DAMAGED))
+                    log.warning("%s is damaged: the run goes on from %s, the one before", damaged[0], name)
+                return folder / name
+            damaged.append(folder / name)
+    if damaged:
+        raise NsaugError(f"resume={folder}: {' and '.join(each.name for each in damaged)} are damaged: start anew")
+    return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every part of a checkpoint is what was written: its checksums hold."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def describe(folder: str | Path, model: Any, model_args: dict[str, Any], record: dict[str, Any]) -> None:
@@ -99,6 +145,12 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     """config.json beside the weights at `path`, or None where there is none."""
     config = locate(path).with_name(CONFIG)
     return json.loads(config.read_text()) if config.is_file() else None
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What the run in a folder left of itself in config.json; empty where it left nothing."""
+    config = Path(folder) / CONFIG
+    return json.loads(config.read_text()).get("nsaug", {}) if config.is_file() else {}
 
 
 def name_of(path: str | Path) -> str:

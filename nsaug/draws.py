@@ -1,5 +1,6 @@
 """Random draws as a function of where they are made, never of what was drawn before."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,9 +19,7 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
         device: where the numbers are drawn; CPU and GPU streams differ.
         key: non-negative integers.
     """
-    words = _words(key)
-    seed = int(words[0]) << 31 ^ int(words[1])
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(_number(_words(key)))
 
 
 Source = torch.Generator | Sequence[torch.Generator] | None
@@ -49,14 +48,31 @@ def _drawn(draw: Callable[..., Tensor], shape: tuple[int, ...], source: Source, 
 
 
 @contextmanager
-def numpy_draws(*key: int) -> Iterator[None]:
-    """Seeds numpy's global generator by the key, for libraries that draw from it; afterwards it is as it was."""
-    before = np.random.get_state()
-    np.random.seed(_words(key))
+def seeded(*key: int) -> Iterator[None]:
+    """Seeds the global generators of Python, numpy and torch (the CPU's) by the key: libraries draw from them.
+
+    Afterwards they are as they were.
+    """
+    python, numpy, own = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = _words(key)
+    random.seed(int(words[0]))
+    np.random.seed(words)
+    torch.default_generator.manual_seed(_number(words))
     try:
         yield
     finally:
-        np.random.set_state(before)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(own)
+
+
+def seed_torch(*key: int) -> None:
+    """Seeds torch's global generators, of all devices, by the key: what layers such as dropout draw from."""
+    torch.manual_seed(_number(_words(key)))
+
+
+def _number(words: np.ndarray) -> int:
+    return int(words[0]) << 31 ^ int(words[1])
 
 
 def _words(key: tuple[int, ...]) -> np.ndarray:

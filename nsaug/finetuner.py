@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchmetrics.classification import MulticlassAccuracy
 
-from nsaug.draws import Source, generator
+from nsaug.data import Augmented
+from nsaug.draws import Source, generator, seed_torch
 from nsaug.layers import Finetune, freeze, parameter_groups, still_frozen
 from nsaug.methods import Method
 from nsaug.mixing import Mixing
@@ -23,8 +24,8 @@ from nsaug.vit import ViT
 Attack = Callable[[nn.Module, Tensor, Tensor, Source], Tensor]
 Batch = tuple[Tensor, Tensor, Any]
 
-TRAINING, VALIDATION, MIXING, EPOCH, ORDER = 0, 1, 3, 4, 5
-"""First part of the key of a generator's draws, after the seed."""
+TRAINING, VALIDATION, MIXING, EPOCH, ORDER, LAYERS = 0, 1, 3, 4, 5, 8
+"""First part of the key of a generator's draws, after the seed; 6 and 7 are those of `nsaug.data`."""
 
 
 @settings
@@ -79,6 +80,8 @@ class Finetuner(L.LightningModule):
         method.check(vit)
         freeze(vit.model, finetune)
         accuracy = partial(MulticlassAccuracy, num_classes=vit.model.num_classes, average="micro")
+        self._memory: list[dict[str, Any]] = []
+        """The method's, of each rank, where a checkpoint is resumed."""
         self.val_top1 = accuracy()
         self.val_attacked_top1 = accuracy()
 
@@ -102,7 +105,10 @@ class Finetuner(L.LightningModule):
         size, ranks = loader.batch_size, self.trainer.world_size
         key = (self.seed, ORDER, self.current_epoch, number)
         order = torch.randperm(len(loader.dataset), generator=generator("cpu", *key))[: count * size * ranks]
-        mine = Subset(loader.dataset, order[self.global_rank :: ranks].tolist())
+        positions: list[Any] = order[self.global_rank :: ranks].tolist()
+        if isinstance(loader.dataset, Augmented):  # augmented otherwise than in the epoch's own steps
+            positions = [(self.current_epoch, 1 + number, position) for position in positions]
+        mine = Subset(loader.dataset, positions)
         for images, *_ in DataLoader(mine, size, num_workers=loader.num_workers):
             yield self.trainer.precision_plugin.convert_input(images.to(self.device))
 
@@ -112,6 +118,7 @@ class Finetuner(L.LightningModule):
         step, rank = self.trainer.fit_loop.total_batch_idx, self.global_rank
         images, targets = self.mixing(images, labels, self.vit.model.num_classes, (self.seed, MIXING, step, rank))
         draws = generator(self.device, self.seed, TRAINING, step, rank)
+        seed_torch(self.seed, LAYERS, step, rank)  # what dropout and drop path draw from
         loss, values = self.method.loss(self.vit, images, targets, draws)
         self.log("train/loss", loss.detach(), prog_bar=True)
         for name, value in values.items():
@@ -130,6 +137,20 @@ class Finetuner(L.LightningModule):
             draws = generator(self.device, self.seed, VALIDATION, batch_idx, self.global_rank)
             self.val_attacked_top1(self.vit(self.attack(self.vit, images, labels, draws)), labels)
             self.log("val/attacked_top1", self.val_attacked_top1, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found: list[Any] = [self.method.remembered()]
+        if self.trainer.world_size > 1:
+            own, found = found[0], [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(found, own)
+        checkpoint["method_of_rank"] = found
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._memory = checkpoint["method_of_rank"]
+
+    def on_fit_start(self) -> None:
+        if self.global_rank < len(self._memory):
+            self.method.recall(self._memory[self.global_rank])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optim = self.optim

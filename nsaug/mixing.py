@@ -5,7 +5,7 @@ from typing import Literal
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 
-from nsaug.draws import numpy_draws
+from nsaug.draws import seeded
 from nsaug.settings import NonNegative, NsaugError, Share, settings
 
 
@@ -62,6 +62,6 @@ class Mixing:
             num_classes=num_classes,
         )
         channels = images.clone().flatten(1, -3)  # timm works in place, and asks no more than (B, channels, H, W)
-        with numpy_draws(*key):
+        with seeded(*key):
             channels, targets = mix(channels, labels)
         return channels.view_as(images), targets.to(images.dtype)

@@ -5,6 +5,7 @@ configuration before anything is built.
 """
 
 import dataclasses
+import json
 from fractions import Fraction
 from typing import Annotated, Any, dataclass_transform
 
@@ -59,6 +60,16 @@ def plain(value: Any) -> Any:
         fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"class": type(value).__qualname__} | fields
     return list(value) if isinstance(value, tuple) else value
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their path, such as optim.lr; lists as JSON."""
+    if not isinstance(settings, dict):
+        return {prefix: settings if isinstance(settings, str | int | float | None) else json.dumps(settings)}
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 validated = validate_call(config=ConfigDict(arbitrary_types_allowed=True))

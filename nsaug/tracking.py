@@ -1,5 +1,6 @@
 """A run's record: W&B when there is an account, offline when not, metrics.csv beside the checkpoint."""
 
+import csv
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,15 @@ class Tracking:
     pictures: Count = 8
     """How many validation images are shown with their noise; 0 for none."""
 
-    def loggers(self, folder: Path, name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
+    def loggers(
+        self,
+        folder: Path,
+        name: str,
+        group: str | None,
+        config: dict[str, Any],
+        going_on: Path | None = None,
+        place: dict[str, Any] | None = None,
+    ) -> list[Logger]:
         """The loggers of one run. What they need is made on rank 0 alone.
 
         Args:
@@ -51,13 +60,17 @@ class Tracking:
             name: of the run.
             group: of the runs it belongs to, where `self.group` names none.
             config: everything the run was told.
+            going_on: the checkpoint that the run is resumed from, if it is.
+            place: `whereabouts` of the run when it started, if it did before.
         """
-        loggers: list[Logger] = [CSVLogger(folder, name="", version="")] if self.csv else []
+        loggers: list[Logger] = [_csv_logger(folder, going_on)] if self.csv else []
         if self.wandb != "off" and is_rank_zero():
-            loggers.append(WandbLogger(experiment=self._start(folder, name, self.group or group, config)))
+            loggers.append(WandbLogger(experiment=self._start(folder, name, self.group or group, config, place)))
         return loggers
 
-    def _start(self, folder: Path, name: str, group: str | None, config: dict[str, Any]) -> Any:
+    def _start(
+        self, folder: Path, name: str, group: str | None, config: dict[str, Any], place: dict[str, Any] | None
+    ) -> Any:
         options: dict[str, Any] = {
             "project": self.project,
             "entity": self.entity,
@@ -69,6 +82,8 @@ class Tracking:
             "settings": wandb.Settings(silent=True, console="off"),
             "reinit": "finish_previous",
         }
+        if place is not None:
+            options |= {"id": place["id"], "resume": "allow"}
         if self.wandb == "online" or (self.wandb == "auto" and _has_key()):
             try:
                 run = wandb.init(mode="online", **options)
@@ -77,6 +92,22 @@ class Tracking:
             except Exception as error:
                 log.warning("W&B cannot be reached (%s): this run is recorded offline", first_line(error))
         return wandb.init(mode="offline", **options)
+
+
+def _csv_logger(folder: Path, going_on: Path | None) -> CSVLogger:
+    """Writes metrics.csv; of a run that goes on from a checkpoint, after what was logged before that."""
+    logger, path = CSVLogger(folder, name="", version=""), folder / "metrics.csv"
+    if going_on is None or not path.is_file() or not is_rank_zero():
+        return logger
+    step = torch.load(going_on, map_location="cpu", weights_only=True)["global_step"]
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    writer: Any = logger.experiment  # removes the file
+    for row in rows:
+        own = {key: value for key, value in row.items() if value and key != "step"}
+        writer.log_metrics(own, int(row["step"]))
+    writer.save()
+    return logger
 
 
 @settings

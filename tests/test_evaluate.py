@@ -208,9 +208,7 @@ def test_a_shift_data_set_is_attacked_as_a_models_own(judge_imagenet, sample, tm
     with pytest.raises(SystemExit):
         judge_imagenet("data=imagenet_real", f"data.root={tmp_path}/real")
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith(
-        "error: suite.benchmarks.fgsm: an attack needs one label for each image, these have sets of"
-    )
+    assert line.startswith("error: suite.benchmarks.fgsm: an attack needs one label for each image, these have sets of")
 
 
 def test_strict_suites_refuse_missing_data(judge_imagenet, capsys, tmp_path):

@@ -5,7 +5,7 @@ from nsaug.data.digits import Digits
 from nsaug.data.folder import Folder
 from nsaug.data.imagenet import ImageNet
 from nsaug.data.imagenet_val import DAmageNet, ImageNetReaL
-from nsaug.data.images import ImageData, ImageSet, MissingData, Preparation, UnreadableImage
+from nsaug.data.images import Augmented, ImageData, ImageSet, MissingData, Preparation, UnreadableImage
 from nsaug.data.objectnet import ObjectNet
 from nsaug.data.shift import ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2, StylizedImageNet
 from nsaug.data.stored_corruptions import CIFAR10C, ImageNetC
@@ -13,6 +13,7 @@ from nsaug.data.stored_corruptions import CIFAR10C, ImageNetC
 __all__ = [
     "CIFAR10",
     "CIFAR10C",
+    "Augmented",
     "DAmageNet",
     "Digits",
     "Folder",

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
@@ -16,13 +17,16 @@ from timm.data import create_transform
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 from torchvision.transforms import ToTensor, v2
 
+from nsaug.draws import generator, seeded
 from nsaug.settings import Count, NsaugError, PositiveCount, Share, first_line, validated
 
 log = logging.getLogger(__name__)
 
+ORDER, AUGMENT = 6, 7
+"""First part of the key of a draw, after the seed; see `nsaug.finetuner` for the others."""
 HOLDOUT_SEED = 0
 """The validation split is the same whatever a run's seed, so that runs can be compared on it."""
 
@@ -138,6 +142,62 @@ class _Reindexed:
 
 
 @dataclass(frozen=True)
+class Augmented(Dataset[Any]):
+    """Training images whose augmentation is a function of where they are asked for, whoever asks and when.
+
+    Its keys are whole numbers of which the last is an image's position: (epoch, position), say.
+    """
+
+    images: ImageSet
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, ...]) -> Any:
+        with seeded(self.seed, AUGMENT, *key):
+            return self.images[key[-1]]
+
+
+class _Order(DistributedSampler[Any]):
+    """Keys of an `Augmented` set in an order that is a function of (seed, epoch), from wherever the run stands.
+
+    Each rank has as many as any other: what is left over is left out where `whole` batches are wanted, else the first
+    ones come again. A kind of DistributedSampler, so that Lightning leaves it alone.
+    """
+
+    def __init__(self, data: "ImageData", count: int, whole: bool) -> None:
+        trainer = data.trainer
+        ranks, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        self.count = count
+        super().__init__(range(count), num_replicas=ranks, rank=rank, drop_last=whole)  # type: ignore[arg-type]
+        self.data = data
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, done = self.data.place
+        order = torch.randperm(self.count, generator=generator("cpu", self.data.seed, ORDER, epoch)).tolist()
+        order = (order * 2)[: self.total_size]  # once more at most: there are no fewer images than ranks
+        mine = order[self.rank : self.total_size : self.num_replicas]
+        batches = len(mine) / self.data.batch_size
+        batches = int(batches) if self.drop_last else math.ceil(batches)
+        return iter([(epoch, position) for position in mine[done % batches * self.data.batch_size :]])
+
+
+class _TrainLoader(DataLoader[Any]):
+    """Goes on where a run stands by itself, and says so to Lightning by having a state, of which there is none."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # Asks for the first batch no sooner than it is wanted: Lightning makes the iterator before it restores a run.
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
 class _Readable(Dataset[Any]):
     """An image set that gives None for an image that cannot be read."""
 
@@ -177,6 +237,7 @@ class ImageData(L.LightningDataModule):
     Attributes:
         views: how often each training image is augmented independently; where more than once, its tensor is
             (views, 3, H, W). Set it before `prepare_for`.
+        seed: of the training images' order and augmentation.
         class_names: by class index.
         counted: the class indices that an answer may name, where it is not all of them.
     """
@@ -209,6 +270,7 @@ class ImageData(L.LightningDataModule):
         self.hflip = hflip
         self.auto_augment = auto_augment
         self.views = 1
+        self.seed = 0
         self.train_set: ImageSet | None = None
         self.val_set: ImageSet | None = None
         self.test_set: ImageSet | None = None
@@ -316,8 +378,19 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.train_set is not None
-        whole = len(self.train_set) >= self.batch_size
-        return self.loader(self.train_set, shuffle=True, drop_last=whole)
+        count = len(self.train_set)
+        ranks = self.trainer.world_size if self.trainer else 1
+        whole = count >= self.batch_size * ranks
+        images = Augmented(self.train_set, self.seed)
+        return self.loader(images, _TrainLoader, sampler=_Order(self, count, whole), drop_last=whole)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The epoch that a run is in, and how many batches of it (or, at its start, of the one before) are done."""
+        if self.trainer is None:
+            return 0, 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return self.trainer.current_epoch, progress.processed
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         return self.loader(self.val_set) if self.val_set else []
@@ -329,9 +402,9 @@ class ImageData(L.LightningDataModule):
         """As `loader`, but images that cannot be read are left out; a batch with nothing left is None."""
         return self.loader(_Readable(images), collate_fn=_collated)
 
-    def loader(self, images: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
+    def loader(self, images: Dataset[Any], kind: type[DataLoader[Any]] = DataLoader, **kwargs: Any) -> DataLoader[Any]:
         """Batches of (images (B, 3, H, W) in [0, 1], labels (B,), ids); `kwargs` go to the DataLoader."""
-        return DataLoader(
+        return kind(
             images,
             batch_size=self.batch_size,
             num_workers=self.num_workers,

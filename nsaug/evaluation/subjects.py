@@ -2,7 +2,6 @@
 
 import dataclasses
 import glob
-import json
 import logging
 import re
 from collections import Counter
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nsaug.checkpoints import CONFIG, SUFFIXES, WEIGHTS, locate, name_of, read_config
-from nsaug.settings import NsaugError
+from nsaug.settings import NsaugError, flat
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +116,8 @@ def _told_apart(subjects: list[Subject]) -> list[Subject]:
     """
     named = []
     for subject in subjects:
-        namesakes = [_flat(other.record.get("settings", {})) for other in subjects if other.name == subject.name]
-        own = _flat(subject.record.get("settings", {}))
+        namesakes = [flat(other.record.get("settings", {})) for other in subjects if other.name == subject.name]
+        own = flat(subject.record.get("settings", {}))
         keys = [key for key in own if any(other.get(key) != own[key] for other in namesakes)]
         suffix = "".join(f" {key}={own[key]}" for key in keys if not REPEATED.match(key))
         named.append(dataclasses.replace(subject, name=subject.name + suffix))
@@ -129,12 +128,3 @@ def _told_apart(subjects: list[Subject]) -> list[Subject]:
         else subject
         for subject in named
     ]
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(settings, dict):
-        return {prefix: settings if isinstance(settings, str | int | float | None) else json.dumps(settings)}
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -1,6 +1,7 @@
 """The interface of everything that finetunes."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ Batches = Callable[[int, int], Iterable[Tensor]]
 
 
 class Method(nn.Module):
-    """Turns a batch into a loss. What it must remember between steps is in its state, so that a checkpoint holds it.
+    """Turns a batch into a loss. What it must know from one step to the next it tells a checkpoint.
 
     Attributes:
         name: what tables call it.
@@ -52,6 +53,13 @@ class Method(nn.Module):
             count: how many of them an epoch has, on each rank.
             generator: on the model's device, seeded by (seed, epoch): the same on all ranks.
         """
+
+    def remembered(self) -> dict[str, Any]:
+        """What this rank has to know to go on exactly where it was, beyond parameters and buffers; plain values."""
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Takes back what `remembered` told, on the device of the model."""
 
     def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
         """The loss to minimise, and what to log.

@@ -90,13 +90,14 @@ class NoiseMethod(Method):
         reached = (each.mean() < self.synthesis.eps).expand(len(images))
         return dataclasses.replace(found, logits=noisy, influence_after=each, reached=reached)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The last refinement. No buffer: its shape is the batch's, and DDP would give all ranks rank 0's."""
-        return {} if self.found is None else dict(vars(self.found))
+    def remembered(self) -> dict[str, Any]:
+        # No buffer: its shape is the batch's, and DDP would give all ranks rank 0's.
+        found = {} if self.found is None else vars(self.found)
+        return {name: each.cpu() if isinstance(each, Tensor) else each for name, each in found.items()}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def recall(self, memory: dict[str, Any]) -> None:
         device = self.rms.device
         moved: dict[str, Any] = {
-            name: each.to(device) if isinstance(each, Tensor) else each for name, each in state.items()
+            name: each.to(device) if isinstance(each, Tensor) else each for name, each in memory.items()
         }
-        self.found = Refinement(**moved) if state else None
+        self.found = Refinement(**moved) if memory else None

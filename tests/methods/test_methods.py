@@ -63,6 +63,7 @@ def test_a_warm_start_is_kept_between_batches_and_in_a_checkpoint(make, vit, ima
     first = method.found.noise
     restored = make(synthesis).double()
     restored.load_state_dict(method.state_dict())
+    restored.recall(method.remembered())
     for each in (method, restored):
         each.loss(vit, images, labels, draws("cpu", 1))
         expected = synthesis.refine(vit, images, rms=method.rms, last=first)

@@ -131,7 +131,7 @@ def test_the_noise_of_an_epoch_is_learned_at_its_start_and_kept():
     assert not torch.equal(noises[0], noises[4])
     assert [found.steps for found in used] == [4] * 8
     restored = Nullspace(method.synthesis).double()
-    restored.load_state_dict(method.state_dict())
+    restored.recall(method.remembered())
     assert torch.equal(restored.found.noise, noises[-1])
 
 

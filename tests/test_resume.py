@@ -1,6 +1,10 @@
 """A run that was stopped and taken up again ends as the one that was never stopped; `make soak` kills processes."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from nsaug import checkpoints
 from nsaug.finetuner import Finetuner
 from nsaug.settings import NsaugError
 from tests.commands import FAST, metrics, refusal, run
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SHORT = [each for each in SETTINGS if "max_epochs" not in each] + ["trainer.max_epochs=2"]
@@ -41,7 +46,12 @@ def breaks(monkeypatch):
     return left.append
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+SLOW = ("accumulated", "trades", "two views")
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(each, marks=[pytest.mark.slow] if each in SLOW else []) for each in VARIANTS]
+)
 def test_it_ends_bit_by_bit_as_if_it_had_never_stopped(variant, monkeypatch, tmp_path, breaks):
     """Broken within the first epoch, and again, taken up, in the second."""
     settings = [*SHORT, *VARIANTS[variant]]
@@ -53,6 +63,36 @@ def test_it_ends_bit_by_bit_as_if_it_had_never_stopped(variant, monkeypatch, tmp
     run(train, monkeypatch, *settings, f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/elsewhere")
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
     assert not (tmp_path / "elsewhere" / "model.safetensors").exists(), "it goes on where it was"
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_each_with_its_own_noise(tmp_path):
+    """DDP on the CPU, killed with all that it started; and one output folder, not one for each rank."""
+    settings = [
+        "nullspace.init=warm", "nullspace.limit=3", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2",
+        "trainer.enable_progress_bar=false", "trainer.max_epochs=2", "save_every=4", "attacked_batches=1",
+        "logger=csv", "logger.pictures=0",
+    ]  # fmt: skip
+
+    def start(*arguments):
+        command = [sys.executable, str(ROOT / "train.py"), *settings, *arguments]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=env, start_new_session=True, cwd=tmp_path)
+
+    assert start(f"hydra.run.dir={tmp_path}/whole").wait(200) == 0
+    broken = start(f"hydra.run.dir={tmp_path}/broken")
+    while broken.poll() is None and not (tmp_path / "broken" / "last.ckpt").exists():
+        time.sleep(0.02)
+    os.killpg(broken.pid, signal.SIGKILL)
+    assert broken.wait() == -signal.SIGKILL
+    kept = torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] < 20
+    first, second = (each["noise"] for each in kept["method_of_rank"])
+    assert not torch.equal(first, second)
+    assert start(f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/third").wait(200) == 0
+    assert difference(tmp_path / "whole", tmp_path / "broken") == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "third", "whole"]
+    assert {path.name for path in (tmp_path / "third").iterdir()} <= {".hydra", "train.log"}
 
 
 def test_sigterm_is_heard(monkeypatch, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """All sources: where their images and labels come from, and how the splits are cut."""
 
+import random
 import re
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -9,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 
-from nsaug.data import CIFAR10, Digits, Folder, ImageNet
+from nsaug.data import CIFAR10, Augmented, Digits, Folder, ImageNet
 from nsaug.data.cifar10 import CLASSES
 from nsaug.settings import NsaugError
 from tests.conftest import SHARED
@@ -279,3 +281,70 @@ def test_views_are_independent_augmentations_of_one_image():
     shifts = {image.numpy().tobytes() for pair in views for image in pair}
     assert 5 < len(shifts) <= 9, "shifts by at most a pixel"
     assert data.val_set[0][0].shape == (3, 8, 8)
+
+
+def keys_of(data):
+    """What a data set's training loader asks for, batch by batch."""
+    return [list(batch) for batch in data.train_dataloader().batch_sampler]
+
+
+def at(data, epoch=0, done=0, ranks=1, rank=0):
+    """The data as a trainer would have them there."""
+    progress = SimpleNamespace(current=SimpleNamespace(processed=done))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    data.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, current_epoch=epoch, fit_loop=loop)
+    return data
+
+
+def test_the_order_of_training_images_is_a_function_of_seed_and_epoch():
+    data = Digits(batch_size=64)
+    data.setup("fit")
+    data.prepare_for(CONFIG)
+    first = keys_of(at(data))
+    L.seed_everything(5, verbose=False)
+    assert keys_of(at(data)) == first
+    assert len(first) == 20
+    assert all(len(batch) == 64 for batch in first)
+    seen = [position for batch in first for _, position in batch]
+    assert len(set(seen)) == len(seen)
+    assert seen != sorted(seen)
+    assert [position for batch in keys_of(at(data, epoch=1)) for _, position in batch] != seen
+    assert keys_of(at(data, done=7)) == first[7:], "a run that goes on begins where it was"
+    assert keys_of(at(data, done=20)) == first, "and after a whole epoch at the next one's start"
+    data.seed = 1
+    assert keys_of(at(data)) != first
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(2, 64), (3, 50), (3, 2000)])
+def test_ranks_share_the_training_images(ranks, size):
+    data = Digits(batch_size=size)
+    data.setup("fit")
+    data.prepare_for(CONFIG)
+    each = [keys_of(at(data, epoch=2, ranks=ranks, rank=rank)) for rank in range(ranks)]
+    assert len({tuple(map(len, batches)) for batches in each}) == 1, "as many batches, of as many images, on all"
+    seen = [key for batches in each for batch in batches for key in batch]
+    assert len(seen) - len(set(seen)) < ranks, "none twice, but to fill up the last batch"
+    assert len(set(seen)) > len(data.train_set) - ranks * size
+    assert {epoch for epoch, _ in seen} == {2}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_augmentation_is_a_function_of_where_it_is_asked_for(workers):
+    data = Digits(batch_size=32, crop="padded", hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", num_workers=workers)
+    data.setup("fit")
+    data.prepare_for(CONFIG)
+    images = Augmented(data.train_set, 0)
+    L.seed_everything(4, verbose=False)
+    state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    views = torch.stack([images[epoch, 7][0] for epoch in range(12)])
+    assert len({view.numpy().tobytes() for view in views}) > 6
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1][1]).all()
+    assert random.getstate() == state[2]
+    L.seed_everything(9, verbose=False)
+    assert torch.equal(images[3, 7][0], views[3])
+    assert not torch.equal(images[3, 1, 7][0], views[3])
+    assert not torch.equal(torch.stack([Augmented(data.train_set, 1)[epoch, 7][0] for epoch in range(12)]), views)
+    pixels, _, ids = next(iter(at(data, epoch=3).train_dataloader()))
+    position = data.train_set.ids.index(ids[0])
+    assert torch.equal(pixels[0], images[3, position][0])

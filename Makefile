@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint benchmark nullity clean
+.PHONY: help setup demo test test-slow soak lint benchmark nullity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test: $(READY)  ## all tests that need neither network nor GPU nor minutes
 
 test-slow: $(READY)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+soak: $(READY)  ## stop KILLS=20 runs at random moments, take them up again, compare the weights
+	$(BIN)/python benchmarks/soak.py --kills $(or $(KILLS),20)
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .

@@ -10,13 +10,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from nsaug.config import build, check, check_value, entry_point
-from nsaug.settings import NsaugError, flat
+from nsaug.settings import NsaugError, first_line, flat
 
 log = logging.getLogger("nsaug.train")
 
 KNOWN = {
     "data", "model", "method", "nullspace", "attack", "optim", "trainer", "logger",
     "name", "seed", "checkpoint", "finetune", "ema", "keep", "attacked_batches", "mixing", "resume", "save_every",
+    "skip_nonfinite",
 }  # fmt: skip
 
 FREE = ("trainer.enable_progress_bar", "data.num_workers")
@@ -33,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug import checkpoints
-    from nsaug.finetuner import Finetuner
+    from nsaug.finetuner import Finetuner, NonFiniteLoss
     from nsaug.lasting import LastCheckpoint
     from nsaug.tracking import NoiseWatch, Pictures, Progress, finish, whereabouts
 
@@ -55,7 +56,10 @@ def main(cfg: DictConfig) -> None:
     data.prepare_for(vit.data_config)
     attack = build(cfg.attack) if cfg.attacked_batches else None
     optim, mixing = build(cfg.optim), build(cfg.mixing)
-    finetuner = Finetuner(vit, method, optim, cfg.seed, attack, cfg.attacked_batches, mixing, cfg.finetune)
+    finetuner = Finetuner(
+        vit, method, optim, cfg.seed, attack, cfg.attacked_batches, mixing, cfg.finetune, cfg.skip_nonfinite
+    )
+    checkpoints.check_room(folder, vit)
 
     tracking = build(cfg.logger)
     name = cfg.name or method.name
@@ -87,6 +91,16 @@ def main(cfg: DictConfig) -> None:
     except SIGTERMException:
         log.warning("stopped by SIGTERM: resume=%s goes on from %s", folder, checkpoints.LAST)
         raise SystemExit(128 + signal.SIGTERM) from None
+    except NonFiniteLoss as error:
+        kept = checkpoints.resumable(folder)
+        raise NsaugError(f"{error} ({f'the last good checkpoint is {kept}' if kept else 'none was kept'})") from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or isinstance(error, NsaugError):
+            raise
+        raise NsaugError(
+            f"a process that loads data died ({first_line(error)}): if memory ran out, set data.num_workers lower;"
+            f" resume={folder} goes on"
+        ) from error
     finally:
         finish(loggers, failed=not finished)
     if trainer.is_global_zero:
@@ -118,6 +132,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_value("name", cfg.name, str | None)
     check_value("resume", cfg.resume, bool | str | None)
     check_value("save_every", cfg.save_every, PositiveCount | None)
+    check_value("skip_nonfinite", cfg.skip_nonfinite, Count)
     check_value("checkpoint", cfg.checkpoint, str | None)
 
 

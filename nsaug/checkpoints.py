@@ -71,6 +71,30 @@ class WholeCheckpointIO(TorchCheckpointIO):
             raise NsaugError(f"{path} cannot be written ({first_line(error)}); {kept}") from error
 
 
+def check_room(folder: Path, model: torch.nn.Module) -> None:
+    """Finds out before the first step that a run could not keep what it computes.
+
+    Raises:
+        NsaugError: the folder cannot be written, or has less room than two checkpoints take.
+    """
+    try:
+        with written_whole(folder / ".room") as draft:
+            draft.write_bytes(b"room")
+        (folder / ".room").unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise NsaugError(
+            f"{folder} cannot be written ({first_line(error)}): name another, hydra.run.dir=PATH"
+        ) from error
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    wanted = 2 * 4 * weights  # of two checkpoints: weights, their average, and the optimiser's two moments
+    if free < wanted:
+        raise NsaugError(
+            f"{folder} has {free / 1e9:.1f} GB of room, and checkpoints of this model take {wanted / 1e9:.1f}:"
+            " make some, or name another place, hydra.run.dir=PATH"
+        )
+
+
 def resumable(folder: Path) -> Path | None:
     """The newest checkpoint in a run's folder that is whole; None where there is none at all.
 

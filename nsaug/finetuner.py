@@ -1,5 +1,6 @@
 """The LightningModule: a method, an optimiser, metrics. Nothing else."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,8 +19,10 @@ from nsaug.draws import Source, generator, seed_torch
 from nsaug.layers import Finetune, freeze, parameter_groups, still_frozen
 from nsaug.methods import Method
 from nsaug.mixing import Mixing
-from nsaug.settings import Count, NonNegative, Positive, PositiveShare, Share, settings
+from nsaug.settings import Count, NonNegative, NsaugError, Positive, PositiveShare, Share, settings
 from nsaug.vit import ViT
+
+log = logging.getLogger(__name__)
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Source], Tensor]
 Batch = tuple[Tensor, Tensor, Any]
@@ -41,6 +44,10 @@ class AdamW:
     """Each layer learns by this factor slower than the one after it; 1: all alike."""
 
 
+class NonFiniteLoss(NsaugError):
+    """A batch's loss is infinite or not a number: its gradients would spoil the weights."""
+
+
 class Finetuner(L.LightningModule):
     """Finetunes a ViT by a method.
 
@@ -56,6 +63,7 @@ class Finetuner(L.LightningModule):
         attacked_batches: how many validation batches are attacked; the first ones.
         mixing: what is done to images and labels together before the method sees them.
         finetune: which weights learn: `all`, `head`, or `last_N` blocks and all that follows them.
+        skip_nonfinite: how many batches whose loss is not finite may be skipped in a run; one more ends it.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class Finetuner(L.LightningModule):
         attacked_batches: Count = 4,
         mixing: Mixing = Mixing(),  # noqa: B008  (frozen)
         finetune: Finetune = "all",
+        skip_nonfinite: Count = 0,
     ) -> None:
         super().__init__()
         self.vit = vit
@@ -80,6 +89,8 @@ class Finetuner(L.LightningModule):
         method.check(vit)
         freeze(vit.model, finetune)
         accuracy = partial(MulticlassAccuracy, num_classes=vit.model.num_classes, average="micro")
+        self.skip_nonfinite = skip_nonfinite
+        self.skipped = 0
         self._memory: list[dict[str, Any]] = []
         """The method's, of each rank, where a checkpoint is resumed."""
         self.val_top1 = accuracy()
@@ -112,7 +123,24 @@ class Finetuner(L.LightningModule):
         for images, *_ in DataLoader(mine, size, num_workers=loader.num_workers):
             yield self.trainer.precision_plugin.convert_input(images.to(self.device))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def _is_finite(self, loss: Tensor) -> bool:
+        """Whether a step may be taken on a loss; where not, the batch is skipped on all ranks, or the run ends."""
+        broken = (~loss.detach().isfinite()).float()
+        if self.skip_nonfinite:
+            broken = self._mean_over_ranks(broken)
+        if not broken:
+            return True
+        self.skipped += 1
+        step = self.trainer.fit_loop.total_batch_idx
+        if self.skipped > self.skip_nonfinite:
+            raise NonFiniteLoss(
+                f"batch {step}: the loss is {float(loss.detach()):g}; lower optim.lr or nullspace.limit, or let"
+                f" skip_nonfinite={self.skipped} batches go by"
+            )
+        log.warning("batch %d is skipped: its loss is not finite (%d of %d)", step, self.skipped, self.skip_nonfinite)
+        return False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images, labels, _ = batch
         # Batches, not optimiser steps: under gradient accumulation each batch draws anew.
         step, rank = self.trainer.fit_loop.total_batch_idx, self.global_rank
@@ -120,6 +148,8 @@ class Finetuner(L.LightningModule):
         draws = generator(self.device, self.seed, TRAINING, step, rank)
         seed_torch(self.seed, LAYERS, step, rank)  # what dropout and drop path draw from
         loss, values = self.method.loss(self.vit, images, targets, draws)
+        if not self._is_finite(loss):
+            return None
         self.log("train/loss", loss.detach(), prog_bar=True)
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name in ("influence", "reached"))
@@ -144,9 +174,10 @@ class Finetuner(L.LightningModule):
             own, found = found[0], [None] * self.trainer.world_size
             torch.distributed.all_gather_object(found, own)
         checkpoint["method_of_rank"] = found
+        checkpoint["skipped"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._memory = checkpoint["method_of_rank"]
+        self._memory, self.skipped = checkpoint["method_of_rank"], checkpoint["skipped"]
 
     def on_fit_start(self) -> None:
         if self.global_rank < len(self._memory):

@@ -150,13 +150,21 @@ class Augmented(Dataset[Any]):
 
     images: ImageSet
     seed: int
+    unreadable: Tensor
+    """Whether an image, by position, could not be read and gave its place to the next; shared by all processes."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, ...]) -> Any:
-        with seeded(self.seed, AUGMENT, *key):
-            return self.images[key[-1]]
+        for further in range(len(self)):
+            position = (key[-1] + further) % len(self)
+            try:
+                with seeded(self.seed, AUGMENT, *key):
+                    return self.images[position]
+            except UnreadableImage:
+                self.unreadable[position] = True
+        raise NsaugError("none of the training images can be read")
 
 
 class _Order(DistributedSampler[Any]):
@@ -233,6 +241,8 @@ class ImageData(L.LightningDataModule):
         scale: the range of the area that `resized` keeps, as shares of the image.
         hflip: probability of a horizontal flip in training.
         auto_augment: a policy in timm's notation, such as rand-m9-mstd0.5-inc1 (RandAugment) or augmix-m3-w3 (AugMix).
+        unreadable: the share of training images that may turn out to be unreadable, and are replaced by their
+            neighbours; more of them end the run.
 
     Attributes:
         views: how often each training image is augmented independently; where more than once, its tensor is
@@ -260,6 +270,7 @@ class ImageData(L.LightningDataModule):
         scale: tuple[Share, Share] = (0.08, 1.0),
         hflip: Share = 0.5,
         auto_augment: str | None = None,
+        unreadable: Share = 0.001,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -269,6 +280,9 @@ class ImageData(L.LightningDataModule):
         self.scale = scale
         self.hflip = hflip
         self.auto_augment = auto_augment
+        self.unreadable = unreadable
+        self._lost: Tensor = torch.zeros(0, dtype=torch.bool)
+        self._told = 0
         self.views = 1
         self.seed = 0
         self.train_set: ImageSet | None = None
@@ -381,8 +395,25 @@ class ImageData(L.LightningDataModule):
         count = len(self.train_set)
         ranks = self.trainer.world_size if self.trainer else 1
         whole = count >= self.batch_size * ranks
-        images = Augmented(self.train_set, self.seed)
+        self._lost = torch.zeros(count, dtype=torch.bool).share_memory_()
+        images = Augmented(self.train_set, self.seed, self._lost)
         return self.loader(images, _TrainLoader, sampler=_Order(self, count, whole), drop_last=whole)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Says which training images could not be read; raises NsaugError where they are too many."""
+        count = int(self._lost.sum())
+        if count > self._told:
+            assert self.train_set is not None
+            names = [self.train_set.ids[index] for index in self._lost.nonzero()[:, 0].tolist()]
+            told = f"{count:,} of {len(self.train_set):,} training images"
+            if count > self.unreadable * len(self.train_set):
+                raise NsaugError(
+                    f"{told} cannot be read ({some(names)}), and data.unreadable={self.unreadable:g} of them may be:"
+                    " mend or remove them, or raise it"
+                )
+            log.warning("%s cannot be read (%s): others take their places", told, some(names))
+            self._told = count
+        return batch
 
     @property
     def place(self) -> tuple[int, int]:

@@ -5,8 +5,10 @@ from nsaug.data.digits import Digits
 from nsaug.data.folder import Folder
 from nsaug.data.imagenet import ImageNet
 from nsaug.data.imagenet_val import DAmageNet, ImageNetReaL
-from nsaug.data.images import Augmented, ImageData, ImageSet, MissingData, Preparation, UnreadableImage
+from nsaug.data.images import ImageData, Preparation
+from nsaug.data.loading import Augmented
 from nsaug.data.objectnet import ObjectNet
+from nsaug.data.sets import ImageSet, MissingData, UnreadableImage
 from nsaug.data.shift import ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2, StylizedImageNet
 from nsaug.data.stored_corruptions import CIFAR10C, ImageNetC
 

@@ -8,7 +8,7 @@ import torchvision
 from PIL import Image
 
 from nsaug.data.folder import Folder
-from nsaug.data.images import ImageSet
+from nsaug.data.sets import ImageSet
 from nsaug.settings import NsaugError, validated
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from nsaug.data.images import ImageData, ImageSet
+from nsaug.data.images import ImageData
+from nsaug.data.sets import ImageSet
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0

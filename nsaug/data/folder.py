@@ -10,7 +10,8 @@ from typing import Any, Literal
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from nsaug.data.images import ImageData, ImageSet, Label, MissingData, UnreadableImage, some
+from nsaug.data.images import ImageData
+from nsaug.data.sets import ImageSet, Label, MissingData, UnreadableImage, some
 from nsaug.settings import NsaugError, first_line, validated
 
 log = logging.getLogger(__name__)

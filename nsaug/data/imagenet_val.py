@@ -8,7 +8,7 @@ from typing import Any
 
 from nsaug.data.folder import Files, folder_names, images_below, labelled_files, relative
 from nsaug.data.imagenet import wnids
-from nsaug.data.images import ImageSet, Label
+from nsaug.data.sets import ImageSet, Label
 from nsaug.data.shift import ShiftData
 from nsaug.settings import NsaugError, validated
 

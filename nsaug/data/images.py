@@ -1,13 +1,10 @@
 """What all sources share: images with an id, three splits, and how an image is prepared for a model."""
 
-import hashlib
 import logging
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -17,31 +14,17 @@ from timm.data import create_transform
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor, v2
 
-from nsaug.draws import generator, seeded
+from nsaug.data.loading import Augmented, Order, Readable, TrainLoader, collated
+from nsaug.data.sets import ImageSet, as_set, some
 from nsaug.settings import Count, NsaugError, PositiveCount, Share, first_line, validated
 
 log = logging.getLogger(__name__)
 
-ORDER, AUGMENT = 6, 7
-"""First part of the key of a draw, after the seed; see `nsaug.finetuner` for the others."""
 HOLDOUT_SEED = 0
 """The validation split is the same whatever a run's seed, so that runs can be compared on it."""
-
-Label = int | tuple[int, ...]
-"""The class index that is right, or all that are."""
-NO_CLASS = -1
-"""Fills up a set of labels in a batch."""
-
-
-class MissingData(NsaugError):
-    """A data set that is not where it was looked for."""
-
-
-class UnreadableImage(NsaugError):
-    """An image of a data set that cannot be opened or decoded."""
 
 
 @dataclass(frozen=True)
@@ -55,67 +38,6 @@ class Preparation:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
-class Loader(Protocol):
-    """Where a source's images come from, by position. A class, so that worker processes can be handed one."""
-
-    def __call__(self, index: int) -> Any:
-        """The image, RGB; whatever it is, the set's transform takes it.
-
-        Raises:
-            UnreadableImage: it cannot be opened or decoded.
-        """
-        ...
-
-    def stamp(self, index: int) -> str:
-        """Text that changes when the image does."""
-        ...
-
-
-@dataclass
-class ImageSet(Dataset[tuple[Tensor, int | Tensor, str]]):
-    """Images by position: each an RGB image, its label and an id that no other image of the source has.
-
-    All labels are class indices, or all are sets of them.
-    """
-
-    ids: Sequence[str]
-    labels: Sequence[Label]
-    load: Loader
-    transform: Callable[[Any], Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor, str]:
-        """The image (3, H, W) in [0, 1], its label, a set of labels as (k,) filled up with `NO_CLASS`, and its id."""
-        assert self.transform is not None, "call ImageData.prepare_for before loading images"
-        label = self.labels[index]
-        told = torch.tensor([*label, *[NO_CLASS] * (self._most - len(label))]) if isinstance(label, tuple) else label
-        return self.transform(self.load(index)), told, self.ids[index]
-
-    @property
-    def has_label_sets(self) -> bool:
-        return any(isinstance(label, tuple) for label in self.labels)
-
-    @cached_property
-    def _most(self) -> int:
-        """Size of the largest set of labels."""
-        return max(len(label) for label in self.labels if isinstance(label, tuple))
-
-    def digest(self) -> str:
-        """SHA-256 of what the images are: ids, labels, and each image's content (of a file: its size and date)."""
-        total = hashlib.sha256()
-        for index, (image, label) in enumerate(zip(self.ids, self.labels, strict=True)):
-            total.update(f"{image}\0{label}\0{self.load.stamp(index)}\n".encode())
-        return total.hexdigest()
-
-    def subset(self, indices: Iterable[int]) -> "ImageSet":
-        """The images at these positions, in this order."""
-        positions = list(indices)
-        ids, labels = [self.ids[i] for i in positions], [self.labels[i] for i in positions]
-        return ImageSet(ids, labels, _Reindexed(self.load, positions), self.transform)
-
-
 @dataclass(frozen=True)
 class _Views:
     """Independent results of one random transform, stacked."""
@@ -125,105 +47,6 @@ class _Views:
 
     def __call__(self, image: Image.Image) -> Tensor:
         return torch.stack([self.transform(image) for _ in range(self.count)])
-
-
-@dataclass(frozen=True)
-class _Reindexed:
-    """A loader seen through a list of positions."""
-
-    load: Loader
-    positions: list[int]
-
-    def __call__(self, index: int) -> Any:
-        return self.load(self.positions[index])
-
-    def stamp(self, index: int) -> str:
-        return self.load.stamp(self.positions[index])
-
-
-@dataclass(frozen=True)
-class Augmented(Dataset[Any]):
-    """Training images whose augmentation is a function of where they are asked for, whoever asks and when.
-
-    Its keys are whole numbers of which the last is an image's position: (epoch, position), say.
-    """
-
-    images: ImageSet
-    seed: int
-    unreadable: Tensor
-    """Whether an image, by position, could not be read and gave its place to the next; shared by all processes."""
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: tuple[int, ...]) -> Any:
-        for further in range(len(self)):
-            position = (key[-1] + further) % len(self)
-            try:
-                with seeded(self.seed, AUGMENT, *key):
-                    return self.images[position]
-            except UnreadableImage:
-                self.unreadable[position] = True
-        raise NsaugError("none of the training images can be read")
-
-
-class _Order(DistributedSampler[Any]):
-    """Keys of an `Augmented` set in an order that is a function of (seed, epoch), from wherever the run stands.
-
-    Each rank has as many as any other: what is left over is left out where `whole` batches are wanted, else the first
-    ones come again. A kind of DistributedSampler, so that Lightning leaves it alone.
-    """
-
-    def __init__(self, data: "ImageData", count: int, whole: bool) -> None:
-        trainer = data.trainer
-        ranks, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        self.count = count
-        super().__init__(range(count), num_replicas=ranks, rank=rank, drop_last=whole)  # type: ignore[arg-type]
-        self.data = data
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, done = self.data.place
-        order = torch.randperm(self.count, generator=generator("cpu", self.data.seed, ORDER, epoch)).tolist()
-        order = (order * 2)[: self.total_size]  # once more at most: there are no fewer images than ranks
-        mine = order[self.rank : self.total_size : self.num_replicas]
-        batches = len(mine) / self.data.batch_size
-        batches = int(batches) if self.drop_last else math.ceil(batches)
-        return iter([(epoch, position) for position in mine[done % batches * self.data.batch_size :]])
-
-
-class _TrainLoader(DataLoader[Any]):
-    """Goes on where a run stands by itself, and says so to Lightning by having a state, of which there is none."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Asks for the first batch no sooner than it is wanted: Lightning makes the iterator before it restores a run.
-        yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class _Readable(Dataset[Any]):
-    """An image set that gives None for an image that cannot be read."""
-
-    images: ImageSet
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.images[index]
-        except UnreadableImage:
-            return None
-
-
-def _collated(batch: list[Any]) -> Any:
-    found = [each for each in batch if each is not None]
-    return default_collate(found) if found else None
 
 
 class ImageData(L.LightningDataModule):
@@ -393,11 +216,12 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.train_set is not None
         count = len(self.train_set)
-        ranks = self.trainer.world_size if self.trainer else 1
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         whole = count >= self.batch_size * ranks
         self._lost = torch.zeros(count, dtype=torch.bool).share_memory_()
         images = Augmented(self.train_set, self.seed, self._lost)
-        return self.loader(images, _TrainLoader, sampler=_Order(self, count, whole), drop_last=whole)
+        order = Order(count, self.seed, self.batch_size, whole, lambda: self.place, ranks, rank)
+        return self.loader(images, TrainLoader, sampler=order, drop_last=whole)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Says which training images could not be read; raises NsaugError where they are too many."""
@@ -431,7 +255,7 @@ class ImageData(L.LightningDataModule):
 
     def readable_loader(self, images: ImageSet) -> DataLoader[Any]:
         """As `loader`, but images that cannot be read are left out; a batch with nothing left is None."""
-        return self.loader(_Readable(images), collate_fn=_collated)
+        return self.loader(Readable(images), collate_fn=collated)
 
     def loader(self, images: Dataset[Any], kind: type[DataLoader[Any]] = DataLoader, **kwargs: Any) -> DataLoader[Any]:
         """Batches of (images (B, 3, H, W) in [0, 1], labels (B,), ids); `kwargs` go to the DataLoader."""
@@ -443,15 +267,6 @@ class ImageData(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **kwargs,
         )
-
-
-def as_set(label: Label) -> tuple[int, ...]:
-    return label if isinstance(label, tuple) else (label,)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of them, in a line."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def eval_transform(preparation: Preparation) -> Callable[[Image.Image], Tensor]:

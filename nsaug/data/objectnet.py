@@ -8,7 +8,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from nsaug.data.folder import Files
-from nsaug.data.images import ImageSet, Label, as_set
+from nsaug.data.sets import ImageSet, Label, as_set
 from nsaug.data.shift import ClassFolders
 from nsaug.settings import NsaugError
 

@@ -8,7 +8,8 @@ from torchvision.transforms import ToTensor, v2
 
 from nsaug.data.folder import Files, folder_names, labelled_files, relative
 from nsaug.data.imagenet import wnids
-from nsaug.data.images import ImageData, ImageSet, Label, MissingData, Preparation
+from nsaug.data.images import ImageData, Preparation
+from nsaug.data.sets import ImageSet, Label, MissingData
 from nsaug.settings import Count, NsaugError, PositiveCount, validated
 
 

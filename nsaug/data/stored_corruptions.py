@@ -14,7 +14,7 @@ from torch import Tensor
 from nsaug.corruptions.corruption import Name
 from nsaug.data.cifar10 import CLASSES
 from nsaug.data.folder import file_stamp, folder_names, images_below, read_image, relative
-from nsaug.data.images import ImageSet
+from nsaug.data.sets import ImageSet
 from nsaug.data.shift import ShiftData
 from nsaug.settings import NsaugError, validated
 

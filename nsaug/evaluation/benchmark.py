@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from nsaug.attacks.doubts import doubts
 from nsaug.corruptions import Corruption
-from nsaug.data.images import NO_CLASS, ImageData
+from nsaug.data.images import ImageData
+from nsaug.data.sets import NO_CLASS
 from nsaug.data.shift import classes_of
 from nsaug.data.stored_corruptions import StoredCorruption
 from nsaug.draws import generator

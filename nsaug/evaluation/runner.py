@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nsaug.data.images import ImageData, ImageSet, some
+from nsaug.data.images import ImageData
+from nsaug.data.sets import ImageSet, some
 from nsaug.evaluation.analysis import Analysis, NoiseTransfer
 from nsaug.evaluation.benchmark import Benchmark
 from nsaug.evaluation.selection import Selection

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nsaug.data.images import as_set
+from nsaug.data.sets import as_set
 from nsaug.draws import generator
 from nsaug.settings import Count, NsaugError, PositiveCount, settings
 

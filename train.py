@@ -104,8 +104,9 @@ def main(cfg: DictConfig) -> None:
     finally:
         finish(loggers, failed=not finished)
     if trainer.is_global_zero:
-        if best and best.best_model_path:
-            vit.load_state_dict(checkpoints.read_weights(best.best_model_path))
+        # From the checkpoint, also where a run that had ended is taken up, in which nothing is averaged any more.
+        kept = best.best_model_path if best and best.best_model_path else folder / checkpoints.LAST
+        vit.load_state_dict(checkpoints.read_weights(kept))
         checkpoints.export(folder, vit.model)
         log.info("%s: %s", name, described(trainer.callback_metrics))
         log.info("weights for timm, and to go on from: %s", folder)

@@ -116,10 +116,14 @@ def test_sigterm_is_heard(monkeypatch, tmp_path, capsys):
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
 
 
-def test_a_run_that_has_ended_stays_as_it_is(monkeypatch, tmp_path, trained):
-    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.suffix in (".safetensors", ".csv")}
-    run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"resume={trained}")
-    assert before == {name: (trained / name).read_bytes() for name in before}
+def test_a_run_that_was_killed_when_it_had_ended_leaves_its_averaged_weights(monkeypatch, tmp_path):
+    """Between the last checkpoint and the weights for timm."""
+    settings = [*FAST, "trainer.max_epochs=1", "ema=0.9", f"hydra.run.dir={tmp_path}/run"]
+    run(train, monkeypatch, *settings)
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("model.safetensors", "metrics.csv")}
+    (tmp_path / "run" / "model.safetensors").unlink()
+    run(train, monkeypatch, *settings, "resume=true")
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
 
 
 def test_without_anything_to_resume_the_run_starts(monkeypatch, tmp_path, capsys):
@@ -193,3 +197,14 @@ def test_metrics_go_on_after_those_of_before(monkeypatch, tmp_path, breaks):
     run(train, monkeypatch, *settings, "resume=true")
     steps = [int(row["step"]) for row in metrics(tmp_path / "run") if row["train/loss"]]
     assert steps == list(range(40))
+
+
+def test_wandb_goes_on_in_the_run_that_it_was(monkeypatch, tmp_path):
+    settings = [*FAST, "logger=wandb", "logger.wandb=offline", "logger.pictures=0", f"hydra.run.dir={tmp_path}/run"]
+    ids = []
+    for more in (["trainer.max_epochs=1"], ["trainer.max_epochs=1", "resume=true"]):
+        run(train, monkeypatch, *settings, *more)
+        ids.append(checkpoints.read_record(tmp_path / "run")["wandb"]["id"])
+    assert ids[0] == ids[1]
+    runs = [path.name for path in (tmp_path / "run" / "wandb").iterdir() if path.name.startswith("offline-run")]
+    assert {name.rsplit("-", 1)[1] for name in runs} == {ids[0]}

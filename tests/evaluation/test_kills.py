@@ -26,7 +26,7 @@ def test_ten_kills(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
         run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"seed={seed}", f"hydra.run.dir={tmp_path}/run/{seed}")
-    told = [f"checkpoint={tmp_path}/run/*", "suite=digits", "device=cpu"]
+    told = [f"checkpoint={tmp_path}/run/*", "suite=demo", "device=cpu"]
 
     start = time.monotonic()
     whole = evaluation(tmp_path / "whole", *told, f"store={tmp_path}/whole_store")

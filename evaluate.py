@@ -216,6 +216,8 @@ def check_settings(cfg: DictConfig) -> None:
     for key in ("score", "corruption_error"):
         if cfg.suite.get(key) is not None and "_target_" not in cfg.suite[key]:
             raise NsaugError(f"suite.{key} has no _target_: start the suite from one that has, or set suite.{key}=null")
+    if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
+        raise NsaugError("model.compile and model.grad_checkpointing are for training: leave them out")
     check_value("seed", cfg.seed, Count)
     check_value("batch_size", cfg.batch_size, PositiveCount | None)
     check_value("store", cfg.store, str)

@@ -20,7 +20,7 @@ from nsaug.layers import Finetune, freeze, parameter_groups, still_frozen
 from nsaug.methods import Method
 from nsaug.mixing import Mixing
 from nsaug.settings import Count, NonNegative, NsaugError, Positive, PositiveShare, Share, settings
-from nsaug.vit import ViT
+from nsaug.vit import ViT, check_compile
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,8 @@ class Finetuner(L.LightningModule):
         images, targets = self.mixing(images, labels, self.vit.model.num_classes, (self.seed, MIXING, step, rank))
         draws = generator(self.device, self.seed, TRAINING, step, rank)
         seed_torch(self.seed, LAYERS, step, rank)  # what dropout and drop path draw from
-        loss, values = self.method.loss(self.vit, images, targets, draws)
+        with self.vit.compiled():
+            loss, values = self.method.loss(self.vit, images, targets, draws)
         if not self._is_finite(loss):
             return None
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -180,6 +181,8 @@ class Finetuner(L.LightningModule):
         self._memory, self.skipped = checkpoint["method_of_rank"], checkpoint["skipped"]
 
     def on_fit_start(self) -> None:
+        if self.vit.compile_forward:
+            check_compile(self.device)
         if self.global_rank < len(self._memory):
             self.method.recall(self._memory[self.global_rank])
 

@@ -33,6 +33,9 @@ class ViT(nn.Module):
 
     Attributes:
         model: the timm model.
+        compile_forward: whether forwards go through torch.compile while `compiled` is open.
+        compiles: whether they do now.
+        grad_checkpointing: whether blocks keep no activations but compute them again in the backward.
         model_args: what `timm.create_model` was given beyond name and class count.
         sites: where noise can be added, and the shape of one image's values there. Those of `patch_embed` are in the
             model's own grid: (N, D), (H, W, D) or (D, H, W).
@@ -47,9 +50,25 @@ class ViT(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, model_args: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        model_args: dict[str, Any] | None = None,
+        *,
+        compile: bool = False,
+        grad_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.compile_forward = compile
+        self.compiles = False
+        self.grad_checkpointing = grad_checkpointing
+        if grad_checkpointing:
+            try:
+                self.model.set_grad_checkpointing()
+            except (AttributeError, AssertionError) as error:
+                name = type(model).__name__
+                raise NsaugError(f"{name} knows no gradient checkpointing: set model.grad_checkpointing=false") from error
         self.model_args = dict(model_args or {})
         self.data_config: dict[str, Any] = resolve_model_data_config(model)
         # Not persistent: the state dict stays timm's, which keeps mean and std in its configuration.
@@ -82,11 +101,20 @@ class ViT(nn.Module):
         """
         if noise is not None:
             noise = self._to_grid(noise, site)
-        self._noise, self._site = noise, site
+        return (_compiled_run if self.compiles else _run)(self, images, noise, site)
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """While it is open, forwards go through torch.compile, where the model was built for it.
+
+        For what is done over and over on images of one shape. Each combination of noise or none, gradients wanted or
+        not, frozen or not, and train or eval mode has a graph of its own, made when it first occurs.
+        """
+        before, self.compiles = self.compiles, self.compile_forward
         try:
-            return self.model(self.normalize(images))
+            yield
         finally:
-            self._noise = None
+            self.compiles = before
 
     @contextmanager
     def among(self, classes: Sequence[int] | None) -> Iterator[None]:
@@ -171,6 +199,44 @@ class ViT(nn.Module):
         raise NsaugError(f"noise has shape {tuple(noise.shape)}; at {site} it has to be (1 or B, {wanted})")
 
 
+def _run(vit: ViT, images: Tensor, noise: Tensor | None, site: str) -> Tensor:
+    vit._noise, vit._site = noise, site
+    try:
+        return vit.model(vit.normalize(images))
+    finally:
+        vit._noise = None
+
+
+_compiled_run = torch.compile(_run)
+
+
+def check_compile(device: torch.device) -> None:
+    """Raises NsaugError where torch.compile does not work on a device: it needs a C++ compiler, or Triton."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device))
+    except Exception as error:
+        raise NsaugError(
+            f"model.compile=true: torch.compile does not work here ({first_line(error)}): install"
+            f" {'a C++ compiler' if device.type == 'cpu' else 'Triton'}, or type model.compile=false"
+        ) from error
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """While it is open, no graph leads to a parameter.
+
+    For gradients to images or noise alone: what torch.compile makes computes the weights' as well, whoever asks.
+    """
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Puts a module into eval mode; afterwards each of its parts is back in the mode it was in."""
@@ -197,6 +263,8 @@ def build_vit(
     crop_pct: Share | None = None,
     interpolation: str | None = None,
     drop_path_rate: Share = 0.0,
+    compile: bool = False,
+    grad_checkpointing: bool = False,
     args: dict[str, Any] | None = None,
 ) -> ViT:
     """A timm model as a `ViT`, from scratch, with the hub's weights, or with those of a local file.
@@ -215,6 +283,8 @@ def build_vit(
             weights, else timm's for this model.
         crop_pct, interpolation: how images are prepared for it; likewise.
         drop_path_rate: stochastic depth.
+        compile: train it with torch.compile; see `ViT.compiled`.
+        grad_checkpointing: keep no activations within blocks but compute them again in the backward.
         args: further arguments of `timm.create_model`.
 
     Raises:
@@ -259,7 +329,9 @@ def build_vit(
         was = f"{model.num_classes} classes" if model.num_classes else "no head"
         log.info("%s: a new head for %d classes (the weights had %s)", name, num_classes, was)
         model.reset_classifier(num_classes)
-    return ViT(model, model_args)
+    if compile:
+        torch.compiler.reset()  # the graphs of the run before in this process count towards torch's limit of them
+    return ViT(model, model_args, compile=compile, grad_checkpointing=grad_checkpointing)
 
 
 def _registered(name: str) -> dict[str, Any]:

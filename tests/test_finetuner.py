@@ -1,22 +1,22 @@
 import itertools
-import json
 import math
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
+from nsaug.attacks import FGSM, FGSMRS, PGD
 from nsaug.draws import generator as draws
 from nsaug.finetuner import TRAINING, AdamW, Finetuner, warmup_cosine
-from nsaug.methods import Clean, Nullspace
-from nsaug.nullspace import EpochSynthesis, NoiseSynthesis
+from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomNoise
+from nsaug.methods.noise import NoiseMethod
+from nsaug.nullspace import EpochSynthesis, NoiseSynthesis, Refinement
 from nsaug.settings import NsaugError
 from tests.conftest import ROOT, tiny_vit
 
@@ -26,6 +26,14 @@ METHODS = {
     "batch": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=1e-9, steps=2, lr=0.03, scope="batch")),
     "epoch": lambda: Nullspace(EpochSynthesis(limit=1.0, eps=1e-9, rounds=2, share=0.5, lr=0.03, units="relative")),
     "drop": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03), unreached="drop"),
+    "consistency": lambda: Nullspace(NoiseSynthesis(limit=1.0, steps=1, lr=0.03), consistency=0.1),
+    "random": lambda: RandomNoise(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03)),
+    "influence": lambda: RandomNoise(NoiseSynthesis(limit=1.0, eps=0.01), match="influence"),
+    "start": lambda: RandomNoise(NoiseSynthesis(limit=1.0), match="start"),
+    "random_batch": lambda: RandomNoise(NoiseSynthesis(limit=1.0, scope="batch"), match="start"),
+    "pgd": lambda: AdversarialTraining(PGD(num_steps=2)),
+    "fgsm_rs": lambda: AdversarialTraining(FGSMRS()),
+    "trades": lambda: TRADES(PGD(num_steps=2, random_start=False)),
 }
 
 
@@ -70,7 +78,7 @@ def test_training_moves_the_weights_and_logs_what_happened(method):
     fit = trainer(gradient_clip_val=1.0)
     fit.fit(module, DataLoader(some_data(), batch_size=4))
     assert all(not torch.equal(value, before[key]) for key, value in module.vit.state_dict().items())
-    if method != "clean":
+    if isinstance(module.method, Nullspace):
         noted = {
             "influence_before",
             "influence",
@@ -141,8 +149,6 @@ def test_a_site_that_the_model_lacks_is_refused_before_anything_starts():
 
 
 def test_validation_measures_clean_and_attacked_images():
-    from nsaug.attacks import FGSM
-
     vit = tiny_vit().double()
     attack = FGSM(eps=0.2)
     module = Finetuner(vit, Clean(), AdamW(), seed=0, attack=attack, attacked_batches=1)
@@ -162,31 +168,44 @@ def noise_of_the_image(self, vit, images, generator):
     return 2 * torch.stack(draw).double() - 1
 
 
-def gradients(rank_method: str, world: int, rank: int, path: str) -> None:
-    """One step's gradients of a batch of 8 cut into `world` pieces, as DDP averages them; also a process's main."""
+class Kept(Finetuner):
+    def on_before_optimizer_step(self, optimizer):
+        self.kept = [p.grad.clone() for p in self.vit.parameters()]
 
-    class Kept(Finetuner):
-        def on_before_optimizer_step(self, optimizer):
-            self.kept = [p.grad.clone() for p in self.vit.parameters()]
 
-    torch.set_num_threads(1)
-    method = METHODS[rank_method]().double()
+def gradients(name: str, world: int, accumulated: int = 1) -> dict:
+    """One optimiser step's gradients of 16 images, in batches of 8 or, cut into 2 ranks or 2 accumulated ones, less."""
+    method = METHODS[name]().double()
     module = Kept(tiny_vit().double(), method, AdamW(), seed=0)
+    options = {"strategy": "ddp", "devices": world, "num_nodes": 1} if world > 1 else {}
+    rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
+    mine = DistributedSampler(some_data(16), num_replicas=world, rank=rank, shuffle=False)
+    loader = DataLoader(some_data(16), batch_size=8 // world, sampler=mine)
+    trainer(max_steps=1, accumulate_grad_batches=accumulated, **options).fit(module, loader)
+    found = {"gradients": module.kept}
+    if isinstance(method, NoiseMethod):
+        found["rms"] = method.rms
+    if name == "epoch":
+        found["noise"] = method.found.noise
+    return found
+
+
+SPLIT = ["clean", "sample", "drop", "epoch"]
+
+
+def rank_of_two(rank: int, path: str) -> None:
+    """What a process of two does: some methods with draws that follow the images, then all accumulating two batches."""
+    torch.set_num_threads(1)
     with mock.patch.object(NoiseSynthesis, "draw", noise_of_the_image):
-        loader = DataLoader(some_data(), batch_size=8 // world)
-        options = {"strategy": "ddp", "devices": world, "num_nodes": 1} if world > 1 else {}
-        trainer(max_steps=1, **options).fit(module, loader)
-    if rank == 0:
-        told = {"rms": method.rms} if isinstance(method, Nullspace) else {}
-        if rank_method == "epoch":
-            told["noise"] = method.found.noise
-        torch.save({"gradients": module.kept} | told, path)
+        found = {name: gradients(name, 2) for name in SPLIT}
+    found |= {f"{name}, accumulated": gradients(name, 2, accumulated=2) for name in METHODS}
+    torch.save(found, f"{path}/{rank}")
 
 
-@pytest.mark.parametrize("method", ["clean", "sample", "drop", "epoch"])
-def test_two_processes_get_one_process_gradients(method, tmp_path):
-    """DDP over gloo in float64; in scope `batch` each rank's noise is its own by design."""
-    gradients(method, 1, 0, str(tmp_path / "one"))
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two processes found, over gloo."""
+    folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
@@ -197,11 +216,40 @@ def test_two_processes_get_one_process_gradients(method, tmp_path):
             "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
             "PL_TORCH_DISTRIBUTED_BACKEND": "gloo",
         }  # fmt: skip
-        arguments = json.dumps([method, 2, rank, str(tmp_path / "two")])
-        code = f"import json; from tests.test_finetuner import gradients; gradients(*json.loads('{arguments}'))"
+        code = f"from tests.test_finetuner import rank_of_two; rank_of_two({rank}, '{folder}')"
         processes.append(subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True))
     errors = [process.communicate(timeout=240)[1] for process in processes]
-    assert Path(tmp_path / "two").exists(), errors
-    one, two = (torch.load(tmp_path / name) for name in ("one", "two"))
-    assert two.keys() == one.keys()
-    torch.testing.assert_close(two, one, atol=1e-12, rtol=1e-9)
+    assert all((folder / str(rank)).exists() for rank in range(2)), errors
+    return [torch.load(folder / str(rank)) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_two_processes_get_one_process_gradients(name, ranks):
+    """DDP in float64; of scope `batch` and all others each rank's draws are its own by design."""
+    with mock.patch.object(NoiseSynthesis, "draw", noise_of_the_image):
+        one = gradients(name, 1)
+    for two in ranks:
+        assert two[name].keys() == one.keys()
+        torch.testing.assert_close(two[name], one, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ranks_and_accumulated_batches_are_averaged(name, ranks):
+    """Two ranks and two batches each, against the mean of the gradients of all four by `Method.loss` alone."""
+    found = [rank[f"{name}, accumulated"] for rank in ranks]
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)  # the epoch's noise, too
+    data = some_data(16)
+    images, labels = torch.stack([x for x, _, _ in data]), torch.stack([y for _, y, _ in data])
+    method, vit = METHODS[name]().double(), tiny_vit().double().train()
+    if isinstance(method, NoiseMethod):
+        method.rms.copy_(found[0]["rms"])
+    if name == "epoch":
+        nothing = torch.full((1,), torch.nan)
+        method.found = Refinement(found[0]["noise"], None, nothing, nothing, nothing, nothing, nothing > 0, 0)
+    for rank in range(2):
+        for step in range(2):
+            mine = slice(rank + 8 * step, 8 * (step + 1), 2)  # as DistributedSampler deals them out
+            loss, _ = method.loss(vit, images[mine], labels[mine], draws("cpu", 0, TRAINING, step, rank))
+            (loss / 4).backward()
+    expected = [parameter.grad for parameter in vit.parameters()]
+    torch.testing.assert_close(found[0]["gradients"], expected, atol=1e-12, rtol=1e-9)

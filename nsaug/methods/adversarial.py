@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nsaug.attacks import FGSMRS, PGD
 from nsaug.methods.method import Loss, Method, top1
 from nsaug.settings import validated
-from nsaug.vit import ViT, eval_mode
+from nsaug.vit import ViT, eval_mode, frozen
 
 
 class AdversarialTraining(Method):
@@ -27,7 +27,7 @@ class AdversarialTraining(Method):
         self.cost = (3 + 2 * attack.num_steps) / 3
 
     def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
-        with eval_mode(vit):
+        with eval_mode(vit), frozen(vit):
             attacked = self.attack(vit, images, targets, generator)
         logits = vit(attacked)
         return F.cross_entropy(logits, targets), {"attacked_top1": top1(logits, targets)}

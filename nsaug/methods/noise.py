@@ -16,7 +16,8 @@ from nsaug.nullspace import (
     embedding_rms,
     influence,
 )
-from nsaug.vit import ViT, eval_mode
+from nsaug.settings import NsaugError
+from nsaug.vit import PATCH_EMBED, ViT, eval_mode
 
 
 class NoiseMethod(Method):
@@ -40,6 +41,11 @@ class NoiseMethod(Method):
 
     def check(self, vit: ViT) -> None:
         vit.noise_shape(self.synthesis.site)
+        if vit.grad_checkpointing and self.synthesis.site != PATCH_EMBED:
+            raise NsaugError(
+                "blocks that are computed again in the backward would lack the noise given to them: set"
+                f" model.grad_checkpointing=false, or nullspace.site={PATCH_EMBED}"
+            )
 
     def prepare(self, vit: ViT, images: Tensor, mean_over_ranks: Mean) -> None:
         if self.rms.isnan():

@@ -8,7 +8,7 @@ from nsaug.attacks import PGD
 from nsaug.draws import normal
 from nsaug.methods.method import Loss, Method, divergence, top1
 from nsaug.settings import NonNegative, NsaugError, validated
-from nsaug.vit import ViT, eval_mode
+from nsaug.vit import ViT, eval_mode, frozen
 
 START_STD = 0.001
 """Standard deviation of the normal start, in pixel units, as in the authors' code: at the image the gradient is 0."""
@@ -37,7 +37,7 @@ class TRADES(Method):
         self.cost = (7 + 2 * attack.num_steps) / 3
 
     def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
-        with eval_mode(vit):
+        with eval_mode(vit), frozen(vit):
             with torch.no_grad():
                 clean = vit(images).log_softmax(-1)
             if self.attack.random_start:

@@ -16,7 +16,7 @@ from nsaug.draws import Source, normal, uniform
 from nsaug.nullspace.influence import full_precision, influence
 from nsaug.nullspace.matching import scaled
 from nsaug.settings import Count, NonNegative, NsaugError, Number, Positive, settings
-from nsaug.vit import PATCH_EMBED, ViT, eval_mode
+from nsaug.vit import PATCH_EMBED, ViT, eval_mode, frozen
 
 ROUNDING = 1e-3
 """What images may lie outside [0, 1] by, as mixing them in half precision leaves them."""
@@ -31,7 +31,8 @@ class Refinement:
     Attributes:
         noise: (B, *vit.noise_shape(site)), or (1, ...) where the images share it; in units of what it is added to.
         logits: (B, C), the logits under this noise, with the graph to the model's parameters where gradients are on;
-            None where the model's own mode computes something else than eval mode (dropout, batch norm).
+            None where the model's own mode computes something else than eval mode (dropout, batch norm), and where a loop
+        over compiled forwards ended early.
         influence_before, influence_after: (B,), each image's influence at the start and at the end, in [0, 2].
         norm_before, norm_after: (B,) or (1,), the noise's root mean square.
         reached: (B,), whether what ε bounds lies below it: the image's influence, or of shared noise the mean.
@@ -242,6 +243,9 @@ class NoiseSynthesis(Synthesis):
             return self._descend(vit, images, full_precision(clean_logits.detach()), descent, keep_logits=as_eval)
 
     def _descend(self, vit: ViT, images: Tensor, target: Tensor, descent: Descent, keep_logits: bool) -> Refinement:
+        # A compiled graph to both noise and weights would compute both gradients, so that each has its own there; and a
+        # loop that ends early then leaves no logits to train on.
+        to_noise_alone = vit.compiles
         graph_is_wanted = keep_logits and torch.is_grad_enabled()
         shared = self.scope == "batch"
         finished = torch.zeros(len(descent.noise), dtype=torch.bool, device=images.device)
@@ -249,7 +253,8 @@ class NoiseSynthesis(Synthesis):
         norm_before = root_mean_square(descent.found)
         for step in range(self.steps + 1):
             last = step == self.steps
-            with torch.set_grad_enabled(graph_is_wanted or not last):
+            freeze = to_noise_alone and not last
+            with torch.set_grad_enabled(graph_is_wanted or not last), frozen(vit) if freeze else nullcontext():
                 # Nothing asks the last forward for the noise's gradient.
                 noise = descent.noise.detach() if last else descent.noise
                 logits = vit(images, noise * descent.unit, self.site)
@@ -265,9 +270,13 @@ class NoiseSynthesis(Synthesis):
                 distance = each_distance.mean(0, keepdim=True) if shared else each_distance
             descent.update(distance, now, finished, last=step + 1 == self.steps)
         assert influence_before is not None
+        if not keep_logits or (graph_is_wanted and freeze):
+            trained_on = None
+        else:
+            trained_on = logits if graph_is_wanted else logits.detach()
         return Refinement(
             noise=descent.found,
-            logits=logits if graph_is_wanted else (logits.detach() if keep_logits else None),
+            logits=trained_on,
             influence_before=influence_before,
             influence_after=each,
             norm_before=norm_before,

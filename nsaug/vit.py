@@ -68,7 +68,9 @@ class ViT(nn.Module):
                 self.model.set_grad_checkpointing()
             except (AttributeError, AssertionError) as error:
                 name = type(model).__name__
-                raise NsaugError(f"{name} knows no gradient checkpointing: set model.grad_checkpointing=false") from error
+                raise NsaugError(
+                    f"{name} knows no gradient checkpointing: set model.grad_checkpointing=false"
+                ) from error
         self.model_args = dict(model_args or {})
         self.data_config: dict[str, Any] = resolve_model_data_config(model)
         # Not persistent: the state dict stays timm's, which keeps mean and std in its configuration.

@@ -9,6 +9,8 @@ from unittest import mock
 import lightning as L
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.profiler import profile
 from torch.utils.data import DataLoader, DistributedSampler
 
 from nsaug.attacks import FGSM, FGSMRS, PGD
@@ -18,6 +20,7 @@ from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomN
 from nsaug.methods.noise import NoiseMethod
 from nsaug.nullspace import EpochSynthesis, NoiseSynthesis, Refinement
 from nsaug.settings import NsaugError
+from nsaug.vit import _run
 from tests.conftest import ROOT, tiny_vit
 
 METHODS = {
@@ -188,6 +191,64 @@ def gradients(name: str, world: int, accumulated: int = 1) -> dict:
     if name == "epoch":
         found["noise"] = method.found.noise
     return found
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Counts what torch.compile makes, without the time that its default backend takes."""
+    monkeypatch.setattr("nsaug.vit._compiled_run", torch.compile(_run, backend="aot_eager"))
+    counters.clear()
+    return lambda: counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_compiled_step_is_the_same_of_three_graphs_at_most(name, graphs):
+    weights, counts = [], []
+
+    class Counted(Finetuner):
+        def on_train_start(self):
+            self.tried = graphs()  # whether anything can be compiled
+
+        def on_train_batch_end(self, *args):
+            counts.append(graphs() - self.tried)
+
+    for compile in (False, True):
+        vit = tiny_vit(compile=compile).double()
+        loader = DataLoader(some_data(16), batch_size=4)
+        module = Counted(vit, METHODS[name]().double(), AdamW(lr=1e-3), seed=0, attack=FGSM())
+        trainer(max_steps=-1, max_epochs=2).fit(module, loader, loader)
+        weights.append(vit.state_dict())
+    assert counts[:8] == [0] * 8
+    assert 1 <= counts[8] <= 3
+    assert counts[8:] == [counts[8]] * 8
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sample", "batch", "pgd", "trades"])
+def test_a_compiled_step_costs_no_more_arithmetic(name, graphs, images, labels):
+    """In particular no gradients to the weights where the noise's or the images' alone are wanted."""
+
+    def arithmetic(compile):
+        vit, method = tiny_vit(compile=compile).double().train(), METHODS[name]().double()
+        if isinstance(method, NoiseMethod):
+            method.prepare(vit, images, lambda value: value)
+        for _ in range(2):  # the second does what the first compiled
+            with profile(with_flops=True) as counted, vit.compiled():
+                loss, _ = method.loss(vit, images, labels, draws("cpu", 0))
+                loss.backward()
+        return sum(event.flops for event in counted.events())
+
+    assert 0 < arithmetic(True) <= 1.01 * arithmetic(False)
+
+
+def test_where_nothing_can_be_compiled_it_says_so_before_the_first_step(monkeypatch):
+    def broken(function):
+        raise RuntimeError("no compiler\nmore")
+
+    module = Finetuner(tiny_vit(compile=True), Clean(), AdamW(), seed=0)
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(NsaugError, match=r"does not work here \(no compiler\).*model.compile=false"):
+        trainer().fit(module, DataLoader(some_data(), batch_size=4))
 
 
 SPLIT = ["clean", "sample", "drop", "epoch"]

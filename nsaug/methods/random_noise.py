@@ -48,7 +48,6 @@ class RandomNoise(NoiseMethod):
             values["influence"] = influence(noisy_logits.detach(), clean_logits.detach()).mean()
         return clean_loss + noisy_loss, values
 
-    @torch.no_grad()
     def _matched(
         self, vit: ViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -59,7 +58,7 @@ class RandomNoise(NoiseMethod):
             return scaled(noise, found.norm_after / norm), {}
         if self.match == "influence":
             as_eval = computes_as_eval(vit)
-            with eval_mode(vit):
+            with torch.no_grad(), eval_mode(vit):
                 target = clean_logits if as_eval else vit(images)
                 match = match_influence(
                     vit, images, noise, target, self.synthesis.eps, steps=SEARCH, site=self.synthesis.site

@@ -31,8 +31,8 @@ class Refinement:
     Attributes:
         noise: (B, *vit.noise_shape(site)), or (1, ...) where the images share it; in units of what it is added to.
         logits: (B, C), the logits under this noise, with the graph to the model's parameters where gradients are on;
-            None where the model's own mode computes something else than eval mode (dropout, batch norm), and where a loop
-        over compiled forwards ended early.
+            None where the model's own mode computes something else than eval mode (dropout, batch norm), and where
+            a loop over compiled forwards ended early.
         influence_before, influence_after: (B,), each image's influence at the start and at the end, in [0, 2].
         norm_before, norm_after: (B,) or (1,), the noise's root mean square.
         reached: (B,), whether what ε bounds lies below it: the image's influence, or of shared noise the mean.

@@ -1,6 +1,7 @@
 """Finetunes a vision transformer. `python train.py --help` says how; conf/train.yaml holds every choice."""
 
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ FREE = ("trainer.enable_progress_bar", "data.num_workers")
 def main(cfg: DictConfig) -> None:
     """One run: refuse what cannot work, build the parts, train, leave the weights for timm."""
     check_settings(cfg)
+    check_folder(cfg)
 
     import lightning as L
     from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -135,6 +137,18 @@ def check_settings(cfg: DictConfig) -> None:
     check_value("save_every", cfg.save_every, PositiveCount | None)
     check_value("skip_nonfinite", cfg.skip_nonfinite, Count)
     check_value("checkpoint", cfg.checkpoint, str | None)
+
+
+def check_folder(cfg: DictConfig) -> None:
+    """Refuses processes that something else than Lightning starts, in folders of their own: one each, named by time."""
+    hydra = HydraConfig.get()
+    apart = cfg.trainer.num_nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+    named = any(override.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for override in hydra.overrides.hydra)
+    if apart and not named:
+        raise NsaugError(
+            "each process would make a folder of its own: add hydra.run.dir=outputs/train/NAME, the same for all, on a"
+            " disk that they share"
+        )
 
 
 def run_record(

@@ -28,6 +28,7 @@ METHODS = {
     "sample": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03)),
     "batch": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=1e-9, steps=2, lr=0.03, scope="batch")),
     "epoch": lambda: Nullspace(EpochSynthesis(limit=1.0, eps=1e-9, rounds=2, share=0.5, lr=0.03, units="relative")),
+    "bf16": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=1e-9, steps=2, lr=0.03, precision="bf16")),
     "drop": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03), unreached="drop"),
     "consistency": lambda: Nullspace(NoiseSynthesis(limit=1.0, steps=1, lr=0.03), consistency=0.1),
     "random": lambda: RandomNoise(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03)),
@@ -239,6 +240,17 @@ def test_a_compiled_step_costs_no_more_arithmetic(name, graphs, images, labels):
         return sum(event.flops for event in counted.events())
 
     assert 0 < arithmetic(True) <= 1.01 * arithmetic(False)
+
+
+def test_drop_path_takes_two_graphs_more(graphs, images, labels):
+    """Refined in eval mode, and its target is the model's answer there."""
+    vit, method = tiny_vit(compile=True, drop_path_rate=0.1).double().train(), METHODS["sample"]().double()
+    method.prepare(vit, images, lambda value: value)
+    for step in range(3):
+        with vit.compiled():
+            loss, _ = method.loss(vit, images, labels, draws("cpu", step))
+        loss.backward()
+    assert graphs() == 5
 
 
 def test_where_nothing_can_be_compiled_it_says_so_before_the_first_step(monkeypatch):

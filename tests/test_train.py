@@ -1,6 +1,8 @@
 """train.py as a user runs it, in this process."""
 
 import json
+import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -10,6 +12,7 @@ import timm
 import torch
 import wandb
 from PIL import Image
+from safetensors.torch import load_file
 
 import evaluate
 import train
@@ -241,3 +244,42 @@ def test_cifar10_experiments_take_steps_on_real_images(monkeypatch, tmp_path, ex
         f"data.root={tmp_path}/cifar10", "data.batch_size=8", "data.holdout=0.001", f"hydra.run.dir={tmp_path}/run",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}/run", pretrained=True).num_classes == 10
+
+
+def test_processes_that_start_apart_need_one_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = refusal(train, monkeypatch, capsys, *FAST, "trainer=multi_node")
+    assert "add hydra.run.dir=outputs/train/NAME, the same for all" in line
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert "add hydra.run.dir" in refusal(train, monkeypatch, capsys, *FAST)
+
+
+@pytest.mark.slow
+def test_two_machines_of_one_process_each(tmp_path):
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    settings = [*SHORT[1:], "trainer=multi_node", "trainer.accelerator=cpu", "trainer.devices=1", "hydra.run.dir=run"]
+    nodes = []
+    for rank in range(2):
+        machine = ["--nnodes=2", f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        command = [sys.executable, "-m", "torch.distributed.run", *machine, str(ROOT / "train.py"), *settings]
+        nodes.append(subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
+    errors = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_ends_as_an_eager_one(monkeypatch, tmp_path):
+    """By torch.compile's default backend."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("no C++ compiler")
+    weights = []
+    for compile in (False, True):
+        folder = tmp_path / str(compile)
+        settings = [*FAST, "trainer.max_epochs=1", f"model.compile={compile}", f"hydra.run.dir={folder}"]
+        run(train, monkeypatch, *settings)
+        weights.append(load_file(folder / "model.safetensors"))
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-3, rtol=1e-3)

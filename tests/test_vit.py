@@ -8,8 +8,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nsaug.checkpoints import describe, export
+from nsaug.methods import Nullspace
+from nsaug.nullspace import NoiseSynthesis
 from nsaug.settings import NsaugError
-from nsaug.vit import ViT, build_vit, eval_mode
+from nsaug.vit import ViT, build_vit, eval_mode, frozen
 from tests.conftest import TINY, tiny_vit
 
 FAMILIES = {  # timm name: image size, the patch embeddings of one image
@@ -272,3 +274,29 @@ def test_the_normalisation_comes_with_the_weights(tmp_path):
     again = tiny_vit(checkpoint=str(tmp_path))
     torch.testing.assert_close(again.normalize(pixel), vit.normalize(pixel))
     assert math.isclose(tiny_vit(checkpoint=str(tmp_path), mean=(0.0, 0.0, 0.0)).mean.sum().item(), 0)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_gradient_checkpointing_changes_nothing_but_memory(noise, images):
+    found = []
+    for on in (False, True):
+        vit = tiny_vit(grad_checkpointing=on).double().train()
+        added = torch.ones(vit.noise_shape(), dtype=torch.float64)[None].requires_grad_() if noise else None
+        wanted = [*vit.parameters(), *([added] if noise else [])]
+        found.append(torch.autograd.grad(vit(images, added).square().sum(), wanted))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_noise_in_a_block_that_is_computed_again_is_refused():
+    method = Nullspace(NoiseSynthesis(site="blocks.1"))
+    method.check(tiny_vit())
+    with pytest.raises(NsaugError, match="model.grad_checkpointing=false, or nullspace.site=patch_embed"):
+        method.check(tiny_vit(grad_checkpointing=True))
+
+
+def test_frozen_parts_stay_as_they_were():
+    vit = tiny_vit()
+    vit.model.head.requires_grad_(False)
+    with frozen(vit):
+        assert not any(parameter.requires_grad for parameter in vit.parameters())
+    assert all(p.requires_grad == (not name.startswith("model.head")) for name, p in vit.named_parameters())

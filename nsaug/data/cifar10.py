@@ -40,7 +40,7 @@ class CIFAR10(Folder):
         self.download = download
 
     def read(self, split: Literal["train", "test"]) -> ImageSet:
-        if (self.root / self.folders[split]).is_dir():
+        if (self.root / self.splits[split]).is_dir():
             return super().read(split)
         try:
             data = torchvision.datasets.CIFAR10(str(self.root), train=split == "train", download=self.download)

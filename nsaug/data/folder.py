@@ -1,4 +1,4 @@
-"""Any tree of class folders: root/train/<class>/**/image and root/val/<class>/**/image."""
+"""Any tree of class folders, root/train/<class>/**/image and root/val/<class>/**/image, also in tar files."""
 
 import logging
 import os
@@ -11,8 +11,9 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from nsaug.data.images import ImageData
-from nsaug.data.sets import ImageSet, Label, MissingData, UnreadableImage, some
-from nsaug.settings import NsaugError, first_line, validated
+from nsaug.data.sets import ImageSet, Label, MissingData, read_image, some
+from nsaug.data.tar import Tarred, is_tarred
+from nsaug.settings import NsaugError, validated
 
 log = logging.getLogger(__name__)
 
@@ -24,23 +25,10 @@ class Files:
     paths: list[str]
 
     def __call__(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
+        return read_image(self.paths[index], self.paths[index])
 
     def stamp(self, index: int) -> str:
         return file_stamp(self.paths[index])
-
-
-def read_image(path: str) -> Image.Image:
-    """An image file, RGB.
-
-    Raises:
-        UnreadableImage: it cannot be opened, or is cut off.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def file_stamp(path: str) -> str:
@@ -53,9 +41,10 @@ class Folder(ImageData):
     """Images in class folders; a label is the place of the folder's name in a list of classes.
 
     Args:
-        root: holds the folders of the splits.
-        train: name of the folder with training images.
-        test: name of the folder with test images.
+        root: holds the splits, each a folder of class folders, a tar file of such (`train.tar`), or a folder or tar of
+            one tar for each class.
+        train: name of the split with training images.
+        test: name of the split with test images.
         classes: the class names in the order of their indices, or a text file with one per line. Where None, the
             sorted names of the training folders (of the test folders where there are none to train on).
         kwargs: as for `ImageData`.
@@ -73,7 +62,7 @@ class Folder(ImageData):
     ) -> None:
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
-        self.folders = {"train": train, "test": test}
+        self.splits = {"train": train, "test": test}
         if isinstance(classes, str):
             if not Path(classes).is_file():
                 raise NsaugError(f"data.classes={classes} does not exist: name a text file with one class per line")
@@ -82,42 +71,64 @@ class Folder(ImageData):
         self._given_classes = classes
 
     def read(self, split: Literal["train", "test"]) -> ImageSet:
-        folder = self._folder(split)
-        found = folder_names(folder)
+        place = self._place(split)
+        if is_tarred(place):
+            return self._read_tar(Tarred.at(place), split)
+        found = folder_names(place)
         if not found:
-            raise NsaugError(f"{folder} holds no class folders: data.root has to hold {self._layout()}")
-        self.class_names = self._given_classes or self._sorted_classes(found)
+            raise NsaugError(f"{place} holds no class folders: data.root has to hold {self._layout()}")
+        self.class_names = self._given_classes or self._training_classes() or found
         index = {name: label for label, name in enumerate(self.class_names)}
-        paths, labels = labelled_files(folder, index)
+        paths, labels = labelled_files(place, index)
         if not paths:
-            raise NsaugError(f"{folder} holds class folders without images ({', '.join(IMG_EXTENSIONS)})")
-        seen = set(labels)
-        missing = [name for name, label in index.items() if label not in seen]
-        if missing and split == "train":  # of test images `setup` says so
-            log.warning(
-                "%s has no images of %d of the %d classes (%s)", folder, len(missing), len(index), some(missing)
-            )
+            raise NsaugError(f"{place} holds class folders without images ({', '.join(IMG_EXTENSIONS)})")
+        self._tell_missing(place, labels, split)
         return ImageSet(relative(paths, self.root), labels, Files(paths))
 
-    def _sorted_classes(self, found: list[str]) -> list[str]:
-        train = self.root / self.folders["train"]
-        return folder_names(train) if train.is_dir() else found
+    def _read_tar(self, images: Tarred, split: Literal["train", "test"]) -> ImageSet:
+        classes, names = images.classes, images.names
+        self.class_names = self._given_classes or self._training_classes() or sorted(set(classes))
+        index = {name: label for label, name in enumerate(self.class_names)}
+        refuse_unknown(images.place, sorted(set(classes)), index)
+        labels: list[Label] = [index[name] for name in classes]
+        self._tell_missing(images.place, labels, split)
+        # Named and ordered as in a folder tree: the same images are then drawn, held out and attacked alike.
+        whole = ImageSet([f"{self.splits[split]}/{name}" for name in names], labels, images)
+        return whole.subset(sorted(range(len(names)), key=lambda at: names[at]))
 
-    def _folder(self, split: Literal["train", "test"]) -> Path:
+    def _tell_missing(self, place: Path, labels: Iterable[Label], split: str) -> None:
+        seen = set(labels)
+        missing = [name for label, name in enumerate(self.class_names) if label not in seen]
+        if missing and split == "train":  # of test images `setup` says so
+            count = len(self.class_names)
+            log.warning("%s has no images of %d of the %d classes (%s)", place, len(missing), count, some(missing))
+
+    def _training_classes(self) -> list[str]:
+        train = self._found("train")
+        if train is None:
+            return []
+        return sorted(set(Tarred.at(train).classes)) if is_tarred(train) else folder_names(train)
+
+    def _found(self, split: Literal["train", "test"]) -> Path | None:
+        name = self.splits[split]
+        folder, tar = self.root / name, self.root / f"{name.removesuffix('.tar')}.tar"
+        return folder if folder.is_dir() else tar if tar.is_file() else None
+
+    def _place(self, split: Literal["train", "test"]) -> Path:
         if not self.root.is_dir():
             raise MissingData(
                 f"data.root={self.root} does not exist: type data.root=PATH, a folder that holds {self._layout()}"
             )
-        folder = self.root / self.folders[split]
-        if not folder.is_dir():
+        place = self._found(split)
+        if place is None:
             raise NsaugError(
-                f"data.root={self.root} has no {self.folders[split]}/ folder: type data.root=PATH, a folder that holds"
+                f"data.root={self.root} has no {self.splits[split]}/ folder: type data.root=PATH, a folder that holds"
                 f" {self._layout()}, or data.{split}=NAME where it is called otherwise"
             )
-        return folder
+        return place
 
     def _layout(self) -> str:
-        return f"{self.folders['train']}/CLASS/*.jpg and {self.folders['test']}/CLASS/*.jpg"
+        return f"{self.splits['train']}/CLASS/*.jpg and {self.splits['test']}/CLASS/*.jpg"
 
 
 def labelled_files(folder: Path, index: Mapping[str, Label | None]) -> tuple[list[str], list[Label]]:
@@ -130,11 +141,7 @@ def labelled_files(folder: Path, index: Mapping[str, Label | None]) -> tuple[lis
         NsaugError: a folder is no class.
     """
     found = folder_names(folder)
-    if unknown := [name for name in found if name not in index]:
-        raise NsaugError(
-            f"{folder} holds {len(unknown)} folders that are no class, {some(unknown)}:"
-            f" expected names such as {some(list(index))}"
-        )
+    refuse_unknown(folder, found, index)
     paths: list[str] = []
     labels: list[Label] = []
     for name in found:
@@ -144,6 +151,15 @@ def labelled_files(folder: Path, index: Mapping[str, Label | None]) -> tuple[lis
             paths += own
             labels += [label] * len(own)
     return paths, labels
+
+
+def refuse_unknown(place: Path, found: list[str], index: Mapping[str, Any]) -> None:
+    """Raises NsaugError where a folder is no class."""
+    if unknown := [name for name in found if name not in index]:
+        raise NsaugError(
+            f"{place} holds {len(unknown)} folders that are no class, {some(unknown)}:"
+            f" expected names such as {some(list(index))}"
+        )
 
 
 def folder_names(folder: Path) -> list[str]:

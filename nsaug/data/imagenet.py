@@ -28,4 +28,4 @@ class ImageNet(Folder):
         super().__init__(root=root, train=train, test=test, classes=wnids(), **kwargs)
 
     def _layout(self) -> str:
-        return f"{self.folders['train']}/WNID/*.JPEG and {self.folders['test']}/WNID/*.JPEG"
+        return f"{self.splits['train']}/WNID/*.JPEG and {self.splits['test']}/WNID/*.JPEG"

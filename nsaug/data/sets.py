@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nsaug.settings import NsaugError
+from nsaug.settings import NsaugError, first_line
 
 Label = int | tuple[int, ...]
 """The class index that is right, or all that are."""
@@ -24,6 +25,19 @@ class MissingData(NsaugError):
 
 class UnreadableImage(NsaugError):
     """An image of a data set that cannot be opened or decoded."""
+
+
+def read_image(file: Any, name: str) -> Image.Image:
+    """An image file or its path, RGB.
+
+    Raises:
+        UnreadableImage: it cannot be opened, or is cut off; the message calls it by its name.
+    """
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"{name} cannot be read: {first_line(error)}") from error
 
 
 class Loader(Protocol):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nsaug.corruptions.corruption import Name
 from nsaug.data.cifar10 import CLASSES
-from nsaug.data.folder import file_stamp, folder_names, images_below, read_image, relative
-from nsaug.data.sets import ImageSet
+from nsaug.data.folder import file_stamp, folder_names, images_below, relative
+from nsaug.data.sets import ImageSet, read_image
 from nsaug.data.shift import ShiftData
 from nsaug.settings import NsaugError, validated
 
@@ -105,7 +105,8 @@ class _Severities:
     ids: list[str]
 
     def __call__(self, index: int) -> list[Image.Image]:
-        return [read_image(os.path.join(folder, self.ids[index])) for folder in self.folders]
+        paths = [os.path.join(folder, self.ids[index]) for folder in self.folders]
+        return [read_image(path, path) for path in paths]
 
     def stamp(self, index: int) -> str:
         return " ".join(file_stamp(os.path.join(folder, self.ids[index])) for folder in self.folders)

@@ -25,6 +25,7 @@ class NoiseMethod(Method):
 
     Args:
         synthesis: the noise's scope, start, and how it is refined.
+        share: of each batch, its first images, that is trained on with noise, too.
 
     Attributes:
         found: the last refinement, where another goes on from it: the epoch's, or with `init=warm` the last batch's.
@@ -32,9 +33,10 @@ class NoiseMethod(Method):
 
     rms: Tensor
 
-    def __init__(self, synthesis: Synthesis) -> None:
+    def __init__(self, synthesis: Synthesis, share: float) -> None:
         super().__init__()
         self.synthesis = synthesis
+        self.share = share
         # rms(u) of the first batch: kept, so that a resumed run counts `limit` in the same unit. NaN: not measured.
         self.register_buffer("rms", torch.tensor(float("nan")))
         self.found: Refinement | None = None
@@ -67,6 +69,10 @@ class NoiseMethod(Method):
             last=None if self.found is None else self.found.noise,
             mean_over_ranks=mean_over_ranks,
         )
+
+    def noised(self, batch: Tensor) -> Tensor:
+        """Those of a batch's images, or of what belongs to each, that get noise: the first ones, at least one."""
+        return batch[: max(1, round(self.share * len(batch)))]
 
     def refine(self, vit: ViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator) -> Refinement:
         """A training batch's noise, which the next batch's goes on from with `init=warm`."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nsaug.methods.method import Loss, divergence, top1
 from nsaug.methods.noise import NoiseMethod
 from nsaug.nullspace import Refinement, Synthesis
-from nsaug.settings import NonNegative, validated
+from nsaug.settings import NonNegative, PositiveShare, validated
 from nsaug.vit import ViT
 
 
@@ -23,6 +23,7 @@ class Nullspace(NoiseMethod):
         consistency: weight of a third term, how far v moves the answer; 0 in the paper, whose code holds it too.
         consistency_of: that distance: `logits`, ||f(u + v) - f(u)||² (the authors'), or `kl`, KL(f(u) || f(u + v)) of
             the probabilities.
+        share: of each batch's images that gets noise; the clean term is of all of them.
     """
 
     name = "nullspace"
@@ -34,23 +35,24 @@ class Nullspace(NoiseMethod):
         unreached: Literal["keep", "drop"] = "keep",
         consistency: NonNegative = 0.0,
         consistency_of: Literal["logits", "kl"] = "logits",
+        share: PositiveShare = 1.0,
     ) -> None:
-        super().__init__(synthesis)
+        super().__init__(synthesis, share)
         self.unreached = unreached
         self.consistency = consistency
         self.consistency_of = consistency_of
-        self.cost = synthesis.cost
+        self.cost = synthesis.cost(share)
 
     def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
         clean_logits = vit(images)
+        clean_loss, values = F.cross_entropy(clean_logits, targets), {"top1": top1(clean_logits, targets)}
+        images, targets, clean_logits = (self.noised(each) for each in (images, targets, clean_logits))
         found = self.refine(vit, images, clean_logits, generator)
         noisy_logits = vit(images, found.noise, self.synthesis.site) if found.logits is None else found.logits
         counted = found.reached if self.unreached == "drop" else torch.ones_like(found.reached)
-        clean_loss = F.cross_entropy(clean_logits, targets)
         noisy_loss = (F.cross_entropy(noisy_logits, targets, reduction="none") * counted).mean()
         loss = clean_loss + noisy_loss
-        values = {"top1": top1(clean_logits, targets), "clean_loss": clean_loss.detach()}
-        values |= {"noisy_loss": noisy_loss.detach()} | described(found)
+        values |= {"clean_loss": clean_loss.detach(), "noisy_loss": noisy_loss.detach()} | described(found)
         if self.consistency:
             if self.consistency_of == "kl":
                 apart = divergence(noisy_logits, clean_logits.log_softmax(-1))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nsaug.methods.method import Loss, top1
 from nsaug.methods.noise import NoiseMethod
 from nsaug.nullspace import Synthesis, computes_as_eval, influence, match_influence, scaled
-from nsaug.settings import validated
+from nsaug.settings import PositiveShare, validated
 from nsaug.vit import ViT, eval_mode
 
 SEARCH = 10
@@ -24,22 +24,31 @@ class RandomNoise(NoiseMethod):
         match: `norm`: v has the norm of the nullspace noise that would have been found for this image (or batch), in a
             random direction. `influence`: v is scaled until its influence is ε. `start`: v is the noise that the
             synthesis starts from, unrefined; by far the cheapest.
+        share: of each batch's images that gets noise.
     """
 
     @validated
-    def __init__(self, synthesis: Synthesis, match: Literal["norm", "influence", "start"] = "norm") -> None:
-        super().__init__(synthesis)
+    def __init__(
+        self,
+        synthesis: Synthesis,
+        match: Literal["norm", "influence", "start"] = "norm",
+        share: PositiveShare = 1.0,
+    ) -> None:
+        super().__init__(synthesis, share)
         self.match = match
         self.name = "random_noise" if match == "norm" else f"random_noise_{match}"
-        self.cost = {"norm": synthesis.cost + 1 / 3, "influence": (6 + SEARCH) / 3, "start": 2.0}[match]
+        matching = {"norm": synthesis.cost(share) + share / 3, "influence": 1 + share * (3 + SEARCH) / 3}
+        self.cost = matching.get(match, 1 + share)
 
     def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
         clean_logits = vit(images)
+        clean_loss, accuracy = F.cross_entropy(clean_logits, targets), top1(clean_logits, targets)
+        images, targets, clean_logits = (self.noised(each) for each in (images, targets, clean_logits))
         noise, values = self._matched(vit, images, clean_logits.detach(), generator)
         noisy_logits = vit(images, noise, self.synthesis.site)
-        clean_loss, noisy_loss = F.cross_entropy(clean_logits, targets), F.cross_entropy(noisy_logits, targets)
+        noisy_loss = F.cross_entropy(noisy_logits, targets)
         values |= {
-            "top1": top1(clean_logits, targets),
+            "top1": accuracy,
             "clean_loss": clean_loss.detach(),
             "noisy_loss": noisy_loss.detach(),
             "noise_rms": noise.square().mean().sqrt(),

@@ -29,9 +29,8 @@ class EpochSynthesis(Synthesis):
     share: PositiveShare = 0.1
     """Of the batches, in each round."""
 
-    @property
-    def cost(self) -> float:
-        return 2 + self.rounds * self.share
+    def cost(self, share: float = 1.0) -> float:
+        return 1 + share + self.rounds * self.share
 
     def updates(self, count: int) -> int:
         """The most updates of one round, for a data set of `count` batches."""

@@ -82,9 +82,8 @@ class Synthesis:
         if self.floor >= self.eps:
             raise ValueError(f"floor={self.floor:g} has to be below eps={self.eps:g}")
 
-    @property
-    def cost(self) -> float:
-        """What a training step on such noise costs at most, in plain ones; see `Method.cost`."""
+    def cost(self, share: float = 1.0) -> float:
+        """What a training step costs at most that has such noise on a share of its images; see `Method.cost`."""
         raise NotImplementedError
 
     def start(self, vit: ViT, images: Tensor, generator: Source = None, rms: Tensor | None = None) -> Tensor:
@@ -194,10 +193,11 @@ class NoiseSynthesis(Synthesis):
     """K, the largest number of updates; 0 leaves the noise as it was drawn."""
     scope: Literal["sample", "batch"] = "sample"
     """A noise for each image, or one that the batch shares."""
+    precision: Literal["model", "bf16"] = "model"
+    """What all but the last forward compute in: as the model does, or under autocast to bfloat16."""
 
-    @property
-    def cost(self) -> float:
-        return (6 + 2 * self.steps) / 3
+    def cost(self, share: float = 1.0) -> float:
+        return 1 + share * (3 + 2 * self.steps) / 3
 
     def draw(self, vit: ViT, images: Tensor, generator: Source) -> Tensor:
         shape = (len(images) if self.scope == "sample" else 1, *vit.noise_shape(self.site))
@@ -254,7 +254,12 @@ class NoiseSynthesis(Synthesis):
         for step in range(self.steps + 1):
             last = step == self.steps
             freeze = to_noise_alone and not last
-            with torch.set_grad_enabled(graph_is_wanted or not last), frozen(vit) if freeze else nullcontext():
+            coarse = self.precision == "bf16" and not last
+            with (
+                torch.set_grad_enabled(graph_is_wanted or not last),
+                frozen(vit) if freeze else nullcontext(),
+                torch.autocast(images.device.type, torch.bfloat16) if coarse else nullcontext(),
+            ):
                 # Nothing asks the last forward for the noise's gradient.
                 noise = descent.noise.detach() if last else descent.noise
                 logits = vit(images, noise * descent.unit, self.site)

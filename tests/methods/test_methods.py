@@ -43,6 +43,21 @@ def test_nullspace_is_the_sum_of_both_cross_entropies(vit, images, labels, unrea
         assert 0 < found.reached.sum() < 6, "both kinds of images are in the batch"
 
 
+@pytest.mark.parametrize(("share", "count"), [(0.5, 3), (0.01, 1)])
+def test_noise_on_a_share_of_the_batch(vit, images, labels, share, count):
+    method = prepared(Nullspace(SYNTHESIS, share=share, consistency=0.3), vit, images)
+    loss, _ = method.loss(vit, images, labels, draws("cpu", 0))
+    some, theirs = images[:count], labels[:count]
+    found = SYNTHESIS.refine(vit, some, draws("cpu", 0), rms=method.rms)
+    noisy, clean = vit(some, found.noise), vit(some)
+    expected = F.cross_entropy(vit(images), labels) + F.cross_entropy(noisy, theirs)
+    torch.testing.assert_close(loss, expected + 0.3 * (noisy - clean).square().sum(-1).mean())
+    random = prepared(RandomNoise(SYNTHESIS, match="start", share=share), vit, images)
+    loss, _ = random.loss(vit, images, labels, draws("cpu", 0))
+    noisy = vit(some, SYNTHESIS.start(vit, some, draws("cpu", 0), random.rms))
+    torch.testing.assert_close(loss, F.cross_entropy(vit(images), labels) + F.cross_entropy(noisy, theirs))
+
+
 def test_the_unit_of_the_noise_is_measured_once_and_kept(vit, images):
     method = prepared(Nullspace(SYNTHESIS), vit, images)
     rms = embedding_rms(vit, images)

@@ -54,16 +54,21 @@ def seeded(*key: int) -> Iterator[None]:
     Afterwards they are as they were.
     """
     python, numpy, own = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = _words(key)
-    random.seed(int(words[0]))
-    np.random.seed(words)
-    torch.default_generator.manual_seed(_number(words))
+    seed_all(*key)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(own)
+
+
+def seed_all(*key: int) -> None:
+    """As `seeded`, for good."""
+    words = _words(key)
+    random.seed(int(words[0]))
+    np.random.seed(words)
+    torch.default_generator.manual_seed(_number(words))
 
 
 def seed_torch(*key: int) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 
 from nsaug.data.sets import ImageSet, UnreadableImage
-from nsaug.draws import generator, seeded
+from nsaug.draws import generator, seed_all, seeded
 from nsaug.settings import NsaugError
 
 ORDER, AUGMENT = 6, 7
@@ -36,6 +36,9 @@ class Augmented(Dataset[Any]):
         for further in range(len(self)):
             position = (key[-1] + further) % len(self)
             try:
+                if get_worker_info() is not None:  # whose generators are nobody else's: putting them back is dear
+                    seed_all(self.seed, AUGMENT, *key)
+                    return self.images[position]
                 with seeded(self.seed, AUGMENT, *key):
                     return self.images[position]
             except UnreadableImage:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nsaug.evaluate")
 
-KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking"}
+KNOWN = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "store", "tracking", "split"}
 SUITE = {
     "benchmarks", "score", "corruption_error", "max_images", "image_list", "strict",
     "eps", "eps_autoattack", "eps_l2", "std", "severities", "images", "noises", "site", "root", "imagenet",
@@ -201,6 +201,8 @@ def facts(cfg: DictConfig, device: Any) -> dict[str, str]:
 
 def check_settings(cfg: DictConfig) -> None:
     """All that can be said of a configuration without touching data or weights."""
+    from typing import Literal
+
     import torch
 
     from nsaug.settings import Count, PositiveCount
@@ -219,6 +221,7 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
         raise NsaugError("model.compile and model.grad_checkpointing are for training: leave them out")
     check_value("seed", cfg.seed, Count)
+    check_value("split", cfg.split, Literal["test", "val"])
     check_value("batch_size", cfg.batch_size, PositiveCount | None)
     check_value("store", cfg.store, str)
     check_value("suite.max_images", cfg.suite.max_images, PositiveCount | None)
@@ -247,6 +250,7 @@ def data_opener(cfg: DictConfig) -> "Callable[[Subject], ImageData]":
         key = json.dumps(node, sort_keys=True)
         if key not in opened:
             opened[key] = build(OmegaConf.create(node))
+            opened[key].judged = cfg.split
             opened[key].setup("test")
         return opened[key]
 

@@ -40,7 +40,7 @@ from nsaug.config import build
 from nsaug.draws import generator
 from nsaug.methods import Clean, Method, Nullspace
 from nsaug.nullspace import NoiseSynthesis
-from nsaug.vit import ViT
+from nsaug.vit import ViT, frozen
 
 BATCH = {"micro": 64, "vit_cifar": 32, "vit_s": 8}
 METHODS = [
@@ -83,10 +83,10 @@ class Naive(Method):
 class Bench:
     """One model, its batch and its optimiser."""
 
-    def __init__(self, name: str, device: str) -> None:
+    def __init__(self, name: str, device: str, compile: bool) -> None:
         self.name, self.device = name, device
         torch.manual_seed(0)
-        self.vit = build(self.told("clean").model, num_classes=10).to(device).train()
+        self.vit = build(self.told("clean").model, num_classes=10, compile=compile).to(device).train()
         self.images = torch.rand(BATCH[name], *self.vit.data_config["input_size"], device=device)
         self.labels = torch.randint(10, (len(self.images),), device=device)
         self.optimizer = torch.optim.AdamW(self.vit.parameters(), lr=1e-5)
@@ -111,7 +111,8 @@ class Bench:
         seen = self.images.unsqueeze(1).repeat(1, method.views, 1, 1, 1) if method.views > 1 else self.images
 
         def step() -> None:
-            loss, _ = method.loss(self.vit, seen, self.labels, generator(self.device, 0))
+            with self.vit.compiled():
+                loss, _ = method.loss(self.vit, seen, self.labels, generator(self.device, 0))
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -120,8 +121,9 @@ class Bench:
 
     def refinement(self) -> None:
         """A forward and a gradient to the noise."""
-        distance = (self.vit(self.images, self.noise) - self.target).norm(dim=-1).mean()
-        torch.autograd.grad(distance, self.noise)
+        with self.vit.compiled(), frozen(self.vit):
+            logits = self.vit(self.images, self.noise)
+        torch.autograd.grad((logits - self.target).norm(dim=-1).mean(), self.noise)
 
     def seconds(self, step: Step) -> float:
         start = time.perf_counter()
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=BATCH, default=["micro", "vit_cifar"])
     parser.add_argument("--methods", nargs="+", default=METHODS, help="each as on the command line, after method=")
     parser.add_argument("--rounds", type=int, default=9, help="how often each step is timed, after two to warm up")
+    parser.add_argument("--compile", action="store_true", help="every step, the plain one too, by torch.compile")
     parser.add_argument("--check", action="store_true", help="exit 1 where a bar is missed")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -169,7 +172,7 @@ def main() -> None:
     print(f"{'model':9} {'batch':>5} {columns}   method, {device}")
     missed = []
     for name in options.models:
-        bench = Bench(name, device)
+        bench = Bench(name, device, options.compile)
         methods = {settings: bench.method(settings) for settings in options.methods}
         for row in measured(bench, methods, options.rounds):
             print(row.shown(), flush=True)

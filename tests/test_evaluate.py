@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import ImageOps
@@ -276,3 +277,20 @@ def test_a_folder_of_ones_own_is_a_shift_too(trained, monkeypatch, tmp_path, cap
     own = {row["benchmark"]: row for row in rows if row["metric"] == "top1"}
     assert (own["inverted"]["n"], own["inverted"]["condition"]) == (60, "shifted")
     assert own["inverted"]["value"] < own["clean"]["value"]
+
+
+def test_the_validation_split_is_judged_where_asked_and_said_so(monkeypatch, tmp_path, capsys, trained):
+    small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=null", "device=cpu"]
+    run(evaluate, monkeypatch, f"checkpoint={trained}", "split=val", f"hydra.run.dir={tmp_path}/val", *small)
+    assert "144 validation images" in capsys.readouterr().out
+    data = Digits()
+    data.setup("fit")
+    with np.load(next((tmp_path / "outputs").rglob("*.npz"))) as kept:
+        assert list(kept["ids"]) == data.val_set.ids
+    line = refusal(evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=train")
+    assert "split" in line
+
+
+def test_a_run_without_validation_images_has_none_to_judge(monkeypatch, tmp_path, capsys, trained):
+    line = refusal(evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=val", "data=digits", "data.holdout=0")
+    assert "split=val: the run has no validation images (data.holdout=0)" in line

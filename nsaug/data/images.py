@@ -1,5 +1,6 @@
 """What all sources share: images with an id, three splits, and how an image is prepared for a model."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from nsaug.settings import Count, NsaugError, PositiveCount, Share, first_line, 
 
 log = logging.getLogger(__name__)
 
+VALIDATION = "validation images"
+"""What is said of numbers on them, where test images are usual."""
 HOLDOUT_SEED = 0
 """The validation split is the same whatever a run's seed, so that runs can be compared on it."""
 
@@ -71,6 +74,7 @@ class ImageData(L.LightningDataModule):
         views: how often each training image is augmented independently; where more than once, its tensor is
             (views, 3, H, W). Set it before `prepare_for`.
         seed: of the training images' order and augmentation.
+        judged: which split counts as `test`, what evaluation reads. Set it before `setup`.
         class_names: by class index.
         counted: the class indices that an answer may name, where it is not all of them.
     """
@@ -108,6 +112,7 @@ class ImageData(L.LightningDataModule):
         self._told = 0
         self.views = 1
         self.seed = 0
+        self.judged: Literal["test", "val"] = "test"
         self.train_set: ImageSet | None = None
         self.val_set: ImageSet | None = None
         self.test_set: ImageSet | None = None
@@ -156,11 +161,21 @@ class ImageData(L.LightningDataModule):
             self.val_set = images.subset(np.sort(order[:held_out]).tolist())
             self.train_set = images.subset(np.sort(order[held_out:]).tolist())
         if stage in ("test", None) and self.test_set is None:
-            self.test_set = self.read("test")
-            self._gaps = self._missing()
-            for gap in self._gaps:
-                log.warning("%s: %s", type(self).__name__, gap)
+            if self.judged == "val":
+                self.test_set, self._gaps = self._validation_images(), [VALIDATION]
+            else:
+                self.test_set = self.read("test")
+                self._gaps = self._missing()
+                for gap in self._gaps:
+                    log.warning("%s: %s", type(self).__name__, gap)
         self._set_transforms()
+
+    def _validation_images(self) -> ImageSet:
+        self.setup("fit")
+        assert self.val_set is not None
+        if not self.val_set:
+            raise NsaugError("split=val: the run has no validation images (data.holdout=0), choose split=test")
+        return dataclasses.replace(self.val_set)
 
     def prepare_for(self, data_config: dict[str, Any]) -> None:
         """Prepares images as a model wants them, given timm's data configuration of it (`ViT.data_config`)."""

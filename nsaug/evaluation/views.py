@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from rich.table import Table
 
+from nsaug.data.images import VALIDATION
 from nsaug.evaluation.benchmark import CONDITIONS
 from nsaug.evaluation.corruption_error import ERRORS, SUMMARY
 from nsaug.evaluation.table import SCORE
@@ -124,7 +125,8 @@ def caption(rows: pd.DataFrame, groups: pd.DataFrame) -> str:
     counts = dict.fromkeys(str(int(n)) for n in (rows["n"].min(), rows["n"].max()))
     over = [kind for kind in ("seeds", "images") if kind in set(groups["over"])]
     spread = {"seeds": "± 95 % interval over seeds (t)", "images": "[95 % interval over images (bootstrap)]"}
-    return f"top-1 in %, {' to '.join(counts)} test images; {', '.join(spread[kind] for kind in over)}"
+    judged = VALIDATION if rows["remarks"].astype(str).str.contains(VALIDATION).any() else "test images"
+    return f"top-1 in %, {' to '.join(counts)} {judged}; {', '.join(spread[kind] for kind in over)}"
 
 
 def remark_lines(rows: pd.DataFrame) -> list[str]:

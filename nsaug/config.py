@@ -44,10 +44,13 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         def main() -> None:
             failures: list[str] = []
+            started = False
             home = os.getpid()
 
             @functools.wraps(task)
             def guarded(cfg: DictConfig) -> None:
+                nonlocal started
+                started = True
                 _quieten_libraries()
                 try:
                     task(cfg)
@@ -73,6 +76,16 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 if wanted:
                     raise
                 _report(error)
+                sys.exit(1)
+            except OSError as error:
+                if wanted or started:
+                    raise
+                _report(
+                    NsaugError(
+                        f"the output folder cannot be written ({first_line(error)}): set hydra.run.dir (with -m"
+                        " hydra.sweep.dir) to one that can"
+                    )
+                )
                 sys.exit(1)
             except RuntimeError as error:
                 if wanted or _NO_SLURM not in str(error):

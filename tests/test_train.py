@@ -283,3 +283,11 @@ def test_a_compiled_run_ends_as_an_eager_one(monkeypatch, tmp_path):
         run(train, monkeypatch, *settings)
         weights.append(load_file(folder / "model.safetensors"))
     torch.testing.assert_close(weights[1], weights[0], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [["hydra.run.dir={}/below"], ["-m", "seed=0,1", "hydra.sweep.dir={}/below"]])
+def test_a_folder_that_cannot_be_written_is_found_out_first(monkeypatch, tmp_path, capsys, settings):
+    (tmp_path / "file").write_text("")
+    told = [setting.format(tmp_path / "file") for setting in settings]
+    line = refusal(train, monkeypatch, capsys, *told, *FAST)
+    assert "the output folder cannot be written (" in line

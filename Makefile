@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow soak lint benchmark nullity clean
+.PHONY: help setup demo test test-slow soak study lint benchmark nullity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+study: $(READY)  ## every method on digits, ten seeds, judged on the test images: outputs/study (half an hour)
+	$(BIN)/python benchmarks/study.py confirm
 
 benchmark: $(READY)  ## what a training step costs beside a plain one, and judging beside a bare loop: ratios
 	$(BIN)/python benchmarks/step_cost.py

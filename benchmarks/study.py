@@ -2,11 +2,14 @@
 
     python benchmarks/study.py choose        settings of the noise, one factor at a time, on the validation images
     python benchmarks/study.py confirm       every method at its defaults, fresh seeds, on the test images (make study)
+    python benchmarks/study.py confirm --data cifar10 --seeds 5 --checkpoint outputs/... data.root=/datasets/cifar10
 
-Digits: `--seeds` plain models are pretrained, each is finetuned by every entry of a list with the same data and number
-of steps (`clean_same_compute`: as much compute as nullspace finetuning), and all are judged by suite=digits_study. Two
-processes work side by side. What was trained or judged before is not repeated: a study that was stopped goes on.
-Tables, paired differences and the report are in outputs/study/choose or outputs/study/confirm.
+Digits: a plain model is pretrained for each seed, CIFAR-10: all start from the checkpoint. Each start is finetuned by
+every entry of a list with the same data and number of steps (`clean_same_compute`: as much compute as nullspace
+finetuning), and all are judged by suite=digits_study or cifar10_study. Further settings go to every finetuning, such as
+trainer.max_epochs=-1 trainer.max_steps=150 on a CPU. Two processes work side by side. What was trained or judged before
+is not repeated: a study that was stopped goes on. Tables, paired differences and the report are in
+outputs/study/digits/choose/results and the like.
 """
 
 import argparse
@@ -19,8 +22,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["logger=csv", "logger.pictures=0", "trainer=cpu", "trainer.enable_progress_bar=false", "attacked_batches=0"]
 
-HOLDOUT = "data.holdout=0.25"  # 360 images: as many to choose by as there are to test on
-
 METHODS = {
     "clean": "",
     "clean_two_views": "",
@@ -30,9 +31,9 @@ METHODS = {
     "random_noise": "",
     "random_noise_influence": "method=random_noise method.match=influence",
     "random_noise_start": "method=random_noise method.match=start",
-    "fgsm_rs": "attack.eps=8/255",
-    "pgd": "attack.eps=8/255",
-    "trades": "attack.eps=8/255",
+    "fgsm_rs": "",
+    "pgd": "",
+    "trades": "",
 }
 CENTRE = "nullspace.limit=0.5 nullspace.eps=0.3 nullspace.floor=0.15 nullspace.lr=0.1 nullspace.steps=3"
 FACTORS = {
@@ -65,67 +66,95 @@ FACTORS = {
 }
 
 
-def script(name: str, *arguments: str) -> None:
-    log = ROOT / "outputs" / "study" / "log.txt"
-    with open(log, "a") as file:
-        print("$ python", name, *arguments, file=file, flush=True)
-        done = subprocess.run([sys.executable, name, *arguments], cwd=ROOT, stdout=file, stderr=file, check=False)
-    if done.returncode:
-        sys.exit(f"error: python {name} failed; the end of {log} says why")
+class Study:
+    """One stage of a study on one data set.
 
+    Args:
+        told: the command line.
+        entries: by name, what each is finetuned with beyond what all are.
+        split: what is judged.
+    """
 
-def trained(folder: Path, seeds: list[int], *settings: str) -> None:
-    """The runs of those seeds that are not there yet, in one process."""
-    missing = [seed for seed in seeds if not (folder / f"seed{seed}" / "model.safetensors").exists()]
-    if missing:
-        told = f"seed={','.join(map(str, missing))}"
-        sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=seed${seed}"]
-        script("train.py", "-m", told, *QUIET, HOLDOUT, *settings, *sweep)
-        print(f"trained {folder.relative_to(ROOT)}, {told}", flush=True)
+    def __init__(self, told: argparse.Namespace, entries: dict[str, list[str]], split: str) -> None:
+        self.told, self.entries, self.split = told, entries, split
+        self.root = ROOT / "outputs" / "study" / told.data
+        self.folder = self.root / told.stage
+        self.folder.mkdir(parents=True, exist_ok=True)
+        small = told.data == "digits"  # a GPU is slower at it
+        self.trainer, self.device = ("trainer=cpu", "device=cpu") if small else ("trainer=auto", "device=auto")
 
+    def run(self, seeds: list[int]) -> None:
+        processes = self.told.processes
+        parts = [part for number in range(processes) if (part := seeds[number::processes])]
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(self.work, parts))
+        self.judge(seeds, "results")
+        print((self.folder / "results" / "results.md").read_text())
 
-def work(stage: str, entries: dict[str, list[str]], seeds: list[int], split: str) -> None:
-    """One process's share: starts, finetuning from each, judging."""
-    study = ROOT / "outputs" / "study"
-    trained(study / "pretrained", seeds, "experiment=digits_pretrain")
-    start = f'checkpoint="{study}/pretrained/seed${{seed}}"'
-    for name, settings in entries.items():
-        trained(study / stage / name, seeds, "experiment=digits_finetune", start, f"name={name}", *settings)
-    runs = ",".join(f"{study}/{stage}/{name}/seed{seed}" for name in entries for seed in seeds)
-    judged(f"[{runs}]", split, study / stage / f"part{seeds[0]}")
+    def work(self, seeds: list[int]) -> None:
+        """One process's share: starts, finetuning from each, judging."""
+        start = self.told.checkpoint
+        if start is None:
+            self.train(self.root / "pretrained", seeds, "experiment=digits_pretrain", "data.holdout=0.25")
+            start = f"{self.root}/pretrained/seed${{seed}}"
+        for name, settings in self.entries.items():
+            told = [f"experiment={self.told.data}_study", f'checkpoint="{start}"', f"name={name}", *settings]
+            self.train(self.folder / name, seeds, *told, *self.told.settings)
+        self.judge(seeds, f"part{seeds[0]}")
 
+    def train(self, folder: Path, seeds: list[int], *settings: str) -> None:
+        """The runs of those seeds that are not there yet, in one process."""
+        missing = [seed for seed in seeds if not (folder / f"seed{seed}" / "model.safetensors").exists()]
+        if missing:
+            told = f"seed={','.join(map(str, missing))}"
+            sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=seed${seed}"]
+            self.script("train.py", "-m", told, self.trainer, *QUIET, *settings, *sweep)
+            print(f"trained {folder.relative_to(ROOT)}, {told}", flush=True)
 
-def judged(runs: str, split: str, folder: Path) -> None:
-    where = [f"hydra.run.dir={folder}", "store=outputs/study/store", "device=cpu", "batch_size=360"]
-    script("evaluate.py", f"checkpoint={runs}", "suite=digits_study", f"split={split}", "tracking.wandb=off", *where)
+    def judge(self, seeds: list[int], name: str) -> None:
+        runs = ",".join(f"{self.folder}/{entry}/seed{seed}" for entry in self.entries for seed in seeds)
+        suite = [f"suite={self.told.data}_study", f"split={self.split}", "tracking.wandb=off", "batch_size=360"]
+        where = [f"hydra.run.dir={self.folder}/{name}", f"store={self.root}/store", self.device]
+        self.script("evaluate.py", f"checkpoint=[{runs}]", *suite, *where)
+
+    def script(self, name: str, *arguments: str) -> None:
+        log = self.root / "log.txt"
+        with open(log, "a") as file:
+            print("$ python", name, *arguments, file=file, flush=True)
+            done = subprocess.run([sys.executable, name, *arguments], cwd=ROOT, stdout=file, stderr=file, check=False)
+        if done.returncode:
+            raise SystemExit(f"error: python {name} failed; the end of {log} says why")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["choose", "confirm"])
+    parser.add_argument("settings", nargs="*", help="of every finetuning, as train.py takes them")
+    parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
+    parser.add_argument("--checkpoint", help="the run that all start from; digits pretrain their own")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args()
+    parser.add_argument("--entries", nargs="+", help="of the list, these alone")
+    told = parser.parse_args()
+    if told.data == "cifar10" and told.checkpoint is None:
+        raise SystemExit("error: --checkpoint is missing: name a run of experiment=cifar10_pretrain")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    study = ROOT / "outputs" / "study"
-    study.mkdir(parents=True, exist_ok=True)
-    if options.stage == "choose":
-        centre = {name: "" if told == "nullspace=epoch" else CENTRE for name, told in FACTORS.items()}
-        entries = {name: f"method=nullspace {centre[name]} {told}".split() for name, told in FACTORS.items()}
+    if told.stage == "choose":
+        centre = {name: "" if other == "nullspace=epoch" else CENTRE for name, other in FACTORS.items()}
+        entries = {name: f"method=nullspace {centre[name]} {other}".split() for name, other in FACTORS.items()}
         first, split = 0, "val"
     else:
-        entries = {name: [f"method={name}", *told.split()] for name, told in METHODS.items()}
+        entries = {name: f"method={name} {other}".split() for name, other in METHODS.items()}
         first, split = 100, "test"
-    for told in entries.values():  # the later one counts, and Hydra takes no setting twice
-        last = {word.split("=")[0]: word for word in told}
-        told[:] = last.values()
-    seeds = list(range(first, first + options.seeds))
-    parts = [part for number in range(options.processes) if (part := seeds[number :: options.processes])]
-    with ThreadPoolExecutor(options.processes) as pool:
-        list(pool.map(lambda part: work(options.stage, entries, part, split), parts))
-    runs = ",".join(f"{study}/{options.stage}/{name}/seed{seed}" for name in entries for seed in seeds)
-    judged(f"[{runs}]", split, study / options.stage / "results")
-    print((study / options.stage / "results" / "results.md").read_text())
+    if unknown := set(told.entries or ()) - set(entries):
+        raise SystemExit(f"error: --entries {min(unknown)}: choose among {', '.join(entries)}")
+    # The later one counts: Hydra takes no setting twice.
+    entries = {
+        name: list({word.split("=")[0]: word for word in words}.values())
+        for name, words in entries.items()
+        if told.entries is None or name in told.entries
+    }
+    Study(told, entries, split).run(list(range(first, first + told.seeds)))
 
 
 if __name__ == "__main__":

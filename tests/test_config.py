@@ -120,7 +120,7 @@ def test_what_is_wrong_is_said_in_one_line(override, line):
         ),
         (
             "suite=fast",
-            "suite=fast: no such choice; suite is one of attacks, cifar10, cifar10_c, corruptions,",
+            "suite=fast: no such choice; suite is one of attacks, cifar10, cifar10_c, cifar10_study,",
         ),
     ],
 )

@@ -17,6 +17,8 @@ noise that is scaled to it). Columns, each the median of the rounds, of the firs
 - naive: how many times faster than the naive step of the same K;
 - memory: the most that is allocated at once beyond what was there before, over that of the plain step.
 
+`--settings` hold for all steps, the plain one too, which a line tells of in seconds and MiB.
+
 Bars, for models other than micro on the CPU: ideal at most 1.05; naive at least 1.3 at K = 3; memory at most 2.1.
 """
 
@@ -83,10 +85,10 @@ class Naive(Method):
 class Bench:
     """One model, its batch and its optimiser."""
 
-    def __init__(self, name: str, device: str, compile: bool) -> None:
-        self.name, self.device = name, device
+    def __init__(self, name: str, device: str, settings: list[str]) -> None:
+        self.name, self.device, self.settings = name, device, settings
         torch.manual_seed(0)
-        self.vit = build(self.told("clean").model, num_classes=10, compile=compile).to(device).train()
+        self.vit = build(self.told("clean").model, num_classes=10).to(device).train()
         self.images = torch.rand(BATCH[name], *self.vit.data_config["input_size"], device=device)
         self.labels = torch.randint(10, (len(self.images),), device=device)
         self.optimizer = torch.optim.AdamW(self.vit.parameters(), lr=1e-5)
@@ -96,7 +98,7 @@ class Bench:
     def told(self, method: str) -> Any:
         with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
             fixed = [f"model={self.name}", "model.pretrained=false", "nullspace.eps=1e-9"]
-            return compose("train", [*fixed, *f"method={method}".split()])
+            return compose("train", [*fixed, *self.settings, *f"method={method}".split()])
 
     def method(self, settings: str) -> Method:
         if settings.startswith("naive"):
@@ -123,7 +125,7 @@ class Bench:
         """A forward and a gradient to the noise."""
         with self.vit.compiled(), frozen(self.vit):
             logits = self.vit(self.images, self.noise)
-        torch.autograd.grad((logits - self.target).norm(dim=-1).mean(), self.noise)
+            torch.autograd.grad((logits - self.target).norm(dim=-1).mean(), self.noise)
 
     def seconds(self, step: Step) -> float:
         start = time.perf_counter()
@@ -164,7 +166,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=BATCH, default=["micro", "vit_cifar"])
     parser.add_argument("--methods", nargs="+", default=METHODS, help="each as on the command line, after method=")
     parser.add_argument("--rounds", type=int, default=9, help="how often each step is timed, after two to warm up")
-    parser.add_argument("--compile", action="store_true", help="every step, the plain one too, by torch.compile")
+    parser.add_argument("--settings", nargs="+", default=[], help="of the model, such as model.compile=true")
     parser.add_argument("--check", action="store_true", help="exit 1 where a bar is missed")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -172,7 +174,7 @@ def main() -> None:
     print(f"{'model':9} {'batch':>5} {columns}   method, {device}")
     missed = []
     for name in options.models:
-        bench = Bench(name, device, options.compile)
+        bench = Bench(name, device, options.settings)
         methods = {settings: bench.method(settings) for settings in options.methods}
         for row in measured(bench, methods, options.rounds):
             print(row.shown(), flush=True)
@@ -239,6 +241,7 @@ def measured(bench: Bench, methods: dict[str, Method], rounds: int) -> list[Row]
                 if row.refinements in naive:
                     row.naive.append(naive[row.refinements] / time_taken)
     usual_memory = bench.memory(plain)
+    print(f"{bench.name}: a plain step takes {usual:.3f} s and {usual_memory / 2**20:.0f} MiB", *bench.settings)
     for row, step in zip(rows, steps, strict=True):
         row.memory = bench.memory(step) / usual_memory
     return rows

@@ -55,6 +55,8 @@ FACTORS = {
     "norm_held": "nullspace.norm=held",
     "warm": "nullspace.init=warm",
     "site_block_1": "nullspace.site=blocks.1",
+    "weight_0.5": "method.weight=0.5",
+    "weight_2": "method.weight=2",
     "consistency": "method.consistency=1 method.consistency_of=kl",
     "growth": "nullspace.floor=0 nullspace.growth=1.3",
     "paper": "nullspace=epoch",

@@ -26,6 +26,7 @@ class NoiseMethod(Method):
     Args:
         synthesis: the noise's scope, start, and how it is refined.
         share: of each batch, its first images, that is trained on with noise, too.
+        weight: of the loss under noise, that of the clean loss being 1.
 
     Attributes:
         found: the last refinement, where another goes on from it: the epoch's, or with `init=warm` the last batch's.
@@ -33,10 +34,11 @@ class NoiseMethod(Method):
 
     rms: Tensor
 
-    def __init__(self, synthesis: Synthesis, share: float) -> None:
+    def __init__(self, synthesis: Synthesis, share: float, weight: float) -> None:
         super().__init__()
         self.synthesis = synthesis
         self.share = share
+        self.weight = weight
         # rms(u) of the first batch: kept, so that a resumed run counts `limit` in the same unit. NaN: not measured.
         self.register_buffer("rms", torch.tensor(float("nan")))
         self.found: Refinement | None = None

@@ -14,12 +14,13 @@ from nsaug.vit import ViT
 
 
 class Nullspace(NoiseMethod):
-    """CE(f(u), y) + CE(f(u + v), y), v refined until it moves the predictions by less than ε.
+    """CE(f(u), y) + weight CE(f(u + v), y), v refined until it moves the predictions by less than ε.
 
     Args:
         synthesis: how v is found, anew for each batch or for each epoch.
         unreached: what becomes of an image whose noise did not get below ε: `keep` trains on it all the same, as the
             paper does; `drop` leaves its noisy terms out.
+        weight: of the noisy term; 1 in the paper.
         consistency: weight of a third term, how far v moves the answer; 0 in the paper, whose code holds it too.
         consistency_of: that distance: `logits`, ||f(u + v) - f(u)||² (the authors'), or `kl`, KL(f(u) || f(u + v)) of
             the probabilities.
@@ -36,8 +37,9 @@ class Nullspace(NoiseMethod):
         consistency: NonNegative = 0.0,
         consistency_of: Literal["logits", "kl"] = "logits",
         share: PositiveShare = 1.0,
+        weight: NonNegative = 1.0,
     ) -> None:
-        super().__init__(synthesis, share)
+        super().__init__(synthesis, share, weight)
         self.unreached = unreached
         self.consistency = consistency
         self.consistency_of = consistency_of
@@ -51,7 +53,7 @@ class Nullspace(NoiseMethod):
         noisy_logits = vit(images, found.noise, self.synthesis.site) if found.logits is None else found.logits
         counted = found.reached if self.unreached == "drop" else torch.ones_like(found.reached)
         noisy_loss = (F.cross_entropy(noisy_logits, targets, reduction="none") * counted).mean()
-        loss = clean_loss + noisy_loss
+        loss = clean_loss + self.weight * noisy_loss
         values |= {"clean_loss": clean_loss.detach(), "noisy_loss": noisy_loss.detach()} | described(found)
         if self.consistency:
             if self.consistency_of == "kl":

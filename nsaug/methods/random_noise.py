@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nsaug.methods.method import Loss, top1
 from nsaug.methods.noise import NoiseMethod
 from nsaug.nullspace import Synthesis, computes_as_eval, influence, match_influence, scaled
-from nsaug.settings import PositiveShare, validated
+from nsaug.settings import NonNegative, PositiveShare, validated
 from nsaug.vit import ViT, eval_mode
 
 SEARCH = 10
@@ -17,7 +17,7 @@ SEARCH = 10
 
 
 class RandomNoise(NoiseMethod):
-    """CE(f(u), y) + CE(f(u + v), y) for a random v of the synthesis's scope and initial distribution.
+    """CE(f(u), y) + weight CE(f(u + v), y) for a random v of the synthesis's scope and initial distribution.
 
     Args:
         synthesis: the nullspace noise that v is compared with.
@@ -25,6 +25,7 @@ class RandomNoise(NoiseMethod):
             random direction. `influence`: v is scaled until its influence is ε. `start`: v is the noise that the
             synthesis starts from, unrefined; by far the cheapest.
         share: of each batch's images that gets noise.
+        weight: of the noisy term.
     """
 
     @validated
@@ -33,8 +34,9 @@ class RandomNoise(NoiseMethod):
         synthesis: Synthesis,
         match: Literal["norm", "influence", "start"] = "norm",
         share: PositiveShare = 1.0,
+        weight: NonNegative = 1.0,
     ) -> None:
-        super().__init__(synthesis, share)
+        super().__init__(synthesis, share, weight)
         self.match = match
         self.name = "random_noise" if match == "norm" else f"random_noise_{match}"
         matching = {"norm": synthesis.cost(share) + share / 3, "influence": 1 + share * (3 + SEARCH) / 3}
@@ -55,7 +57,7 @@ class RandomNoise(NoiseMethod):
         }
         if computes_as_eval(vit):
             values["influence"] = influence(noisy_logits.detach(), clean_logits.detach()).mean()
-        return clean_loss + noisy_loss, values
+        return clean_loss + self.weight * noisy_loss, values
 
     def _matched(
         self, vit: ViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator

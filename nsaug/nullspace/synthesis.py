@@ -124,7 +124,8 @@ class Descent:
         self.settings = settings
         self.noise = start.requires_grad_()
         self.unit = unit
-        self.optimizer = torch.optim.AdamW([self.noise], lr=settings.lr, weight_decay=settings.weight_decay)
+        decay = settings.weight_decay
+        self.optimizer = torch.optim.AdamW([self.noise], lr=settings.lr, weight_decay=decay, fused=True)
         # Where growth may carry a noise beyond ε: the last one that was within, zero where none was.
         self._safe = torch.zeros_like(start) if settings.growth > 1 else None
 

@@ -44,18 +44,18 @@ def test_nullspace_is_the_sum_of_both_cross_entropies(vit, images, labels, unrea
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 3), (0.01, 1)])
-def test_noise_on_a_share_of_the_batch(vit, images, labels, share, count):
-    method = prepared(Nullspace(SYNTHESIS, share=share, consistency=0.3), vit, images)
+def test_weighted_noise_on_a_share_of_the_batch(vit, images, labels, share, count):
+    method = prepared(Nullspace(SYNTHESIS, share=share, consistency=0.3, weight=0.7), vit, images)
     loss, _ = method.loss(vit, images, labels, draws("cpu", 0))
     some, theirs = images[:count], labels[:count]
     found = SYNTHESIS.refine(vit, some, draws("cpu", 0), rms=method.rms)
     noisy, clean = vit(some, found.noise), vit(some)
-    expected = F.cross_entropy(vit(images), labels) + F.cross_entropy(noisy, theirs)
+    expected = F.cross_entropy(vit(images), labels) + 0.7 * F.cross_entropy(noisy, theirs)
     torch.testing.assert_close(loss, expected + 0.3 * (noisy - clean).square().sum(-1).mean())
-    random = prepared(RandomNoise(SYNTHESIS, match="start", share=share), vit, images)
+    random = prepared(RandomNoise(SYNTHESIS, match="start", share=share, weight=0.7), vit, images)
     loss, _ = random.loss(vit, images, labels, draws("cpu", 0))
     noisy = vit(some, SYNTHESIS.start(vit, some, draws("cpu", 0), random.rms))
-    torch.testing.assert_close(loss, F.cross_entropy(vit(images), labels) + F.cross_entropy(noisy, theirs))
+    torch.testing.assert_close(loss, F.cross_entropy(vit(images), labels) + 0.7 * F.cross_entropy(noisy, theirs))
 
 
 def test_the_unit_of_the_noise_is_measured_once_and_kept(vit, images):

@@ -2,14 +2,16 @@
 
     python benchmarks/study.py choose        settings of the noise, one factor at a time, on the validation images
     python benchmarks/study.py confirm       every method at its defaults, fresh seeds, on the test images (make study)
+    python benchmarks/study.py curves        over ε, limit and K, about the defaults, likewise
+    python benchmarks/study.py radius        how large nullspace noise gets on the models of confirm and curves
     python benchmarks/study.py confirm --data cifar10 --seeds 5 --checkpoint outputs/... data.root=/datasets/cifar10
 
 Digits: a plain model is pretrained for each seed, CIFAR-10: all start from the checkpoint. Each start is finetuned by
 every entry of a list with the same data and number of steps (`clean_same_compute`: as much compute as nullspace
 finetuning), and all are judged by suite=digits_study or cifar10_study. Further settings go to every finetuning, such as
 trainer.max_epochs=-1 trainer.max_steps=150 on a CPU. Two processes work side by side. What was trained or judged before
-is not repeated: a study that was stopped goes on. Tables, paired differences and the report are in
-outputs/study/digits/choose/results and the like.
+is not repeated: a study that was stopped goes on. Each stage ends with its summary.md, in outputs/study/digits/choose
+and the like; tables, all paired differences and the report are in results/ there.
 """
 
 import argparse
@@ -18,6 +20,9 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from omegaconf import OmegaConf
+from study_report import report
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["logger=csv", "logger.pictures=0", "trainer=cpu", "trainer.enable_progress_bar=false", "attacked_batches=0"]
@@ -35,16 +40,16 @@ METHODS = {
     "pgd": "",
     "trades": "",
 }
-CENTRE = "nullspace.limit=0.5 nullspace.eps=0.3 nullspace.floor=0.15 nullspace.lr=0.1 nullspace.steps=3"
+CENTRE = "nullspace.limit=0.5 nullspace.eps=0.3 nullspace.floor=0.5 nullspace.lr=0.1 nullspace.steps=3"
 FACTORS = {
     "clean": "method=clean",
     "centre": "",
     "scope_batch": "nullspace=batch",
     "floor_0": "nullspace.floor=0",
-    "floor_0.27": "nullspace.floor=0.27",
-    "eps_0.03": "nullspace.eps=0.03 nullspace.floor=0.015",
-    "eps_0.1": "nullspace.eps=0.1 nullspace.floor=0.05",
-    "eps_1": "nullspace.eps=1 nullspace.floor=0.5",
+    "floor_0.9": "nullspace.floor=0.9",
+    "eps_0.03": "nullspace.eps=0.03",
+    "eps_0.1": "nullspace.eps=0.1",
+    "eps_1": "nullspace.eps=1",
     "limit_0.25": "nullspace.limit=0.25",
     "limit_1": "nullspace.limit=1",
     "limit_3": "nullspace.limit=3",
@@ -66,6 +71,13 @@ FACTORS = {
     "random_start_limit_1": "method=random_noise method.match=start nullspace.limit=1",
     "random_start_limit_3": "method=random_noise method.match=start nullspace.limit=3",
 }
+CURVES = {
+    "eps": (0.01, 0.03, 0.1, 0.3, 0.6, 1.0),
+    "limit": (0.25, 0.5, 1.0, 3.0),
+    "steps": (1, 3, 10, 30),
+}
+RADIUS = ["suite=nullspace", *(f"~suite.benchmarks.{name}" for name in ("clean", "noise", "transfer", "exact"))]
+RADIUS += ["suite.eps=[0.03]", "suite.benchmarks.radius.noises=1", "suite.benchmarks.radius.limits=[1,2,4]"]
 
 
 class Study:
@@ -91,7 +103,6 @@ class Study:
         with ThreadPoolExecutor(processes) as pool:
             list(pool.map(self.work, parts))
         self.judge(seeds, "results")
-        print((self.folder / "results" / "results.md").read_text())
 
     def work(self, seeds: list[int]) -> None:
         """One process's share: starts, finetuning from each, judging."""
@@ -114,10 +125,20 @@ class Study:
             print(f"trained {folder.relative_to(ROOT)}, {told}", flush=True)
 
     def judge(self, seeds: list[int], name: str) -> None:
-        runs = ",".join(f"{self.folder}/{entry}/seed{seed}" for entry in self.entries for seed in seeds)
-        suite = [f"suite={self.told.data}_study", f"split={self.split}", "tracking.wandb=off", "batch_size=360"]
+        runs = [self.folder / entry / f"seed{seed}" for entry in self.entries for seed in seeds]
+        self.evaluate(runs, name, f"suite={self.told.data}_study", f"split={self.split}")
+
+    def radius(self) -> None:
+        """Of the models of two other stages, in place of any of its own."""
+        runs = [
+            file.parent for stage in ("confirm", "curves") for file in self.root.glob(f"{stage}/*/seed*/config.json")
+        ]
+        self.evaluate(sorted(runs), "results", *RADIUS)
+
+    def evaluate(self, runs: list[Path], name: str, *suite: str) -> None:
         where = [f"hydra.run.dir={self.folder}/{name}", f"store={self.root}/store", self.device]
-        self.script("evaluate.py", f"checkpoint=[{runs}]", *suite, *where)
+        told = [f"checkpoint=[{','.join(map(str, runs))}]", "tracking.wandb=off", "batch_size=360"]
+        self.script("evaluate.py", *told, *suite, *where)
 
     def script(self, name: str, *arguments: str) -> None:
         log = self.root / "log.txt"
@@ -128,35 +149,47 @@ class Study:
             raise SystemExit(f"error: python {name} failed; the end of {log} says why")
 
 
+def entries_of(stage: str) -> dict[str, list[str]]:
+    """By name, the settings of a stage's finetunings."""
+    if stage == "choose":
+        centre = {name: "" if other == "nullspace=epoch" else CENTRE for name, other in FACTORS.items()}
+        told = {name: f"method=nullspace {centre[name]} {other}" for name, other in FACTORS.items()}
+    elif stage == "confirm":
+        told = {name: f"method={name} {other}" for name, other in METHODS.items()}
+    else:
+        default = OmegaConf.load(ROOT / "conf" / "nullspace" / "sample.yaml")
+        told = {"clean": "method=clean", "nullspace": "method=nullspace"}
+        for key, values in CURVES.items():
+            others = [value for value in values if value != default[key]]
+            told |= {f"{key}_{value:g}": f"method=nullspace nullspace.{key}={value:g}" for value in others}
+    # The later one counts: Hydra takes no setting twice.
+    return {name: list({word.split("=")[0]: word for word in words.split()}.values()) for name, words in told.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["choose", "confirm"])
+    parser.add_argument("stage", choices=["choose", "confirm", "curves", "radius"])
     parser.add_argument("settings", nargs="*", help="of every finetuning, as train.py takes them")
     parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
     parser.add_argument("--checkpoint", help="the run that all start from; digits pretrain their own")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--entries", nargs="+", help="of the list, these alone")
+    parser.add_argument("--entries", nargs="+", help="of the stage's, these alone")
     told = parser.parse_args()
-    if told.data == "cifar10" and told.checkpoint is None:
+    if told.data == "cifar10" and told.checkpoint is None and told.stage != "radius":
         raise SystemExit("error: --checkpoint is missing: name a run of experiment=cifar10_pretrain")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if told.stage == "choose":
-        centre = {name: "" if other == "nullspace=epoch" else CENTRE for name, other in FACTORS.items()}
-        entries = {name: f"method=nullspace {centre[name]} {other}".split() for name, other in FACTORS.items()}
-        first, split = 0, "val"
+    if told.stage == "radius":
+        study = Study(told, {}, "test")
+        study.radius()
     else:
-        entries = {name: f"method={name} {other}".split() for name, other in METHODS.items()}
-        first, split = 100, "test"
-    if unknown := set(told.entries or ()) - set(entries):
-        raise SystemExit(f"error: --entries {min(unknown)}: choose among {', '.join(entries)}")
-    # The later one counts: Hydra takes no setting twice.
-    entries = {
-        name: list({word.split("=")[0]: word for word in words}.values())
-        for name, words in entries.items()
-        if told.entries is None or name in told.entries
-    }
-    Study(told, entries, split).run(list(range(first, first + told.seeds)))
+        entries = entries_of(told.stage)
+        if unknown := set(told.entries or ()) - set(entries):
+            raise SystemExit(f"error: --entries {min(unknown)}: choose among {', '.join(entries)}")
+        first, split = (0, "val") if told.stage == "choose" else (100, "test")
+        study = Study(told, {name: entries[name] for name in told.entries or entries}, split)
+        study.run(list(range(first, first + told.seeds)))
+    print(report(study.folder))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ METHODS = {
     "nullspace_epoch": ["method=nullspace", "nullspace=epoch"],
     "nullspace_variants": [
         "method=nullspace", "nullspace.site=blocks.1", "nullspace.norm=held", "nullspace.init=warm",
-        "nullspace.growth=1.2", "nullspace.floor=1e-7", "method.consistency=0.5",
+        "nullspace.growth=1.2", "nullspace.floor=0.1", "method.consistency=0.5",
     ],
     "random_noise": [],
     "random_noise_batch": ["method=random_noise", "nullspace=batch"],

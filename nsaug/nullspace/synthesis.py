@@ -75,12 +75,13 @@ class Synthesis:
     growth: Annotated[Number, Field(ge=1)] = 1.0
     """What an update scales noise by that is below ε; 1: it is left as it is. The last update takes noise that is not
     below ε back to where it last was."""
-    floor: NonNegative = 0.0
-    """Noise with an influence below it is moved up, by the same gradient; 0: nothing is."""
+    floor: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Noise with an influence below this share of ε is moved up, by the same gradient; 0: nothing is."""
 
-    def __post_init__(self) -> None:
-        if self.floor >= self.eps:
-            raise ValueError(f"floor={self.floor:g} has to be below eps={self.eps:g}")
+    @property
+    def lowest(self) -> float:
+        """The influence below which noise is moved up, as `eps` is the one below which it is not moved down."""
+        return self.floor * self.eps
 
     def cost(self, share: float = 1.0) -> float:
         """What a training step costs at most that has such noise on a share of its images; see `Method.cost`."""
@@ -136,7 +137,7 @@ class Descent:
 
     def within(self, influence: Tensor) -> Tensor:
         """Which noises, by their influence (M,), have nothing to be mended."""
-        return (influence >= self.settings.floor) & (influence < self.settings.eps)
+        return (influence >= self.settings.lowest) & (influence < self.settings.eps)
 
     def update(
         self,
@@ -158,7 +159,7 @@ class Descent:
         before = self.noise.detach().clone()
         with torch.enable_grad():
             # Summed, so that no noise's step depends on how many there are.
-            objective = torch.where(influence < self.settings.floor, -distance, distance).sum()
+            objective = torch.where(influence < self.settings.lowest, -distance, distance).sum()
         # Not backward(): it would fill the parameters' .grad, which the outer step accumulates into.
         self.noise.grad = averaged(torch.autograd.grad(objective, self.noise)[0])
         self.optimizer.step()

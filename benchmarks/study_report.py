@@ -51,7 +51,7 @@ def summary(table: pd.DataFrame) -> str:
     """A line for each entry, best first, and how it differs from plain finetuning."""
     names = table["score"].groupby("name").mean().sort_values(ascending=False).index
     lines = [
-        f"top-1 in %; {len(table.loc['clean'])} seeds; in brackets 95 % intervals over seeds (t), of differences paired",
+        f"top-1 in %, {len(table.loc['clean'])} seeds; in brackets 95 % intervals over seeds (t) of paired differences",
         "",
         f"| | {' | '.join(COLUMNS.values())} | score - clean's | clean images - clean's |",
         f"|---|{'---:|' * (len(COLUMNS) + 2)}",

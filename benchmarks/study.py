@@ -91,7 +91,7 @@ class Study:
 
     def __init__(self, told: argparse.Namespace, entries: dict[str, list[str]], split: str) -> None:
         self.told, self.entries, self.split = told, entries, split
-        self.root = ROOT / "outputs" / "study" / told.data
+        self.root = Path("outputs", "study", told.data).absolute()
         self.folder = self.root / told.stage
         self.folder.mkdir(parents=True, exist_ok=True)
         small = told.data == "digits"  # a GPU is slower at it
@@ -122,7 +122,7 @@ class Study:
             told = f"seed={','.join(map(str, missing))}"
             sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=seed${seed}"]
             self.script("train.py", "-m", told, self.trainer, *QUIET, *settings, *sweep)
-            print(f"trained {folder.relative_to(ROOT)}, {told}", flush=True)
+            print(f"trained {folder.relative_to(self.root)}, {told}", flush=True)
 
     def judge(self, seeds: list[int], name: str) -> None:
         runs = [self.folder / entry / f"seed{seed}" for entry in self.entries for seed in seeds]
@@ -144,7 +144,7 @@ class Study:
         log = self.root / "log.txt"
         with open(log, "a") as file:
             print("$ python", name, *arguments, file=file, flush=True)
-            done = subprocess.run([sys.executable, name, *arguments], cwd=ROOT, stdout=file, stderr=file, check=False)
+            done = subprocess.run([sys.executable, str(ROOT / name), *arguments], stdout=file, stderr=file, check=False)
         if done.returncode:
             raise SystemExit(f"error: python {name} failed; the end of {log} says why")
 

@@ -158,19 +158,22 @@ def training(folder: Path, names: list[str], path: Path) -> None:
 
 
 def rank_correlation(both: pd.DataFrame, x: str, y: str) -> tuple[Interval, Interval]:
-    """Spearman's coefficient over all runs, its interval by resampling seeds; and over entries, the mean of the seeds.
+    """Spearman's coefficient over all runs, and over entries alone, the mean of the seeds.
 
-    Runs of one seed have one start, so that they are drawn together.
+    The runs of a seed have one start, so that seeds are what varies: the first interval is the jackknife's, leaving
+    out one seed at a time (Efron & Tibshirani, An Introduction to the Bootstrap, chapter 11), the second Student's t.
     """
-    by_seed = [own for _, own in both.groupby("seed")]
-    rng = np.random.default_rng(0)
-    samples = []
-    for _ in range(1000):
-        drawn = pd.concat([by_seed[place] for place in rng.integers(len(by_seed), size=len(by_seed))])
-        samples.append(spearmanr(drawn[x], drawn[y]).statistic)
-    low, high = np.quantile(samples, [0.025, 0.975])
-    pooled = Interval(float(spearmanr(both[x], both[y]).statistic), float(low), float(high))
-    return pooled, over_seeds(np.array([spearmanr(own[x], own[y]).statistic for own in by_seed]))
+
+    def coefficient(own: pd.DataFrame) -> float:
+        return float(spearmanr(own[x], own[y]).statistic)
+
+    seeds = both["seed"].unique()
+    pooled, count = coefficient(both), len(seeds)
+    left_out = np.array([coefficient(both[both["seed"] != seed]) for seed in seeds])
+    spread = over_seeds(count * pooled - (count - 1) * left_out)
+    half = spread.high - spread.value
+    around = Interval(pooled, max(-1.0, pooled - half), min(1.0, pooled + half))
+    return around, over_seeds(np.array([coefficient(own) for _, own in both.groupby("seed")]))
 
 
 def radius(folder: Path, tables: list[pd.DataFrame]) -> str:

@@ -1,0 +1,122 @@
+"""benchmarks/study.py: what it says of known results, and one small study from start to end."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import study_report
+
+    return study_report
+
+
+def results(folder, scores):
+    """results.csv of runs with these scores, in points, by name and seed; 90 on clean images, score ± 10 otherwise."""
+    rows = []
+    for name, values in scores.items():
+        for seed, value in enumerate(values):
+            told = {"name": name, "seed": seed, "metric": "top1", "over": "images"}
+            rows += [
+                told | {"benchmark": "clean", "value": 0.9},
+                told | {"benchmark": "pgd", "strength": 0.01, "value": value / 100 - 0.12},
+                told | {"benchmark": "pgd", "strength": 0.02, "value": value / 100 - 0.08},
+                told | {"benchmark": "fog", "strength": 1, "value": value / 100 + 0.15},
+                told | {"benchmark": "snow", "strength": 1, "value": value / 100 + 0.05},
+                told | {"benchmark": "score", "metric": "score", "value": value / 100},
+                told | {"benchmark": "fog", "strength": 1, "metric": "nll", "value": 3.0},
+            ]
+    (folder / "results").mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(folder / "results" / "results.csv", index=False)
+
+
+def test_differences_are_paired_by_seed(report, tmp_path):
+    """Seeds differ by far more than methods do: only pairs show it. Intervals by hand: mean ± t(0.975, 2) s / √3."""
+    folder = tmp_path / "confirm"
+    results(folder, {"clean": [40, 60, 50], "nullspace": [42, 61, 53], "pgd": [45, 65, 40]})
+    text = report.report(folder)
+    half = 4.302653 * 1.0 / 3**0.5
+    assert "| nullspace | 90.0 | 42.0 | 62.0 | 52.0 |" in text
+    assert f"| +2.0 ({2 - half:+.1f} to {2 + half:+.1f}) | +0.0 (+0.0 to +0.0) |" in text
+    assert "| better than plain finetuning | score | nullspace - clean | +2.0 (-0.5 to +4.5) | within chance |" in text
+    assert "| as robust as adversarial training | score | nullspace - pgd | +2.0" in text
+    assert text == (folder / "summary.md").read_text()
+    apart = report.difference(report.runs(folder), "nullspace", "clean", "pgd")
+    assert apart.value == pytest.approx(2)
+
+
+def test_a_lasting_difference_is_named(report, tmp_path):
+    results(tmp_path / "confirm", {"clean": [40, 60, 50], "nullspace": [43, 63.1, 53.2], "pgd": [50, 70.3, 60.1]})
+    text = report.report(tmp_path / "confirm")
+    assert "nullspace - clean | +3.1 (+2.9 to +3.3) | higher |" in text
+    assert "nullspace - pgd | -7.0" in text
+    assert "| lower |" in text
+
+
+def test_curves_hold_the_default_in_its_place(report, tmp_path):
+    names = ["clean", "nullspace", "eps_0.001", "eps_1.5", "limit_9", "steps_30"]
+    results(tmp_path / "curves", {name: [50 + place, 60 + place] for place, name in enumerate(names)})
+    for name in names:
+        for seed in (0, 1):
+            (tmp_path / "curves" / name / f"seed{seed}").mkdir(parents=True)
+            columns = ["train/influence", "train/influence_before", "train/noise_rms", "train/noise_rms_before"]
+            log = pd.DataFrame({"step": [9, 19], **{column: [0.1, 0.2] for column in columns}})
+            log.to_csv(tmp_path / "curves" / name / f"seed{seed}" / "metrics.csv", index=False)
+    table = report.runs(tmp_path / "curves")
+    assert [name for _, name in report.swept(table, "eps")] == ["eps_0.001", "nullspace", "eps_1.5"]
+    assert "eps_1.5 - nullspace | +2.0 (+2.0 to +2.0)" in report.report(tmp_path / "curves")
+    assert {file.name for file in (tmp_path / "curves").glob("*.png")} == {"curves.png", "training.png"}
+
+
+def test_rank_correlation_within_seeds_and_over_all(report):
+    """Within each seed the order is perfect, between them reversed."""
+    seeds = np.repeat(np.arange(6), 4)
+    x = np.tile(np.arange(4.0), 6) - 10 * seeds
+    both = pd.DataFrame({"seed": seeds, "x": x, "y": np.tile([1.0, 2.0, 4.0, 8.0], 6) + 100 * seeds})
+    pooled, within = report.rank_correlation(both, "x", "y")
+    assert within.value == pytest.approx(1)
+    assert pooled.value < -0.8
+
+
+def test_the_interval_of_a_rank_correlation_covers_it(report):
+    """Of 150 simulated studies whose seeds differ: 95 % of the intervals, give or take 3.5 standard errors."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(150):
+        seeds = np.repeat(np.arange(10), 8)
+        shift = rng.normal(size=10)[seeds]
+        x = rng.normal(size=80) + shift
+        both = pd.DataFrame({"seed": seeds, "x": x, "y": 0.5 * x + rng.normal(size=80) - 0.5 * shift})
+        found.append(report.rank_correlation(both, "x", "y")[0])
+    truth = np.mean([each.value for each in found])
+    assert 0.88 < np.mean([each.low < truth < each.high for each in found]) < 1
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_where_it_was_stopped(tmp_path):
+    def study(*arguments):
+        command = [sys.executable, str(BENCHMARKS / "study.py"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    told = ["confirm", "--seeds", "2", "--entries", "clean", "nullspace"]
+    done = study(*told, "trainer.max_steps=3")
+    assert done.returncode == 0, done.stderr + (tmp_path / "outputs/study/digits/log.txt").read_text()[-2000:]
+    assert "| better than plain finetuning | score | nullspace - clean |" in done.stdout
+    assert done.stdout.count("trained ") == 6, "for each of two processes a start and two methods"
+    again = study(*told, "trainer.max_steps=3")
+    assert "trained" not in again.stdout
+    assert again.stdout[again.stdout.index("top-1") :] == done.stdout[done.stdout.index("top-1") :]
+    found = study("radius")
+    assert "Spearman's rank correlation" in found.stdout, found.stderr
+    wrong = study("confirm", "--entries", "nothing")
+    assert wrong.stderr.startswith("error: --entries nothing: choose among clean, ")
+    failed = study("confirm", "--seeds", "1", "--entries", "pgd", "method.attack.num_step=3")
+    assert failed.returncode == 1
+    assert "the end of" in failed.stderr

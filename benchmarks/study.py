@@ -70,7 +70,15 @@ FACTORS = {
     "random_start": "method=random_noise method.match=start",
     "random_start_limit_1": "method=random_noise method.match=start nullspace.limit=1",
     "random_start_limit_3": "method=random_noise method.match=start nullspace.limit=3",
+    "pgd": "method=pgd",
+    "pgd_half": "method=pgd attack.eps={half}",
+    "pgd_double": "method=pgd attack.eps={double}",
+    "trades": "method=trades",
+    "trades_half": "method=trades attack.eps={half}",
+    "trades_double": "method=trades attack.eps={double}",
 }
+RADII = {"digits": {"half": "4/255", "double": "16/255"}, "cifar10": {"half": "0.5/255", "double": "2/255"}}
+"""Of attacks in training, beside that of conf/experiment."""
 CURVES = {
     "eps": (0.01, 0.03, 0.1, 0.3, 0.6, 1.0),
     "limit": (0.25, 0.5, 1.0, 3.0),
@@ -149,11 +157,13 @@ class Study:
             raise SystemExit(f"error: python {name} failed; the end of {log} says why")
 
 
-def entries_of(stage: str) -> dict[str, list[str]]:
+def entries_of(stage: str, data: str) -> dict[str, list[str]]:
     """By name, the settings of a stage's finetunings."""
     if stage == "choose":
-        centre = {name: "" if other == "nullspace=epoch" else CENTRE for name, other in FACTORS.items()}
-        told = {name: f"method=nullspace {centre[name]} {other}" for name, other in FACTORS.items()}
+        told = {}
+        for name, other in FACTORS.items():
+            centre = "" if other == "nullspace=epoch" else CENTRE
+            told[name] = f"method=nullspace {centre} {other}".format(**RADII[data])
     elif stage == "confirm":
         told = {name: f"method={name} {other}" for name, other in METHODS.items()}
     else:
@@ -183,7 +193,7 @@ def main() -> None:
         study = Study(told, {}, "test")
         study.radius()
     else:
-        entries = entries_of(told.stage)
+        entries = entries_of(told.stage, told.data)
         if unknown := set(told.entries or ()) - set(entries):
             raise SystemExit(f"error: --entries {min(unknown)}: choose among {', '.join(entries)}")
         first, split = (0, "val") if told.stage == "choose" else (100, "test")

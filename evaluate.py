@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
         run_suite,
     )
     from nsaug.evaluation.report import write_report
-    from nsaug.evaluation.table import COLUMNS, grouped, rows_across, rows_of, write
+    from nsaug.evaluation.table import COLUMNS, append, grouped, rows_across, rows_of
     from nsaug.evaluation.views import caption, remark_lines, terminal_tables
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -120,8 +120,9 @@ def main(cfg: DictConfig) -> None:
             advance,
         ):
             outcomes.append(outcome)
-            rows += rows_of(outcome)
-            write(pd.DataFrame(rows, columns=COLUMNS), folder / "results.csv")
+            found = rows_of(outcome)
+            append(pd.DataFrame(found, columns=COLUMNS), folder / "results.csv", new=not rows)
+            rows += found
     failed = sum(outcome.result is None for outcome in outcomes)
     if failed < len(outcomes):
         table = pd.DataFrame(rows + rows_across(outcomes, score, errors), columns=COLUMNS)

@@ -238,6 +238,11 @@ def _by_subject(outcomes: list[Outcome]) -> list[tuple[Any, list[Outcome]]]:
     return [(own[0].subject, own) for own in found.values()]
 
 
+def append(frame: pd.DataFrame, path: Path, new: bool) -> None:
+    """Adds rows to a table that grows, or begins it; `write` replaces it in the end."""
+    frame.to_csv(path, index=False, header=new, mode="w" if new else "a")
+
+
 def write(frame: pd.DataFrame, path: Path) -> None:
     """A table as CSV."""
     with written_whole(path) as draft:

@@ -55,6 +55,8 @@ FACTORS = {
     "limit_3": "nullspace.limit=3",
     "lr_0.3": "nullspace.lr=0.3",
     "limit_0.25_lr_0.3": "nullspace.limit=0.25 nullspace.lr=0.3",
+    "eps_0.03_limit_0.25": "nullspace.eps=0.03 nullspace.limit=0.25",
+    "eps_0.03_limit_0.25_steps_1": "nullspace.eps=0.03 nullspace.limit=0.25 nullspace.steps=1",
     "steps_1": "nullspace.steps=1",
     "steps_10": "nullspace.steps=10",
     "norm_held": "nullspace.norm=held",

@@ -35,7 +35,7 @@ METHODS = {
     "nullspace_paper": "method=nullspace nullspace=epoch",
     "random_noise": "",
     "random_noise_influence": "method=random_noise method.match=influence",
-    "random_noise_start": "method=random_noise method.match=start",
+    "random_noise_start": "method=random_noise method.match=start nullspace.limit=1",  # its best one
     "fgsm_rs": "",
     "pgd": "",
     "trades": "",

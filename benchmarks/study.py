@@ -9,7 +9,7 @@
 Digits: a plain model is pretrained for each seed, CIFAR-10: all start from the checkpoint. Each start is finetuned by
 every entry of a list with the same data and number of steps (`clean_same_compute`: as much compute as nullspace
 finetuning), and all are judged by suite=digits_study or cifar10_study. Further settings go to every finetuning, such as
-trainer.max_epochs=-1 trainer.max_steps=150 on a CPU. Two processes work side by side. What was trained or judged before
+trainer.max_epochs=-1 trainer.max_steps=150 on a CPU, or to the suite, such as suite.max_images=500. Two processes work side by side. What was trained or judged before
 is not repeated: a study that was stopped goes on. Each stage ends with its summary.md, in outputs/study/digits/choose
 and the like; tables, all paired differences and the report are in results/ there.
 """
@@ -104,6 +104,8 @@ class Study:
         self.root = Path("outputs", "study", told.data).absolute()
         self.folder = self.root / told.stage
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.suite = [setting for setting in told.settings if setting.startswith("suite.")]
+        self.settings = [setting for setting in told.settings if setting not in self.suite]
         small = told.data == "digits"  # a GPU is slower at it
         self.trainer, self.device = ("trainer=cpu", "device=cpu") if small else ("trainer=auto", "device=auto")
 
@@ -122,7 +124,7 @@ class Study:
             start = f"{self.root}/pretrained/seed${{seed}}"
         for name, settings in self.entries.items():
             told = [f"experiment={self.told.data}_study", f'checkpoint="{start}"', f"name={name}", *settings]
-            self.train(self.folder / name, seeds, *told, *self.told.settings)
+            self.train(self.folder / name, seeds, *told, *self.settings)
         self.judge(seeds, f"part{seeds[0]}")
 
     def train(self, folder: Path, seeds: list[int], *settings: str) -> None:
@@ -136,7 +138,7 @@ class Study:
 
     def judge(self, seeds: list[int], name: str) -> None:
         runs = [self.folder / entry / f"seed{seed}" for entry in self.entries for seed in seeds]
-        self.evaluate(runs, name, f"suite={self.told.data}_study", f"split={self.split}")
+        self.evaluate(runs, name, f"suite={self.told.data}_study", f"split={self.split}", *self.suite)
 
     def radius(self) -> None:
         """Of the models of two other stages, in place of any of its own."""
@@ -181,7 +183,7 @@ def entries_of(stage: str, data: str) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["choose", "confirm", "curves", "radius"])
-    parser.add_argument("settings", nargs="*", help="of every finetuning, as train.py takes them")
+    parser.add_argument("settings", nargs="*", help="of every finetuning, as train.py takes them, or suite.*")
     parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
     parser.add_argument("--checkpoint", help="the run that all start from; digits pretrain their own")
     parser.add_argument("--seeds", type=int, default=10)

@@ -103,7 +103,8 @@ def main(cfg: DictConfig) -> None:
 
     if len(subjects) == 1:  # a mistake of one among many costs its own results alone
         only = opened(subjects[0])
-    outcomes, rows = [], []
+    outcomes = []
+    rows: list[dict[str, Any]] = []
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=work)

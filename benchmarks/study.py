@@ -9,9 +9,10 @@
 Digits: a plain model is pretrained for each seed, CIFAR-10: all start from the checkpoint. Each start is finetuned by
 every entry of a list with the same data and number of steps (`clean_same_compute`: as much compute as nullspace
 finetuning), and all are judged by suite=digits_study or cifar10_study. Further settings go to every finetuning, such as
-trainer.max_epochs=-1 trainer.max_steps=150 on a CPU, or to the suite, such as suite.max_images=500. Two processes work side by side. What was trained or judged before
-is not repeated: a study that was stopped goes on. Each stage ends with its summary.md, in outputs/study/digits/choose
-and the like; tables, all paired differences and the report are in results/ there.
+trainer.max_epochs=-1 trainer.max_steps=150 on a CPU, or to the suite, such as suite.max_images=500. Two processes work
+side by side. What was trained or judged before is not repeated: a study that was stopped goes on. Each stage ends with
+its summary.md, in outputs/study/digits/choose and the like; tables, all paired differences and the report are in
+results/ there.
 """
 
 import argparse

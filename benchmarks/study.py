@@ -38,7 +38,7 @@ METHODS = {
     "random_noise_influence": "method=random_noise method.match=influence",
     "random_noise_start": "method=random_noise method.match=start nullspace.limit=1",  # its best one
     "fgsm_rs": "",
-    "pgd": "",
+    "pgd": "method=pgd attack.eps={best}",
     "trades": "",
 }
 CENTRE = "nullspace.limit=0.5 nullspace.eps=0.3 nullspace.floor=0.5 nullspace.lr=0.1 nullspace.steps=3"
@@ -80,8 +80,11 @@ FACTORS = {
     "trades_half": "method=trades attack.eps={half}",
     "trades_double": "method=trades attack.eps={double}",
 }
-RADII = {"digits": {"half": "4/255", "double": "16/255"}, "cifar10": {"half": "0.5/255", "double": "2/255"}}
-"""Of attacks in training, beside that of conf/experiment."""
+RADII = {
+    "digits": {"half": "4/255", "double": "16/255", "best": "16/255"},
+    "cifar10": {"half": "0.5/255", "double": "2/255", "best": "1/255"},
+}
+"""Of PGD in training: beside that of conf/experiment, and the best of the three on the validation images."""
 CURVES = {
     "eps": (0.01, 0.03, 0.1, 0.3, 0.6, 1.0),
     "limit": (0.25, 0.5, 1.0, 3.0),
@@ -170,7 +173,7 @@ def entries_of(stage: str, data: str) -> dict[str, list[str]]:
             centre = "" if other == "nullspace=epoch" else CENTRE
             told[name] = f"method=nullspace {centre} {other}".format(**RADII[data])
     elif stage == "confirm":
-        told = {name: f"method={name} {other}" for name, other in METHODS.items()}
+        told = {name: f"method={name} {other}".format(**RADII[data]) for name, other in METHODS.items()}
     else:
         default = OmegaConf.load(ROOT / "conf" / "nullspace" / "sample.yaml")
         told = {"clean": "method=clean", "nullspace": "method=nullspace"}

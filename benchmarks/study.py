@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from study_report import report
+from study_report import finished, report
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["logger=csv", "logger.pictures=0", "trainer=cpu", "trainer.enable_progress_bar=false", "attacked_batches=0"]
@@ -145,11 +145,11 @@ class Study:
         self.evaluate(runs, name, f"suite={self.told.data}_study", f"split={self.split}", *self.suite)
 
     def radius(self) -> None:
-        """Of the models of two other stages, in place of any of its own."""
-        runs = [
-            file.parent for stage in ("confirm", "curves") for file in self.root.glob(f"{stage}/*/seed*/config.json")
-        ]
-        self.evaluate(sorted(runs), "results", *RADIUS)
+        """Of the models of the stages that are done, in place of any of its own."""
+        found = [run.parent for folder in finished(self.root) for run in folder.glob("*/seed*/config.json")]
+        if not found:
+            raise SystemExit("error: radius is of the models of confirm and curves: run one of them first")
+        self.evaluate(sorted(found), "results", *RADIUS)
 
     def evaluate(self, runs: list[Path], name: str, *suite: str) -> None:
         where = [f"hydra.run.dir={self.folder}/{name}", f"store={self.root}/store", self.device]
@@ -192,8 +192,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="the run that all start from; digits pretrain their own")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--entries", nargs="+", help="of the stage's, these alone")
-    told = parser.parse_args()
+    parser.add_argument(
+        "--entries", type=lambda text: text.split(","), help="of the stage's, these alone: clean,nullspace"
+    )
+    told = parser.parse_intermixed_args()
     if told.data == "cifar10" and told.checkpoint is None and told.stage != "radius":
         raise SystemExit("error: --checkpoint is missing: name a run of experiment=cifar10_pretrain")
     os.environ.setdefault("OMP_NUM_THREADS", "1")

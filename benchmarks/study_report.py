@@ -38,6 +38,12 @@ def runs(folder: Path) -> pd.DataFrame:
     return 100 * rows.pivot_table(index=["name", "seed"], columns="kind", values="value", sort=False)[list(COLUMNS)]
 
 
+def finished(root: Path) -> list[Path]:
+    """The folders of those stages whose models were judged on test images."""
+    stages = (root / "confirm", root / "curves")
+    return [folder for folder in stages if (folder / "results" / "results.csv").exists()]
+
+
 def difference(table: pd.DataFrame, name: str, other: str, column: str) -> Interval:
     """How many points one entry lies above another, seed by seed."""
     return over_seeds((table.loc[name, column] - table.loc[other, column]).dropna().to_numpy())
@@ -211,7 +217,7 @@ def radius(folder: Path, tables: list[pd.DataFrame]) -> str:
 def report(folder: Path) -> str:
     """Writes what there is to say of a stage into its folder, and returns summary.md's text."""
     if folder.name == "radius":
-        parts = [radius(folder, [runs(other) for other in (folder.parent / "confirm", folder.parent / "curves")])]
+        parts = [radius(folder, [runs(other) for other in finished(folder.parent)])]
     else:
         table = runs(folder)
         parts = [summary(table)]

@@ -113,7 +113,19 @@ class Study:
         small = told.data == "digits"  # a GPU is slower at it
         self.trainer, self.device = ("trainer=cpu", "device=cpu") if small else ("trainer=auto", "device=auto")
 
+    def check_settings(self) -> None:
+        """Refuses to go on with an entry whose runs so far had other settings, and notes those that it has now."""
+        for name, settings in self.entries.items():
+            noted, now = self.folder / name / "settings.txt", "\n".join([*settings, *self.settings])
+            if noted.exists() and noted.read_text() != now:
+                raise SystemExit(
+                    f"error: {noted.parent} was trained with other settings: type those again, or remove it"
+                )
+            noted.parent.mkdir(exist_ok=True)
+            noted.write_text(now)
+
     def run(self, seeds: list[int]) -> None:
+        self.check_settings()
         processes = self.told.processes
         parts = [part for number in range(processes) if (part := seeds[number::processes])]
         with ThreadPoolExecutor(processes) as pool:

@@ -116,6 +116,9 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     assert again.stdout[again.stdout.index("top-1") :] == done.stdout[done.stdout.index("top-1") :]
     found = study("radius")
     assert "Spearman's rank correlation" in found.stdout, found.stderr
+    other = study(*told, "trainer.max_steps=4")
+    assert other.returncode == 1
+    assert "was trained with other settings: type those again" in other.stderr
     wrong = study("confirm", "--entries", "nothing")
     assert wrong.stderr.startswith("error: --entries nothing: choose among clean, ")
     failed = study("confirm", "--seeds", "1", "--entries", "pgd", "method.attack.num_step=3")

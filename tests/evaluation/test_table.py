@@ -10,7 +10,7 @@ from scipy import stats
 
 from nsaug.evaluation import Benchmark, Entry, Outcome, Score
 from nsaug.evaluation.plots import overview
-from nsaug.evaluation.table import COLUMNS, compared, grouped, tabulate, write
+from nsaug.evaluation.table import COLUMNS, append, compared, grouped, tabulate, write
 from nsaug.evaluation.views import Place, caption, markdown, terminal_tables
 from nsaug.settings import NsaugError
 from tests.evaluation.conftest import ATTACKED, CLEAN, EPS, outcome, subject
@@ -23,6 +23,15 @@ def of(frame, **where):
         frame = frame[frame[key] == value]
     (row,) = frame.to_dict("records")
     return row
+
+
+def test_a_table_that_grows_is_the_whole_one(outcomes, tmp_path):
+    rows = tabulate(outcomes, SCORE)
+    (tmp_path / "grown.csv").write_text("what an earlier run left\n")
+    for start in range(0, len(rows), 7):
+        append(rows[start : start + 7], tmp_path / "grown.csv", new=start == 0)
+    write(rows, tmp_path / "whole.csv")
+    assert (tmp_path / "grown.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
 def test_a_row_for_each_number(outcomes):

@@ -5,22 +5,24 @@
     python benchmarks/study.py curves        over ε, limit and K, about the defaults, likewise
     python benchmarks/study.py radius        how large nullspace noise gets on the models of confirm and curves
     python benchmarks/study.py confirm --data cifar10 --seeds 5 --checkpoint outputs/... data.root=/datasets/cifar10
+    python benchmarks/study.py confirm --data cifar10 --small ...      for a CPU: 150 steps, 500 images, see SMALL
 
 Digits: a plain model is pretrained for each seed, CIFAR-10: all start from the checkpoint. Each start is finetuned by
 every entry of a list with the same data and number of steps (`clean_same_compute`: as much compute as nullspace
-finetuning), and all are judged by suite=digits_study or cifar10_study. Further settings go to every finetuning, such as
-trainer.max_epochs=-1 trainer.max_steps=150 on a CPU, or to the suite, such as suite.max_images=500. Two processes work
-side by side. What was trained or judged before is not repeated: a study that was stopped goes on. Each stage ends with
-its summary.md, in outputs/study/digits/choose and the like; tables, all paired differences and the report are in
-results/ there.
+finetuning), and all are judged by suite=digits_study or cifar10_study. Further settings go to every finetuning, or,
+such as suite.max_images=500, to the suite. Two processes work side by side. What was trained or judged before is not
+repeated: a study that was stopped goes on. Each stage ends with its summary.md, in outputs/study/digits/choose and the
+like; tables, all paired differences and the report are in results/ there.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from study_report import finished, report
@@ -39,6 +41,7 @@ METHODS = {
     "random_noise_start": "method=random_noise method.match=start nullspace.limit=1",  # its best one
     "fgsm_rs": "",
     "pgd": "method=pgd attack.eps={best}",
+    "pgd_3_steps": "method=pgd attack.eps={best_of_3_steps} method.attack.num_steps=3",  # costs less than the noise
     "trades": "",
 }
 CENTRE = "nullspace.limit=0.5 nullspace.eps=0.3 nullspace.floor=0.5 nullspace.lr=0.1 nullspace.steps=3"
@@ -76,22 +79,27 @@ FACTORS = {
     "pgd": "method=pgd",
     "pgd_half": "method=pgd attack.eps={half}",
     "pgd_double": "method=pgd attack.eps={double}",
+    "pgd_3_steps": "method=pgd method.attack.num_steps=3",
+    "pgd_3_steps_half": "method=pgd method.attack.num_steps=3 attack.eps={half}",
+    "pgd_3_steps_double": "method=pgd method.attack.num_steps=3 attack.eps={double}",
     "trades": "method=trades",
     "trades_half": "method=trades attack.eps={half}",
     "trades_double": "method=trades attack.eps={double}",
 }
 RADII = {
-    "digits": {"half": "4/255", "double": "16/255", "best": "16/255"},
-    "cifar10": {"half": "0.5/255", "double": "2/255", "best": "1/255"},
+    "digits": {"half": "4/255", "double": "16/255", "best": "16/255", "best_of_3_steps": "16/255"},
+    "cifar10": {"half": "0.5/255", "double": "2/255", "best": "1/255", "best_of_3_steps": "1/255"},
 }
 """Of PGD in training: beside that of conf/experiment, and the best of the three on the validation images."""
+SMALL = ["trainer.max_epochs=-1", "trainer.max_steps=150", "+trainer.limit_val_batches=0"]
+SMALL += ["suite.max_images=500", "suite.eps=[1/255]", "suite.severities=[3]"]
 CURVES = {
     "eps": (0.01, 0.03, 0.1, 0.3, 0.6, 1.0),
     "limit": (0.25, 0.5, 1.0, 3.0),
     "steps": (1, 3, 10, 30),
 }
 RADIUS = ["suite=nullspace", *(f"~suite.benchmarks.{name}" for name in ("clean", "noise", "transfer", "exact"))]
-RADIUS += ["suite.eps=[0.03]", "suite.benchmarks.radius.noises=1", "suite.benchmarks.radius.limits=[1,2,4]"]
+RADIUS += ["suite.eps=[0.03]", "suite.benchmarks.radius.noises=1", "suite.benchmarks.radius.limits=[1,2]"]
 
 
 class Study:
@@ -124,16 +132,19 @@ class Study:
             noted.parent.mkdir(exist_ok=True)
             noted.write_text(now)
 
-    def run(self, seeds: list[int]) -> None:
+    def side_by_side(self, work: Callable[[list[Any]], None], of: list[Any]) -> None:
+        """Each process does its share."""
+        shares = [share for number in range(self.told.processes) if (share := of[number :: self.told.processes])]
+        with ThreadPoolExecutor(self.told.processes) as pool:
+            list(pool.map(work, shares))
+
+    def finetune(self, seeds: list[int]) -> None:
+        """Every entry from the start of every seed; all are judged."""
         self.check_settings()
-        processes = self.told.processes
-        parts = [part for number in range(processes) if (part := seeds[number::processes])]
-        with ThreadPoolExecutor(processes) as pool:
-            list(pool.map(self.work, parts))
+        self.side_by_side(self.finetune_some, seeds)
         self.judge(seeds, "results")
 
-    def work(self, seeds: list[int]) -> None:
-        """One process's share: starts, finetuning from each, judging."""
+    def finetune_some(self, seeds: list[int]) -> None:
         start = self.told.checkpoint
         if start is None:
             self.train(self.root / "pretrained", seeds, "experiment=digits_pretrain", "data.holdout=0.25")
@@ -158,10 +169,11 @@ class Study:
 
     def radius(self) -> None:
         """Of the models of the stages that are done, in place of any of its own."""
-        found = [run.parent for folder in finished(self.root) for run in folder.glob("*/seed*/config.json")]
+        found = sorted(run.parent for folder in finished(self.root) for run in folder.glob("*/seed*/config.json"))
         if not found:
             raise SystemExit("error: radius is of the models of confirm and curves: run one of them first")
-        self.evaluate(sorted(found), "results", *RADIUS)
+        self.side_by_side(lambda share: self.evaluate(share, f"part{found.index(share[0])}", *RADIUS), found)
+        self.evaluate(found, "results", *RADIUS)
 
     def evaluate(self, runs: list[Path], name: str, *suite: str) -> None:
         where = [f"hydra.run.dir={self.folder}/{name}", f"store={self.root}/store", self.device]
@@ -202,6 +214,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="of every finetuning, as train.py takes them, or suite.*")
     parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
     parser.add_argument("--checkpoint", help="the run that all start from; digits pretrain their own")
+    parser.add_argument("--small", action="store_true", help="CIFAR-10 within hours of a CPU")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
@@ -210,6 +223,9 @@ def main() -> None:
     told = parser.parse_intermixed_args()
     if told.data == "cifar10" and told.checkpoint is None and told.stage != "radius":
         raise SystemExit("error: --checkpoint is missing: name a run of experiment=cifar10_pretrain")
+    if told.small and told.data != "cifar10":
+        raise SystemExit("error: --small is of CIFAR-10: add --data cifar10, or leave it out")
+    told.settings = [*(SMALL if told.small else ()), *told.settings]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if told.stage == "radius":
         study = Study(told, {}, "test")
@@ -220,7 +236,7 @@ def main() -> None:
             raise SystemExit(f"error: --entries {min(unknown)}: choose among {', '.join(entries)}")
         first, split = (0, "val") if told.stage == "choose" else (100, "test")
         study = Study(told, {name: entries[name] for name in told.entries or entries}, split)
-        study.run(list(range(first, first + told.seeds)))
+        study.finetune(list(range(first, first + told.seeds)))
     print(report(study.folder))
 
 

@@ -21,7 +21,7 @@ from nsaug.evaluation.plots import colours
 from nsaug.evaluation.statistics import Interval, over_seeds
 
 COLUMNS = {"clean": "clean images", "pgd": "PGD", "corrupted": "corruptions", "score": "score"}
-ADVERSARIAL = ("fgsm_rs", "pgd", "trades")
+ADVERSARIAL = ("fgsm_rs", "pgd", "pgd_3_steps", "trades")
 RANDOM = ("random_noise", "random_noise_influence", "random_noise_start")
 SWEPT = {"eps": "ε", "limit": "limit", "steps": "K"}
 

@@ -121,6 +121,8 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     assert "was trained with other settings: type those again" in other.stderr
     wrong = study("confirm", "--entries", "nothing")
     assert wrong.stderr.startswith("error: --entries nothing: choose among clean, ")
+    small = study("confirm", "--small")
+    assert small.stderr == "error: --small is of CIFAR-10: add --data cifar10, or leave it out\n"
     failed = study("confirm", "--seeds", "1", "--entries", "pgd", "method.attack.num_step=3")
     assert failed.returncode == 1
     assert "the end of" in failed.stderr

@@ -24,8 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from study_report import finished, report
+
+from nsaug.config import explain
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["logger=csv", "logger.pictures=0", "trainer=cpu", "trainer.enable_progress_bar=false", "attacked_batches=0"]
@@ -88,7 +91,7 @@ FACTORS = {
 }
 RADII = {
     "digits": {"half": "4/255", "double": "16/255", "best": "16/255", "best_of_3_steps": "16/255"},
-    "cifar10": {"half": "0.5/255", "double": "2/255", "best": "1/255", "best_of_3_steps": "1/255"},
+    "cifar10": {"half": "1/510", "double": "2/255", "best": "1/255", "best_of_3_steps": "1/255"},
 }
 """Of PGD in training: beside that of conf/experiment, and the best of the three on the validation images."""
 SMALL = ["trainer.max_epochs=-1", "trainer.max_steps=150", "+trainer.limit_val_batches=0"]
@@ -122,7 +125,17 @@ class Study:
         self.trainer, self.device = ("trainer=cpu", "device=cpu") if small else ("trainer=auto", "device=auto")
 
     def check_settings(self) -> None:
-        """Refuses to go on with an entry whose runs so far had other settings, and notes those that it has now."""
+        """Refuses what train.py would, and an entry whose runs so far had other settings; notes those it has now."""
+        sys.path.insert(0, str(ROOT))
+        import train
+
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            for name, settings in self.entries.items():
+                try:
+                    told = [f"experiment={self.told.data}_study", *settings, *self.settings]
+                    train.check_settings(compose("train", told))
+                except Exception as error:
+                    raise SystemExit(f"error: {name}: {explain(error)}") from None
         for name, settings in self.entries.items():
             noted, now = self.folder / name / "settings.txt", "\n".join([*settings, *self.settings])
             if noted.exists() and noted.read_text() != now:
@@ -186,7 +199,9 @@ class Study:
             print("$ python", name, *arguments, file=file, flush=True)
             done = subprocess.run([sys.executable, str(ROOT / name), *arguments], stdout=file, stderr=file, check=False)
         if done.returncode:
-            raise SystemExit(f"error: python {name} failed; the end of {log} says why")
+            # At once: the other process may go on for hours.
+            print(f"error: python {name} failed; the end of {log} says why", file=sys.stderr, flush=True)
+            raise SystemExit(1)
 
 
 def entries_of(stage: str, data: str) -> dict[str, list[str]]:

@@ -8,15 +8,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.test_config import refused
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def report(monkeypatch):
+def study(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import study_report
+    import study
 
-    return study_report
+    return study
+
+
+@pytest.fixture
+def report(study):
+    return sys.modules["study_report"]
 
 
 def results(folder, scores):
@@ -99,6 +106,13 @@ def test_the_interval_of_a_rank_correlation_covers_it(report):
     assert 0.88 < np.mean([each.low < truth < each.high for each in found]) < 1
 
 
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+@pytest.mark.parametrize("stage", ["choose", "confirm", "curves"])
+def test_every_entry_is_accepted(study, stage, data):
+    for settings in study.entries_of(stage, data).values():
+        assert refused(f"experiment={data}_study", *settings) is None
+
+
 @pytest.mark.slow
 def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     def study(*arguments):
@@ -123,6 +137,8 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     assert wrong.stderr.startswith("error: --entries nothing: choose among clean, ")
     small = study("confirm", "--small")
     assert small.stderr == "error: --small is of CIFAR-10: add --data cifar10, or leave it out\n"
-    failed = study("confirm", "--seeds", "1", "--entries", "pgd", "method.attack.num_step=3")
+    unknown = study("confirm", "--entries", "pgd", "method.attack.num_step=3")
+    assert unknown.stderr.startswith("error: pgd: method.attack.num_step: no such setting")
+    failed = study("confirm", "--seeds", "1", "--data", "cifar10", "--checkpoint", "nowhere")
     assert failed.returncode == 1
-    assert "the end of" in failed.stderr
+    assert failed.stderr.startswith("error: python train.py failed; the end of")

@@ -125,15 +125,18 @@ class Study:
         self.trainer, self.device = ("trainer=cpu", "device=cpu") if small else ("trainer=auto", "device=auto")
 
     def check_settings(self) -> None:
-        """Refuses what train.py would, and an entry whose runs so far had other settings; notes those it has now."""
+        """Refuses what the scripts would, and an entry whose runs so far had other settings; notes those it has now."""
         sys.path.insert(0, str(ROOT))
+        import evaluate
         import train
 
+        study = f"{self.told.data}_study"
+        told = {name: (train, [f"experiment={study}", *words, *self.settings]) for name, words in self.entries.items()}
+        told["suite"] = (evaluate, [f"suite={study}", *self.suite])
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            for name, settings in self.entries.items():
+            for name, (script, words) in told.items():
                 try:
-                    told = [f"experiment={self.told.data}_study", *settings, *self.settings]
-                    train.check_settings(compose("train", told))
+                    script.check_settings(compose(script.__name__, words))
                 except Exception as error:
                     raise SystemExit(f"error: {name}: {explain(error)}") from None
         for name, settings in self.entries.items():
@@ -182,7 +185,8 @@ class Study:
 
     def radius(self) -> None:
         """Of the models of the stages that are done, in place of any of its own."""
-        found = sorted(run.parent for folder in finished(self.root) for run in folder.glob("*/seed*/config.json"))
+        seeds = range(100, 100 + self.told.seeds)
+        found = [run for stage in finished(self.root) for seed in seeds for run in sorted(stage.glob(f"*/seed{seed}"))]
         if not found:
             raise SystemExit("error: radius is of the models of confirm and curves: run one of them first")
         self.side_by_side(lambda share: self.evaluate(share, f"part{found.index(share[0])}", *RADIUS), found)
@@ -219,8 +223,12 @@ def entries_of(stage: str, data: str) -> dict[str, list[str]]:
         for key, values in CURVES.items():
             others = [value for value in values if value != default[key]]
             told |= {f"{key}_{value:g}": f"method=nullspace nullspace.{key}={value:g}" for value in others}
-    # The later one counts: Hydra takes no setting twice.
-    return {name: list({word.split("=")[0]: word for word in words.split()}.values()) for name, words in told.items()}
+    return {name: last_of_each(words.split()) for name, words in told.items()}
+
+
+def last_of_each(settings: list[str]) -> list[str]:
+    """Hydra takes no setting twice."""
+    return list({setting.split("=")[0]: setting for setting in settings}.values())
 
 
 def main() -> None:
@@ -240,7 +248,7 @@ def main() -> None:
         raise SystemExit("error: --checkpoint is missing: name a run of experiment=cifar10_pretrain")
     if told.small and told.data != "cifar10":
         raise SystemExit("error: --small is of CIFAR-10: add --data cifar10, or leave it out")
-    told.settings = [*(SMALL if told.small else ()), *told.settings]
+    told.settings = last_of_each([*(SMALL if told.small else ()), *told.settings])
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if told.stage == "radius":
         study = Study(told, {}, "test")

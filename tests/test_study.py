@@ -139,6 +139,8 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     assert small.stderr == "error: --small is of CIFAR-10: add --data cifar10, or leave it out\n"
     unknown = study("confirm", "--entries", "pgd", "method.attack.num_step=3")
     assert unknown.stderr.startswith("error: pgd: method.attack.num_step: no such setting")
+    unknown = study("confirm", "--entries", "pgd", "suite.max_image=3")
+    assert unknown.stderr.startswith("error: suite: suite.max_image: no such setting")
     failed = study("confirm", "--seeds", "1", "--data", "cifar10", "--checkpoint", "nowhere")
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: python train.py failed; the end of")

@@ -187,7 +187,9 @@ def radius(folder: Path, tables: list[pd.DataFrame]) -> str:
     rows = pd.read_csv(folder / "results" / "results.csv")
     rows = rows[(rows["condition"] == "learned") & (rows["metric"] == "relative radius")]
     radii = rows.groupby(["name", "seed"])["value"].mean().rename("radius")
-    both = pd.concat(tables).join(radii, how="inner").reset_index()
+    every = pd.concat(tables)
+    every = every[~every.index.duplicated()]  # confirm and curves share clean and nullspace
+    both = every.join(radii, how="inner").reset_index()
     names = list(both["name"].unique())
 
     def draw(axes: list[Any]) -> None:

@@ -119,46 +119,52 @@ def figure(path: Path, panels: int, draw: Callable[[list[Any]], None]) -> None:
     plt.close(page)
 
 
+def beside(at: Any) -> None:
+    at.legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
+
+
 def curves(table: pd.DataFrame, path: Path) -> None:
-    """Accuracies over ε, limit and K, with bands; dashed: plain finetuning."""
+    """By how much accuracies lie above plain finetuning's, over ε, limit and K, with the intervals as bands."""
 
     def draw(axes: list[Any]) -> None:
+        for at in axes[1:]:
+            at.sharey(axes[0])
         for at, (key, label) in zip(axes, SWEPT.items(), strict=True):
             found = swept(table, key)
             x = [value for value, _ in found]
             for column, colour in colours(list(COLUMNS)).items():
-                every = [over_seeds(table.loc[name, column].to_numpy()) for _, name in found]
+                every = [difference(table, name, "clean", column) for _, name in found]
                 at.plot(x, [each.value for each in every], "o-", markersize=4, color=colour, label=COLUMNS[column])
                 at.fill_between(
                     x, [e.low for e in every], [e.high for e in every], color=colour, alpha=0.12, linewidth=0
                 )
-                at.axhline(table.loc["clean", column].mean(), color=colour, linewidth=1, linestyle="--")
+            at.axhline(0, color="grey", linewidth=1, linestyle="--")
             at.set_xscale("log")
             at.set_xticks(x, [f"{value:g}" for value in x])
             at.minorticks_off()
             at.set_xlabel(label)
-        axes[0].set_ylabel("top-1, % (dashed: plain finetuning)")
-        axes[-1].legend(frameon=False, fontsize=8)
+        axes[0].set_ylabel("top-1 - plain finetuning's, points")
+        beside(axes[-1])
 
     figure(path, len(SWEPT), draw)
 
 
-def training(folder: Path, names: list[str], path: Path) -> None:
+def training(folder: Path, found: list[tuple[float, str]], path: Path) -> None:
     """Influence and norm of the noise over training, before refinement (dotted) and after, means over seeds."""
 
     def draw(axes: list[Any]) -> None:
-        for name, colour in colours(names).items():
+        for (value, name), colour in zip(found, colours([name for _, name in found]).values(), strict=True):
             logs = [pd.read_csv(file) for file in sorted(folder.glob(f"{name}/seed*/metrics.csv"))]
             told = pd.concat(logs).groupby("step").mean(numeric_only=True)
             for at, what in zip(axes, ("influence", "noise_rms"), strict=True):
                 for key, line in ((f"train/{what}_before", ":"), (f"train/{what}", "-")):
                     every = told[key].dropna()
-                    at.plot(every.index, every, line, color=colour, label=name if line == "-" else None)
+                    at.plot(every.index, every, line, color=colour, label=f"ε {value:g}" if line == "-" else None)
         for at, label in zip(axes, ("influence", "rms of the noise"), strict=True):
-            at.set_yscale("log")
             at.set_xlabel("step")
             at.set_ylabel(label)
-        axes[1].legend(frameon=False, fontsize=8)
+        axes[0].set_yscale("log")
+        beside(axes[1])
 
     figure(path, 2, draw)
 
@@ -199,7 +205,7 @@ def radius(folder: Path, tables: list[pd.DataFrame]) -> str:
                 at.plot(own["radius"], own[column], "o", markersize=3, color=colour, label=name)
             at.set_xlabel("radius, in rms(u)")
             at.set_ylabel(f"top-1, %, {COLUMNS[column]}")
-        axes[1].legend(frameon=False, fontsize=6, bbox_to_anchor=(1, 1), loc="upper left")
+        beside(axes[1])
 
     figure(folder / "radius.png", 2, draw)
     lines = [
@@ -228,7 +234,7 @@ def report(folder: Path) -> str:
         if folder.name == "curves":
             parts.append(spreads(table))
             curves(table, folder / "curves.png")
-            training(folder, [name for _, name in swept(table, "eps")], folder / "training.png")
+            training(folder, swept(table, "eps"), folder / "training.png")
     text = "\n\n".join(parts) + "\n"
     (folder / "summary.md").write_text(text)
     return text

@@ -186,7 +186,8 @@ class Study:
     def radius(self) -> None:
         """Of the models of the stages that are done, in place of any of its own."""
         seeds = range(100, 100 + self.told.seeds)
-        found = [run for stage in finished(self.root) for seed in seeds for run in sorted(stage.glob(f"*/seed{seed}"))]
+        every = [run for stage in finished(self.root) for seed in seeds for run in sorted(stage.glob(f"*/seed{seed}"))]
+        found = list({(run.parent.name, run.name): run for run in every}.values())  # stages share clean and nullspace
         if not found:
             raise SystemExit("error: radius is of the models of confirm and curves: run one of them first")
         self.side_by_side(lambda share: self.evaluate(share, f"part{found.index(share[0])}", *RADIUS), found)

@@ -23,6 +23,7 @@ from nsaug.evaluation.statistics import Interval, over_seeds
 COLUMNS = {"clean": "clean images", "pgd": "PGD", "corrupted": "corruptions", "score": "score"}
 ADVERSARIAL = ("fgsm_rs", "pgd", "pgd_3_steps", "trades")
 RANDOM = ("random_noise", "random_noise_influence", "random_noise_start")
+FAMILIES = ["nullspace noise", "random noise", "adversarial", "plain"]
 SWEPT = {"eps": "ε", "limit": "limit", "steps": "K"}
 
 
@@ -89,6 +90,12 @@ def claims(table: pd.DataFrame) -> str:
                 verdict = "higher" if found.low > 0 else "lower" if found.high < 0 else "within chance"
                 lines.append(f"| {claim} | {COLUMNS[column]} | {name} - {other} | {shown(found)} | {verdict} |")
     return "\n".join(lines)
+
+
+def family(name: str) -> str:
+    if name.startswith("clean"):
+        return "plain"
+    return "adversarial" if name in ADVERSARIAL else "random noise" if name in RANDOM else "nullspace noise"
 
 
 def swept(table: pd.DataFrame, key: str) -> list[tuple[float, str]]:
@@ -194,14 +201,14 @@ def radius(folder: Path, tables: list[pd.DataFrame]) -> str:
     rows = rows[(rows["condition"] == "learned") & (rows["metric"] == "relative radius")]
     radii = rows.groupby(["name", "seed"])["value"].mean().rename("radius")
     every = pd.concat(tables)
-    every = every[~every.index.duplicated()]  # confirm and curves share clean and nullspace
+    every = every[~every.index.duplicated()]  # stages share clean and nullspace
     both = every.join(radii, how="inner").reset_index()
-    names = list(both["name"].unique())
+    both["family"] = both["name"].map(family)
 
     def draw(axes: list[Any]) -> None:
         for at, column in zip(axes, ("pgd", "corrupted"), strict=True):
-            for name, colour in colours(names).items():
-                own = both[both["name"] == name]
+            for name, colour in colours(FAMILIES).items():
+                own = both[both["family"] == name]
                 at.plot(own["radius"], own[column], "o", markersize=3, color=colour, label=name)
             at.set_xlabel("radius, in rms(u)")
             at.set_ylabel(f"top-1, %, {COLUMNS[column]}")
@@ -209,7 +216,7 @@ def radius(folder: Path, tables: list[pd.DataFrame]) -> str:
 
     figure(folder / "radius.png", 2, draw)
     lines = [
-        f"Spearman's rank correlation of the radius with top-1; {len(both)} runs of {len(names)} entries",
+        f"Spearman's rank correlation of the radius with top-1; {len(both)} runs of {both['name'].nunique()} entries",
         "",
         "| | over all runs | over entries, mean of the seeds |",
         "|---|---:|---:|",

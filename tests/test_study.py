@@ -83,6 +83,21 @@ def test_curves_hold_the_default_in_its_place(report, tmp_path):
     assert {file.name for file in (tmp_path / "curves").glob("*.png")} == {"curves.png", "training.png"}
 
 
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_radius_takes_a_run_of_two_stages_once(report, tmp_path):
+    results(tmp_path / "confirm", {"clean": [40, 50, 60], "pgd": [50, 60, 70]})
+    results(tmp_path / "curves", {"clean": [40, 50, 60], "eps_0.1": [45, 55, 65]})
+    radii = [("clean", 1.0), ("eps_0.1", 2.5), ("pgd", 2.0)]
+    told = {"condition": "learned", "metric": "relative radius"}
+    rows = [told | {"name": name, "seed": seed, "value": value + seed} for name, value in radii for seed in range(3)]
+    (tmp_path / "radius" / "results").mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(tmp_path / "radius" / "results" / "results.csv", index=False)
+    text = report.report(tmp_path / "radius")
+    assert "9 runs of 3 entries" in text
+    assert "| 0.50 (0.50 to 0.50) |" in text
+    assert (tmp_path / "radius" / "radius.png").exists()
+
+
 def test_rank_correlation_within_seeds_and_over_all(report):
     """Within each seed the order is perfect, between them reversed."""
     seeds = np.repeat(np.arange(6), 4)

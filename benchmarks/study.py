@@ -1,7 +1,7 @@
 """Does nullspace noise help? Each claim as runs from the same starts, compared on the summary score.
 
     python benchmarks/study.py choose        settings of the noise, one factor at a time, on the validation images
-    python benchmarks/study.py confirm       every method at its defaults, fresh seeds, on the test images (make study)
+    python benchmarks/study.py confirm       every method as chosen, fresh seeds, on the test images (make study)
     python benchmarks/study.py curves        over ε, limit and K, about the defaults, likewise
     python benchmarks/study.py radius        how large nullspace noise gets on the models of confirm and curves
     python benchmarks/study.py confirm --data cifar10 --seeds 5 --checkpoint outputs/... data.root=/datasets/cifar10
@@ -11,27 +11,34 @@ Digits: a plain model is pretrained for each seed, CIFAR-10: all start from the 
 every entry of a list with the same data and number of steps (`clean_same_compute`: as much compute as nullspace
 finetuning), and all are judged by suite=digits_study or cifar10_study. Further settings go to every finetuning, or,
 such as suite.max_images=500, to the suite. Two processes work side by side. What was trained or judged before is not
-repeated: a study that was stopped goes on. Each stage ends with its summary.md, in outputs/study/digits/choose and the
-like; tables, all paired differences and the report are in results/ there.
+repeated: a study that was stopped goes on, with the same settings. Each stage ends with its summary.md, in
+outputs/study/digits/choose and the like; tables, all paired differences and the report are in results/ there.
 """
 
 import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from study_report import finished, report
 
+from nsaug.checkpoints import WEIGHTS
 from nsaug.config import explain
+from nsaug.settings import flat
 
 ROOT = Path(__file__).resolve().parents[1]
-QUIET = ["logger=csv", "logger.pictures=0", "trainer=cpu", "trainer.enable_progress_bar=false", "attacked_batches=0"]
+sys.path.insert(0, str(ROOT))
+import evaluate  # noqa: E402
+import train  # noqa: E402
+
+QUIET = ["logger=csv", "logger.pictures=0", "trainer.enable_progress_bar=false", "attacked_batches=0"]
 
 METHODS = {
     "clean": "",
@@ -113,41 +120,39 @@ class Study:
         told: the command line.
         entries: by name, what each is finetuned with beyond what all are.
         split: what is judged.
+        seeds: those of the finetunings.
     """
 
-    def __init__(self, told: argparse.Namespace, entries: dict[str, list[str]], split: str) -> None:
-        self.told, self.entries, self.split = told, entries, split
-        self.root = Path("outputs", "study", told.data).absolute()
+    def __init__(self, told: argparse.Namespace, entries: dict[str, list[str]], split: str, seeds: range) -> None:
+        self.told, self.entries, self.split, self.seeds = told, entries, split, seeds
+        self.root = Path("outputs", "study", told.data)
         self.folder = self.root / told.stage
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.suite = [setting for setting in told.settings if setting.startswith("suite.")]
         self.settings = [setting for setting in told.settings if setting not in self.suite]
-        small = told.data == "digits"  # a GPU is slower at it
-        self.trainer, self.device = ("trainer=cpu", "device=cpu") if small else ("trainer=auto", "device=auto")
+        on_cpu = told.data == "digits"  # a GPU is slower at it
+        self.trainer, self.device = ("trainer=cpu", "device=cpu") if on_cpu else ("trainer=auto", "device=auto")
+
+    def runs(self) -> dict[Path, list[str]]:
+        """By folder, what the runs in it are trained with, whatever their seed, in the order in which they can be."""
+        start, told = self.told.checkpoint, {}
+        if start is None:
+            start = f"{self.root}/pretrained/seed${{seed}}"
+            told[self.root / "pretrained"] = ["experiment=digits_pretrain", "data.holdout=0.25"]
+        for name, settings in self.entries.items():
+            same = [f"experiment={self.told.data}_study", f'checkpoint="{start}"', f"name={name}"]
+            told[self.folder / name] = [*same, *settings, *self.settings]
+        return {folder: last_of_each([self.trainer, *QUIET, *words]) for folder, words in told.items()}
 
     def check_settings(self) -> None:
-        """Refuses what the scripts would, and an entry whose runs so far had other settings; notes those it has now."""
-        sys.path.insert(0, str(ROOT))
-        import evaluate
-        import train
-
-        study = f"{self.told.data}_study"
-        told = {name: (train, [f"experiment={study}", *words, *self.settings]) for name, words in self.entries.items()}
-        told["suite"] = (evaluate, [f"suite={study}", *self.suite])
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            for name, (script, words) in told.items():
-                try:
-                    script.check_settings(compose(script.__name__, words))
-                except Exception as error:
-                    raise SystemExit(f"error: {name}: {explain(error)}") from None
-        for name, settings in self.entries.items():
-            noted, now = self.folder / name / "settings.txt", "\n".join([*settings, *self.settings])
-            if noted.exists() and noted.read_text() != now:
-                raise SystemExit(
-                    f"error: {noted.parent} was trained with other settings: type those again, or remove it"
-                )
-            noted.parent.mkdir(exist_ok=True)
-            noted.write_text(now)
+        """Refuses what the scripts would, and settings that differ from those of runs that are there already."""
+        check(evaluate, f"suite={self.told.data}_study", *self.suite)
+        for folder, words in self.runs().items():
+            now = check(train, *words, name=folder.name)
+            for seed in self.seeds:
+                run = folder / f"seed{seed}"
+                if (run / WEIGHTS).exists():
+                    now.seed = seed
+                    refuse_other_settings(run, now)
 
     def side_by_side(self, work: Callable[[list[Any]], None], of: list[Any]) -> None:
         """Each process does its share."""
@@ -155,46 +160,46 @@ class Study:
         with ThreadPoolExecutor(self.told.processes) as pool:
             list(pool.map(work, shares))
 
-    def finetune(self, seeds: list[int]) -> None:
+    def finetune(self) -> None:
         """Every entry from the start of every seed; all are judged."""
         self.check_settings()
-        self.side_by_side(self.finetune_some, seeds)
-        self.judge(seeds, "results")
+        self.side_by_side(self.finetune_some, list(self.seeds))
+        self.judge(self.seeds, "results")
 
     def finetune_some(self, seeds: list[int]) -> None:
-        start = self.told.checkpoint
-        if start is None:
-            self.train(self.root / "pretrained", seeds, "experiment=digits_pretrain", "data.holdout=0.25")
-            start = f"{self.root}/pretrained/seed${{seed}}"
-        for name, settings in self.entries.items():
-            told = [f"experiment={self.told.data}_study", f'checkpoint="{start}"', f"name={name}", *settings]
-            self.train(self.folder / name, seeds, *told, *self.settings)
+        for folder, words in self.runs().items():
+            self.train(folder, seeds, *words)
         self.judge(seeds, f"part{seeds[0]}")
 
     def train(self, folder: Path, seeds: list[int], *settings: str) -> None:
         """The runs of those seeds that are not there yet, in one process."""
-        missing = [seed for seed in seeds if not (folder / f"seed{seed}" / "model.safetensors").exists()]
+        missing = [seed for seed in seeds if not (folder / f"seed{seed}" / WEIGHTS).exists()]
         if missing:
             told = f"seed={','.join(map(str, missing))}"
             sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=seed${seed}"]
-            self.script("train.py", "-m", told, self.trainer, *QUIET, *settings, *sweep)
+            self.script("train.py", "-m", told, *settings, *sweep)
             print(f"trained {folder.relative_to(self.root)}, {told}", flush=True)
 
-    def judge(self, seeds: list[int], name: str) -> None:
+    def judge(self, seeds: Iterable[int], name: str) -> None:
         runs = [self.folder / entry / f"seed{seed}" for entry in self.entries for seed in seeds]
         self.evaluate(runs, name, f"suite={self.told.data}_study", f"split={self.split}", *self.suite)
 
     def radius(self) -> None:
         """Of the models of the stages that are done, in place of any of its own."""
-        seeds = range(100, 100 + self.told.seeds)
-        stages = finished(self.root)
-        files = [file for stage in stages for seed in seeds for file in sorted(stage.glob(f"*/seed{seed}/config.json"))]
-        # By entry and seed: the stages share clean and nullspace.
-        found = list({(file.parts[-3], file.parts[-2]): file.parent for file in files}.values())
-        if not found:
+        if self.settings or self.told.entries or self.told.checkpoint:
+            raise SystemExit("error: radius is of the models of confirm and curves: leave out all but suite.*")
+        suite = [*RADIUS, *self.suite]
+        check(evaluate, *suite)
+        found: dict[tuple[str, str], Path] = {}
+        for stage in finished(self.root):
+            for seed in self.seeds:
+                for file in sorted(stage.glob(f"*/seed{seed}/{WEIGHTS}")):
+                    found.setdefault(file.parts[-3:-1], file.parent)  # stages share clean and nullspace: the first's
+        runs = list(found.values())
+        if not runs:
             raise SystemExit("error: radius is of the models of confirm and curves: run one of them first")
-        self.side_by_side(lambda share: self.evaluate(share, f"part{found.index(share[0])}", *RADIUS), found)
-        self.evaluate(found, "results", *RADIUS)
+        self.side_by_side(lambda share: self.evaluate(share, f"part{runs.index(share[0])}", *suite), runs)
+        self.evaluate(runs, "results", *suite)
 
     def evaluate(self, runs: list[Path], name: str, *suite: str) -> None:
         where = [f"hydra.run.dir={self.folder}/{name}", f"store={self.root}/store", self.device]
@@ -203,6 +208,7 @@ class Study:
 
     def script(self, name: str, *arguments: str) -> None:
         log = self.root / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             print("$ python", name, *arguments, file=file, flush=True)
             done = subprocess.run([sys.executable, str(ROOT / name), *arguments], stdout=file, stderr=file, check=False)
@@ -231,8 +237,42 @@ def entries_of(stage: str, data: str) -> dict[str, list[str]]:
 
 
 def last_of_each(settings: list[str]) -> list[str]:
-    """Hydra takes no setting twice."""
+    """What is told twice holds as it is told last; Hydra itself refuses to add (+) a setting twice."""
     return list({setting.split("=")[0]: setting for setting in settings}.values())
+
+
+def check(script: ModuleType, *words: str, name: str = "suite") -> DictConfig:
+    """The configuration that a script makes of these words; exits with one line where it refuses them."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        try:
+            composed = compose(script.__name__, list(words))
+            script.check_settings(composed)
+        except Exception as error:
+            raise SystemExit(f"error: {name}: {explain(error)}") from None
+    return composed
+
+
+def refuse_other_settings(run: Path, now: DictConfig) -> None:
+    """Exits where a run was trained with something else than `now`, the start included."""
+    before = OmegaConf.load(run / ".hydra" / "config.yaml")
+    theirs, ours = (flat(OmegaConf.to_container(each, resolve=True)) for each in (before, now))
+    for key in [*ours, *theirs]:
+        if theirs.get(key) != ours.get(key) and not key.endswith(train.FREE):
+            raise SystemExit(
+                f"error: {run} was trained with {key}={theirs.get(key)}, this command says {ours.get(key)}: type the"
+                f" command that made it, or remove {run.parent}"
+            )
+
+
+def count(least: int) -> Callable[[str], int]:
+    """A number on the command line that is no smaller than this."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value} is too few: {least} at least")
+        return value
+
+    return number
 
 
 def main() -> None:
@@ -242,8 +282,8 @@ def main() -> None:
     parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
     parser.add_argument("--checkpoint", help="the run that all start from; digits pretrain their own")
     parser.add_argument("--small", action="store_true", help="CIFAR-10 within hours of a CPU")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seeds", type=count(2), default=10, help="of one there would be no interval")
+    parser.add_argument("--processes", type=count(1), default=2)
     parser.add_argument(
         "--entries", type=lambda text: text.split(","), help="of the stage's, these alone: clean,nullspace"
     )
@@ -254,16 +294,21 @@ def main() -> None:
         raise SystemExit("error: --small is of CIFAR-10: add --data cifar10, or leave it out")
     told.settings = last_of_each([*(SMALL if told.small else ()), *told.settings])
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    first, split = (0, "val") if told.stage == "choose" else (100, "test")
+    seeds = range(first, first + told.seeds)
     if told.stage == "radius":
-        study = Study(told, {}, "test")
+        study = Study(told, {}, split, seeds)
         study.radius()
     else:
         entries = entries_of(told.stage, told.data)
-        if unknown := set(told.entries or ()) - set(entries):
+        chosen = told.entries or list(entries)
+        if unknown := set(chosen) - set(entries):
             raise SystemExit(f"error: --entries {min(unknown)}: choose among {', '.join(entries)}")
-        first, split = (0, "val") if told.stage == "choose" else (100, "test")
-        study = Study(told, {name: entries[name] for name in told.entries or entries}, split)
-        study.finetune(list(range(first, first + told.seeds)))
+        for needed in ("clean", "nullspace") if told.stage == "curves" else ("clean",):
+            if needed not in chosen:
+                raise SystemExit(f"error: --entries lacks {needed}, with which the others are compared: add it")
+        study = Study(told, {name: entries[name] for name in chosen}, split, seeds)
+        study.finetune()
     print(report(study.folder))
 
 

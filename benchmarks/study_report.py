@@ -107,7 +107,11 @@ def swept(table: pd.DataFrame, key: str) -> list[tuple[float, str]]:
 
 
 def spreads(table: pd.DataFrame) -> str:
-    """By how much the score depends on ε, limit and K: the two entries furthest apart."""
+    """By how much the score depends on ε, limit and K: the two entries furthest apart.
+
+    They are picked by the scores that they are compared on: the interval lies further from zero than one of entries
+    named beforehand would.
+    """
     lines = ["| setting | values | highest - lowest score | points |", "|---|---|---|---:|"]
     for key, label in SWEPT.items():
         found = swept(table, key)
@@ -204,6 +208,7 @@ def radius(folder: Path, tables: list[pd.DataFrame]) -> str:
     every = every[~every.index.duplicated()]  # stages share clean and nullspace
     both = every.join(radii, how="inner").reset_index()
     both["family"] = both["name"].map(family)
+    means = both.groupby("name")[["radius", "pgd", "corrupted"]].mean().sort_values("radius", ascending=False)
 
     def draw(axes: list[Any]) -> None:
         for at, column in zip(axes, ("pgd", "corrupted"), strict=True):
@@ -226,13 +231,18 @@ def radius(folder: Path, tables: list[pd.DataFrame]) -> str:
             f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})" for each in rank_correlation(both, "radius", column)
         ]
         lines.append(f"| {COLUMNS[column]} | {' | '.join(told)} |")
+    lines += ["", "means over seeds", "", "| | radius | PGD | corruptions |", "|---|---:|---:|---:|"]
+    lines += [f"| {row.Index} | {row.radius:.2f} | {row.pgd:.1f} | {row.corrupted:.1f} |" for row in means.itertuples()]
     return "\n".join(lines)
 
 
 def report(folder: Path) -> str:
     """Writes what there is to say of a stage into its folder, and returns summary.md's text."""
     if folder.name == "radius":
-        parts = [radius(folder, [runs(other) for other in finished(folder.parent)])]
+        judged = finished(folder.parent)
+        if not judged:
+            raise SystemExit(f"error: {folder} is of the models of confirm and curves, which are not beside it")
+        parts = [radius(folder, [runs(other) for other in judged])]
     else:
         table = runs(folder)
         parts = [summary(table)]

@@ -1,12 +1,15 @@
 """benchmarks/study.py: what it says of known results, and one small study from start to end."""
 
+import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from tests.test_config import refused
 
@@ -85,16 +88,18 @@ def test_curves_hold_the_default_in_its_place(report, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:An input array is constant")
 def test_radius_takes_a_run_of_two_stages_once(report, tmp_path):
+    """The first stage's: with the accuracy of the second the order would be perfect."""
     results(tmp_path / "confirm", {"clean": [40, 50, 60], "pgd": [50, 60, 70]})
-    results(tmp_path / "curves", {"clean": [40, 50, 60], "eps_0.1": [45, 55, 65]})
-    radii = [("clean", 1.0), ("eps_0.1", 2.5), ("pgd", 2.0)]
+    results(tmp_path / "curves", {"clean": [80, 90, 95], "eps_0.1": [45, 55, 65]})
+    radii = [("clean", 3.0), ("eps_0.1", 1.0), ("pgd", 2.0)]
     told = {"condition": "learned", "metric": "relative radius"}
     rows = [told | {"name": name, "seed": seed, "value": value + seed} for name, value in radii for seed in range(3)]
     (tmp_path / "radius" / "results").mkdir(parents=True)
     pd.DataFrame(rows).to_csv(tmp_path / "radius" / "results" / "results.csv", index=False)
     text = report.report(tmp_path / "radius")
     assert "9 runs of 3 entries" in text
-    assert "| 0.50 (0.50 to 0.50) |" in text
+    assert "| -0.50 (-0.50 to -0.50) |" in text
+    assert "| clean | 4.00 | 40.0 | 60.0 |" in text
     assert (tmp_path / "radius" / "radius.png").exists()
 
 
@@ -128,13 +133,113 @@ def test_every_entry_is_accepted(study, stage, data):
         assert refused(f"experiment={data}_study", *settings) is None
 
 
+@pytest.fixture
+def told(study, monkeypatch, tmp_path):
+    """Runs study.py's main with these arguments and returns the line that it ends with; no script is started."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(study.Study, "script", lambda *_: pytest.fail("work was started"))
+        monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            study.main()
+        return str(ended.value)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["radius"], "error: radius is of the models of confirm and curves: run one of them first"),
+        (["radius", "optim.lr=1"], "error: radius is of the models of confirm and curves: leave out all but suite.*"),
+        (["radius", "suite.epss=3"], "error: suite: suite.epss: no such setting"),
+        (["confirm", "--entries", "nothing"], "error: --entries nothing: choose among clean, "),
+        (["confirm", "--entries", "pgd"], "error: --entries lacks clean, with which the others are compared: add it"),
+        (["curves", "--entries", "clean"], "error: --entries lacks nullspace, with which"),
+        (["confirm", "--small"], "error: --small is of CIFAR-10: add --data cifar10, or leave it out"),
+        (["confirm", "--data", "cifar10"], "error: --checkpoint is missing: name a run of experiment=cifar10_pretrain"),
+        (["confirm", "trainer.max_step=3"], "error: clean: trainer.max_step: no such setting"),
+        (["confirm", "suite.max_image=3"], "error: suite: suite.max_image: no such setting"),
+    ],
+)
+def test_what_cannot_work_is_one_line(told, arguments, line):
+    assert told(*arguments).startswith(line)
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "1"], ["--processes", "0"]])
+def test_numbers_that_are_too_small(told, capsys, arguments):
+    assert told("confirm", *arguments) == "2"
+    assert "is too few" in capsys.readouterr().err
+
+
+@pytest.fixture
+def made(study, monkeypatch, tmp_path):
+    """A study whose command line is this one, and whose runs of its first seed are there already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    import train
+
+    def make(data, checkpoint, *settings, present=False):
+        told = Namespace(stage="confirm", data=data, checkpoint=checkpoint, settings=settings, processes=1)
+        found = study.Study(told, study.entries_of("confirm", data), "test", range(100, 102))
+        for folder, words in found.runs().items() if present else ():
+            run = folder / "seed100"
+            (run / ".hydra").mkdir(parents=True)
+            (run / study.WEIGHTS).touch()
+            OmegaConf.save(study.check(train, *words, "seed=100"), run / ".hydra" / "config.yaml")
+        return found
+
+    return make
+
+
+@pytest.mark.parametrize(("data", "accelerator"), [("digits", "cpu"), ("cifar10", "auto")])
+def test_what_trains_it(study, made, data, accelerator):
+    for folder, words in made(data, "start").runs().items():
+        composed = study.check(study.train, *words)
+        assert composed.trainer.accelerator == accelerator
+        assert (composed.name, composed.checkpoint) == (folder.name, "start")
+    assert study.check(study.train, *next(iter(made(data, "s", "trainer=gpu").runs().values()))).trainer.devices == 1
+
+
+def test_runs_with_other_settings_are_refused(study, made, monkeypatch):
+    made("digits", None, "optim.lr=0.1", present=True).check_settings()
+    made("digits", None, "optim.lr=0.1", "data.num_workers=0").check_settings()
+    for checkpoint, settings, line in (
+        (None, (), "confirm/clean/seed100 was trained with optim.lr=0.1, this command says 0.001: type the command"),
+        ("other", ("optim.lr=0.1",), "trained with checkpoint=outputs/study/digits/pretrained/seed100, this command"),
+    ):
+        with pytest.raises(SystemExit, match=re.escape(line)):
+            made("digits", checkpoint, *settings).check_settings()
+    monkeypatch.setitem(study.METHODS, "pgd", "method=pgd attack.eps=1/255")
+    with pytest.raises(SystemExit, match=r"confirm/pgd/seed100 was trained with .*eps=16/255, this command says 1/255"):
+        made("digits", None, "optim.lr=0.1").check_settings()
+
+
+def test_radius_is_of_finished_runs_the_first_stages(study, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    root, judged = Path("outputs/study/digits"), []
+    runs = ["confirm/clean/seed100", "confirm/pgd/seed100", "curves/clean/seed100", "curves/eps_1/seed100"]
+    for run in [*runs, "confirm/clean/seed101", "confirm/clean/seed7"]:
+        (root / run).mkdir(parents=True)
+        (root / run / "config.json").touch()
+        if run != "confirm/clean/seed101":
+            (root / run / study.WEIGHTS).touch()
+    for stage in ("confirm", "curves"):
+        results(root / stage, {})
+    monkeypatch.setattr(study.Study, "evaluate", lambda _, found, name, *suite: judged.append((name, found)))
+    told = Namespace(stage="radius", data="digits", checkpoint=None, entries=None, settings=[], processes=2)
+    study.Study(told, {}, "test", range(100, 102)).radius()
+    assert dict(judged)["results"] == [root / run for run in (runs[0], runs[1], runs[3])]
+    assert sorted(name for name, _ in judged) == ["part0", "part1", "results"]
+
+
 @pytest.mark.slow
 def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     def study(*arguments):
         command = [sys.executable, str(BENCHMARKS / "study.py"), *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    assert study("radius").stderr.startswith("error: radius is of the models of confirm and curves")
     told = ["confirm", "--seeds", "2", "--entries", "clean,nullspace"]
     done = study(*told, "trainer.max_steps=3")
     assert done.returncode == 0, done.stderr
@@ -147,15 +252,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     assert "Spearman's rank correlation" in found.stdout, found.stderr
     other = study(*told, "trainer.max_steps=4")
     assert other.returncode == 1
-    assert "was trained with other settings: type those again" in other.stderr
-    wrong = study("confirm", "--entries", "nothing")
-    assert wrong.stderr.startswith("error: --entries nothing: choose among clean, ")
-    small = study("confirm", "--small")
-    assert small.stderr == "error: --small is of CIFAR-10: add --data cifar10, or leave it out\n"
-    unknown = study("confirm", "--entries", "pgd", "method.attack.num_step=3")
-    assert unknown.stderr.startswith("error: pgd: method.attack.num_step: no such setting")
-    unknown = study("confirm", "--entries", "pgd", "suite.max_image=3")
-    assert unknown.stderr.startswith("error: suite: suite.max_image: no such setting")
-    failed = study("confirm", "--seeds", "1", "--data", "cifar10", "--checkpoint", "nowhere")
+    assert "was trained with trainer.max_steps=3, this command says 4" in other.stderr
+    failed = study(*told, "--data", "cifar10", "--checkpoint", "nowhere")
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: python train.py failed; the end of")

@@ -34,7 +34,7 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-study: $(READY)  ## every method on digits, ten seeds, judged on the test images: outputs/study (20 minutes)
+study: $(READY)  ## every method on digits, ten seeds, judged on the test images: outputs/study (under 20 minutes)
 	$(BIN)/python benchmarks/study.py confirm
 
 benchmark: $(READY)  ## what a training step costs beside a plain one, and judging beside a bare loop: ratios

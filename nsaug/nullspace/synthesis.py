@@ -186,9 +186,10 @@ class NoiseSynthesis(Synthesis):
     """Refines random noise for one batch, inside the training step, towards an influence in [floor ε, ε).
 
     In scope `sample` an image whose influence lies there is finished and its noise frozen; the loop ends when all are
-    or after K updates, wherever the noise is then: `reached` says which of it is below ε. Counting forward, backward to activations and backward to weights as 1 each, a training step that uses K
-    updates costs 6 + 2 K where a plain one costs 3: the outer step's clean forward is the target, gradients go to the
-    noise alone, and the forward that finds the influence below ε is the one whose loss is trained on.
+    or after K updates, wherever the noise is then: `reached` says which of it is below ε. Counting forward, backward
+    to activations and backward to weights as 1 each, a training step that uses K updates costs 6 + 2 K where a plain
+    one costs 3: the outer step's clean forward is the target, gradients go to the noise alone, and the forward that
+    finds the noise where it shall be is the one whose loss is trained on.
     """
 
     steps: Count = 3

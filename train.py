@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +209,20 @@ def where_to_resume(cfg: DictConfig, folder: Path) -> tuple[Path, Path | None]:
 def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Raises NsaugError where a run that goes on is told something else than when it started."""
     kept = ("settings", "seed", "class_names")
-    theirs, ours = ({key: told[key] for key in kept if key in told} for told in (before, now))
-    theirs, ours = flat(theirs), flat(ours)
-    for key in ours:
-        if theirs.get(key) != ours[key] and not key.endswith(FREE):
-            raise NsaugError(
-                f"resume={folder}: that run has {key.removeprefix('settings.')}={theirs.get(key)}, this command says"
-                f" {ours[key]}: type the command that started it"
-            )
+    told = ({key: run[key] for key in kept if key in run} for run in (before, now))
+    for key, theirs, ours in other_settings(*told):
+        raise NsaugError(
+            f"resume={folder}: that run has {key.removeprefix('settings.')}={theirs}, this command says {ours}: type"
+            " the command that started it"
+        )
+
+
+def other_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Each setting on which something that is computed depends and that two runs do not share; that of both."""
+    theirs, ours = flat(before), flat(now)
+    for key in {**ours, **theirs}:
+        if theirs.get(key) != ours.get(key) and not key.endswith(FREE):
+            yield key, theirs.get(key), ours.get(key)
 
 
 def best_checkpoint(folder: Path) -> Any:

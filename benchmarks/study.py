@@ -31,7 +31,6 @@ from study_report import finished, report
 
 from nsaug.checkpoints import WEIGHTS
 from nsaug.config import explain
-from nsaug.settings import flat
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -102,7 +101,7 @@ RADII = {
 }
 """Of PGD in training: beside that of conf/experiment, and the best on the validation images
 (on CIFAR-10 only that and its half were tried, with three steps)."""
-SMALL = ["trainer.max_epochs=-1", "trainer.max_steps=150", "+trainer.limit_val_batches=0"]
+SMALL = ["trainer.max_epochs=-1", "trainer.max_steps=150", "++trainer.limit_val_batches=0"]
 SMALL += ["suite.max_images=500", "suite.eps=[1/255]", "suite.severities=[3]"]
 CURVES = {
     "eps": (0.01, 0.03, 0.1, 0.3, 0.6, 1.0),
@@ -141,7 +140,7 @@ class Study:
         for name, settings in self.entries.items():
             same = [f"experiment={self.told.data}_study", f'checkpoint="{start}"', f"name={name}"]
             told[self.folder / name] = [*same, *settings, *self.settings]
-        return {folder: last_of_each([self.trainer, *QUIET, *words]) for folder, words in told.items()}
+        return {folder: [self.trainer, *QUIET, *words] for folder, words in told.items()}
 
     def check_settings(self) -> None:
         """Refuses what the scripts would, and settings that differ from those of runs that are there already."""
@@ -211,10 +210,13 @@ class Study:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             print("$ python", name, *arguments, file=file, flush=True)
+            before = file.tell()
             done = subprocess.run([sys.executable, str(ROOT / name), *arguments], stdout=file, stderr=file, check=False)
         if done.returncode:
+            said = [line for line in log.read_bytes()[before:].decode().splitlines() if line.startswith("error: ")]
+            why = said[-1].removeprefix("error: ") if said else f"the end of {log} says why"
             # At once: the other process may go on for hours.
-            print(f"error: python {name} failed; the end of {log} says why", file=sys.stderr, flush=True)
+            print(f"error: python {name} failed: {why}", file=sys.stderr, flush=True)
             raise SystemExit(1)
 
 
@@ -233,12 +235,7 @@ def entries_of(stage: str, data: str) -> dict[str, list[str]]:
         for key, values in CURVES.items():
             others = [value for value in values if value != default[key]]
             told |= {f"{key}_{value:g}": f"method=nullspace nullspace.{key}={value:g}" for value in others}
-    return {name: last_of_each(words.split()) for name, words in told.items()}
-
-
-def last_of_each(settings: list[str]) -> list[str]:
-    """What is told twice holds as it is told last; Hydra itself refuses to add (+) a setting twice."""
-    return list({setting.split("=")[0]: setting for setting in settings}.values())
+    return {name: words.split() for name, words in told.items()}  # what is told twice holds as it is told last
 
 
 def check(script: ModuleType, *words: str, name: str = "suite") -> DictConfig:
@@ -255,13 +252,12 @@ def check(script: ModuleType, *words: str, name: str = "suite") -> DictConfig:
 def refuse_other_settings(run: Path, now: DictConfig) -> None:
     """Exits where a run was trained with something else than `now`, the start included."""
     before = OmegaConf.load(run / ".hydra" / "config.yaml")
-    theirs, ours = (flat(OmegaConf.to_container(each, resolve=True)) for each in (before, now))
-    for key in [*ours, *theirs]:
-        if theirs.get(key) != ours.get(key) and not key.endswith(train.FREE):
-            raise SystemExit(
-                f"error: {run} was trained with {key}={theirs.get(key)}, this command says {ours.get(key)}: type the"
-                f" command that made it, or remove {run.parent}"
-            )
+    told = (OmegaConf.to_container(each, resolve=True) for each in (before, now))
+    for key, theirs, ours in train.other_settings(*told):
+        raise SystemExit(
+            f"error: {run} was trained with {key}={theirs}, this command says {ours}: type the command that made it, or"
+            f" remove {run.parent}"
+        )
 
 
 def count(least: int) -> Callable[[str], int]:
@@ -292,7 +288,7 @@ def main() -> None:
         raise SystemExit("error: --checkpoint is missing: name a run of experiment=cifar10_pretrain")
     if told.small and told.data != "cifar10":
         raise SystemExit("error: --small is of CIFAR-10: add --data cifar10, or leave it out")
-    told.settings = last_of_each([*(SMALL if told.small else ()), *told.settings])
+    told.settings = [*(SMALL if told.small else ()), *told.settings]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     first, split = (0, "val") if told.stage == "choose" else (100, "test")
     seeds = range(first, first + told.seeds)

@@ -254,6 +254,6 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     other = study(*told, "trainer.max_steps=4")
     assert other.returncode == 1
     assert "was trained with trainer.max_steps=3, this command says 4" in other.stderr
-    failed = study(*told, "--data", "cifar10", "--checkpoint", "nowhere")
+    failed = study(*told, "--data", "cifar10", "--checkpoint", "start", "data.root=nowhere")
     assert failed.returncode == 1
-    assert "error: python train.py failed: nowhere: no such file" in failed.stderr
+    assert failed.stderr.startswith("error: python train.py failed: data.root=nowhere holds neither")

@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## pretrain on digits, finetune with and without nullspace noise, judge: outputs/demo
-	PYTHON=$(BIN)/python sh benchmarks/demo.sh
+	PYTHON=$(BIN)/python sh scripts/demo.sh
 
 test: $(READY)  ## all tests that need neither network nor GPU nor minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
@@ -27,7 +27,7 @@ test-slow: $(READY)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 soak: $(READY)  ## stop KILLS=20 runs at random moments, take them up again, compare the weights
-	$(BIN)/python benchmarks/soak.py --kills $(or $(KILLS),20)
+	$(BIN)/python scripts/fault_injection.py --kills $(or $(KILLS),20)
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/mypy
 
 study: $(READY)  ## every method on digits, ten seeds, judged on the test images: outputs/study (under 20 minutes)
-	$(BIN)/python benchmarks/study.py confirm
+	$(BIN)/python studies/study.py confirm
 
 benchmark: $(READY)  ## what a training step costs beside a plain one, and judging beside a bare loop: ratios
 	$(BIN)/python benchmarks/step_cost.py

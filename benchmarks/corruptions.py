@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from nsaug.corruptions import TEST, Corruption
-from nsaug.corruptions.constants import IMAGENET
-from nsaug.draws import generator
+from nsaug.corruptions import TEST_CORRUPTIONS, Corruption
+from nsaug.corruptions.severities import IMAGENET
+from nsaug.utils.rng import make_generator
 
 SIDE, BATCH = 224, 16
 BAR = 3.0
@@ -44,7 +44,7 @@ def main() -> int:
 
     def own(name: str, severity: int) -> None:  # the draws are part of it
         corruption = Corruption(name=name, severity=severity)
-        corruption(images, [corruption.draw((3, SIDE, SIDE), generator("cpu", key)) for key in range(BATCH)])
+        corruption(images, [corruption.draw((3, SIDE, SIDE), make_generator("cpu", key)) for key in range(BATCH)])
 
     # Seconds an image takes over three severities, by corruption and round; the first round compiles and caches.
     theirs, ours = np.zeros((2, len(IMAGENET), told.rounds + 1))
@@ -57,7 +57,7 @@ def main() -> int:
     print(f"an image of {SIDE} px     theirs, ms  ours, ms  ratio")
     for name, a, b in zip(IMAGENET, theirs.mean(1), ours.mean(1), strict=True):
         print(f"{name:20s} {1000 * a / 3:12.1f} {1000 * b / 3:9.1f} {a / b:6.1f}")
-    count = len(TEST)
+    count = len(TEST_CORRUPTIONS)
     ratios = theirs[:count].sum(0) / ours[:count].sum(0)
     print(f"the {count} of the test set together: {np.median(ratios):.1f} times as fast", end=" ")
     print(f"({ratios.min():.1f}-{ratios.max():.1f} over {told.rounds} rounds)")

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from nsaug.attacks import PGD
 from nsaug.evaluation import Benchmark
-from nsaug.vit import ViT, build_vit
+from nsaug.models.factory import build_vit
+from nsaug.models.noisy_vit import NoisyViT
 
 BAR = 1.05
 EPS, STEPS = 2 / 255, 20
@@ -44,7 +45,7 @@ class Images(torch.utils.data.Dataset[Any]):
 
 
 @torch.no_grad()
-def bare(vit: ViT, loader: DataLoader[Any], device: str) -> int:
+def bare(vit: NoisyViT, loader: DataLoader[Any], device: str) -> int:
     correct = 0
     for images, labels, _ in loader:
         correct += int((vit(images.to(device)).argmax(1) == labels.to(device)).sum())

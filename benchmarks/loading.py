@@ -34,9 +34,9 @@ STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
 def ours(root: Path, batch: int, workers: int) -> DataLoader[Any]:
-    data = ImageNet(root=str(root), batch_size=batch, num_workers=workers, holdout=0)
+    data = ImageNet(root=str(root), batch_size=batch, num_workers=workers, val_fraction=0)
     data.setup("fit")
-    data.prepare_for(CONFIG | STATISTICS)
+    data.configure_for(CONFIG | STATISTICS)
     return data.train_dataloader()
 
 

@@ -27,11 +27,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsaug.config import build
-from nsaug.draws import generator
-from nsaug.evaluation import find_subjects
+from nsaug.cli.app import instantiate
+from nsaug.evaluation import find_models
+from nsaug.models.factory import build_vit
+from nsaug.models.noisy_vit import NoisyViT
 from nsaug.nullspace import NoiseSynthesis, embedding_rms, influence
-from nsaug.vit import ViT, build_vit
+from nsaug.utils.rng import make_generator
 
 
 @dataclasses.dataclass
@@ -43,14 +44,14 @@ class Way:
     every: int = 1
     last: Tensor | None = None
 
-    def step(self, vit: ViT, images: Tensor, labels: Tensor, number: int, rms: Tensor) -> dict[str, float]:
+    def step(self, vit: NoisyViT, images: Tensor, labels: Tensor, number: int, rms: Tensor) -> dict[str, float]:
         """A training step's forward and backward; what became of the noise."""
         clean = vit(images)
         refined = round(self.share * len(images))
         noised = refined if self.synthesis.scope == "sample" else len(images)
         rests = number % self.every and self.last is not None
         synthesis = dataclasses.replace(self.synthesis, steps=0) if rests else self.synthesis
-        told: Any = images[:refined], generator(images.device, number), clean[:refined].detach(), rms, self.last
+        told: Any = images[:refined], make_generator(images.device, number), clean[:refined].detach(), rms, self.last
         found = synthesis.refine(vit, *told)
         logits: Any = found.logits if noised == refined else vit(images[:noised], found.noise)
         (F.cross_entropy(clean, labels) + F.cross_entropy(logits, labels[:noised])).backward()
@@ -59,7 +60,7 @@ class Way:
         return {
             "before": float(found.influence_before.mean()),
             "after": float(each.mean()),
-            "reached": float((each < synthesis.eps).float().mean()),
+            "converged": float((each < synthesis.eps).float().mean()),
             "rms": float(found.norm_after.mean() / (synthesis.limit * rms / 3**0.5)),
         }
 
@@ -94,18 +95,18 @@ def main() -> None:
     parser.add_argument("--rest", type=int, default=8)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    (subject,) = find_subjects(options.checkpoint, None)
+    (subject,) = find_models(options.checkpoint, None)
     vit = build_vit(**subject.model()).to(device).train()
-    data = build(OmegaConf.create(subject.record["data"] | {"batch_size": options.batch}))
+    data = instantiate(OmegaConf.create(subject.record["data"] | {"batch_size": options.batch}))
     data.setup("fit")
-    data.prepare_for(vit.data_config)
+    data.configure_for(vit.data_config)
     batches = [(x.to(device), y.to(device)) for x, y, _ in itertools.islice(data.train_dataloader(), options.batches)]
     rms = embedding_rms(vit, batches[0][0])
     print(f"{'plain':>6} {'before':>7} {'after':>7} {'reached':>8} {'rms':>5}   eps {options.eps:g}, {device}")
     measured(vit, batches, ways(options.eps, options.limit), rms, options.rest)
 
 
-def measured(vit: ViT, batches: list[Any], ways: dict[str, Way], rms: Tensor, rest: int) -> None:
+def measured(vit: NoisyViT, batches: list[Any], ways: dict[str, Way], rms: Tensor, rest: int) -> None:
     ratios: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for number, (images, labels) in enumerate(batches):

@@ -38,11 +38,11 @@ from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 from torch.profiler import profile
 
-from nsaug.config import build
-from nsaug.draws import generator
+from nsaug.cli.app import instantiate
 from nsaug.methods import Clean, Method, Nullspace
+from nsaug.models.noisy_vit import NoisyViT, params_frozen
 from nsaug.nullspace import NoiseSynthesis
-from nsaug.vit import ViT, frozen
+from nsaug.utils.rng import make_generator
 
 BATCH = {"micro": 64, "vit_cifar": 32, "vit_s": 8}
 METHODS = [
@@ -70,8 +70,8 @@ class Naive(Method):
         self.steps, self.shape = steps, shape
         self.cost = (6 + 6 * steps) / 3
 
-    def loss(self, vit: ViT, images: torch.Tensor, targets: torch.Tensor, generator: torch.Generator) -> Any:
-        noise = torch.randn(len(images), *self.shape, generator=generator, device=images.device).requires_grad_()
+    def loss(self, vit: NoisyViT, images: torch.Tensor, targets: torch.Tensor, make_generator: torch.Generator) -> Any:
+        noise = torch.randn(len(images), *self.shape, generator=make_generator, device=images.device).requires_grad_()
         optimizer = torch.optim.AdamW([noise], lr=1e-3)
         for _ in range(self.steps):
             distance = (vit(images, noise) - vit(images)).norm(dim=-1).mean()
@@ -88,7 +88,7 @@ class Bench:
     def __init__(self, name: str, device: str, settings: list[str]) -> None:
         self.name, self.device, self.settings = name, device, settings
         torch.manual_seed(0)
-        self.vit = build(self.told("clean").model, num_classes=10).to(device).train()
+        self.vit = instantiate(self.told("clean").model, num_classes=10).to(device).train()
         self.images = torch.rand(BATCH[name], *self.vit.data_config["input_size"], device=device)
         self.labels = torch.randint(10, (len(self.images),), device=device)
         self.optimizer = torch.optim.AdamW(self.vit.parameters(), lr=1e-5)
@@ -103,10 +103,10 @@ class Bench:
     def method(self, settings: str) -> Method:
         if settings.startswith("naive"):
             return Naive(int(settings.split()[1]), self.vit.noise_shape())
-        method = build(self.told(settings).method).to(self.device)
+        method = instantiate(self.told(settings).method).to(self.device)
         method.prepare(self.vit, self.images, lambda value: value)
         batches = lambda number, count: [self.images]  # noqa: E731
-        method.start_epoch(self.vit, batches, 1, generator(self.device, 0), lambda value: value)
+        method.start_epoch(self.vit, batches, 1, make_generator(self.device, 0), lambda value: value)
         return method
 
     def step(self, method: Method) -> Step:
@@ -114,7 +114,7 @@ class Bench:
 
         def step() -> None:
             with self.vit.compiled():
-                loss, _ = method.loss(self.vit, seen, self.labels, generator(self.device, 0))
+                loss, _ = method.loss(self.vit, seen, self.labels, make_generator(self.device, 0))
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -123,7 +123,7 @@ class Bench:
 
     def refinement(self) -> None:
         """A forward and a gradient to the noise."""
-        with self.vit.compiled(), frozen(self.vit):
+        with self.vit.compiled(), params_frozen(self.vit):
             logits = self.vit(self.images, self.noise)
             torch.autograd.grad((logits - self.target).norm(dim=-1).mean(), self.noise)
 

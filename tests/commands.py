@@ -11,7 +11,7 @@ FAST = [
     "trainer.enable_progress_bar=false",
     "logger=csv",
     "logger.pictures=0",
-    "attacked_batches=1",
+    "val_attack_batches=1",
 ]
 SHORT = [*FAST, "trainer.max_steps=3"]
 
@@ -21,7 +21,7 @@ def top1(folder):
 
 
 def run(script, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments])
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__.split('.')[-1]}.py", *arguments])
     script.main()
 
 

@@ -15,9 +15,10 @@ from torch import nn
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true"}
 os.environ.pop("WANDB_API_KEY", None)
 
-import train
-from nsaug.data.imagenet import wnids
-from nsaug.vit import ViT, build_vit
+from nsaug.cli import train
+from nsaug.data.sources.imagenet import wnids
+from nsaug.models.factory import build_vit
+from nsaug.models.noisy_vit import NoisyViT
 from tests.commands import FAST, run
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ SHARED = Path(os.environ.get("NSAUG_SHARED", ROOT / ".." / "shared")) / "data"
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 
 
-def tiny_vit(**kwargs) -> ViT:
+def tiny_vit(**kwargs) -> NoisyViT:
     """A ViT for 8 x 8 images with 16 tokens of width 24, fast enough for float64."""
     torch.manual_seed(0)
     options = {"num_classes": 10, "img_size": 8, "patch_size": 2, "args": TINY} | kwargs
@@ -55,14 +56,14 @@ class Linear(nn.Module):
         return self.head(self.patch_embed(images).flatten(1))
 
 
-def linear_vit() -> ViT:
+def linear_vit() -> NoisyViT:
     """A linear model with two classes, in float64."""
     torch.manual_seed(0)
-    return ViT(Linear(2)).double()
+    return NoisyViT(Linear(2)).double()
 
 
 @pytest.fixture
-def vit() -> ViT:
+def vit() -> NoisyViT:
     return tiny_vit().double()
 
 

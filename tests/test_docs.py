@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-import train
+from nsaug.cli import train
 from tests.commands import FAST, run
 from tests.conftest import ROOT
 
@@ -26,7 +26,7 @@ def test_the_five_lines_of_the_readme(monkeypatch):
     exec(code, names)
     found = names["found"]
     assert found.noise.shape == (4, 196, 384)
-    assert found.reached.all()
+    assert found.converged.all()
     assert found.influence_after.max() < 0.03
     with torch.no_grad():
         moved = names["logits"].softmax(1) - names["vit"](names["images"]).softmax(1)

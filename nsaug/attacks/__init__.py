@@ -7,10 +7,10 @@ in the mode it is in, and leaves gradients, modes and the global generator as th
 from nsaug.attacks.autoattack import AutoAttack
 from nsaug.attacks.fgsm import FGSM
 from nsaug.attacks.fgsm_rs import FGSMRS
-from nsaug.attacks.mim import MIM
-from nsaug.attacks.minimal import CW, DeepFool
+from nsaug.attacks.mifgsm import MIFGSM
+from nsaug.attacks.min_norm import CW, DeepFool
 from nsaug.attacks.patch_fool import PatchFool
 from nsaug.attacks.pgd import PGD
 from nsaug.attacks.pgd_l2 import PGDL2
 
-__all__ = ["CW", "FGSM", "FGSMRS", "MIM", "PGD", "PGDL2", "AutoAttack", "DeepFool", "PatchFool"]
+__all__ = ["CW", "FGSM", "FGSMRS", "MIFGSM", "PGD", "PGDL2", "AutoAttack", "DeepFool", "PatchFool"]

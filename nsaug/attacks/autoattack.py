@@ -5,11 +5,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nsaug.attacks.gradient import as_labels
-from nsaug.attacks.library import left_as_it_was, seed_of
-from nsaug.draws import Source
-from nsaug.extras import extra
-from nsaug.settings import NonNegative, settings
+from nsaug.attacks.objectives import as_labels
+from nsaug.attacks.third_party import draw_seed, preserve_state
+from nsaug.utils.optional_imports import optional_import
+from nsaug.utils.rng import GeneratorLike
+from nsaug.utils.types import NonNegativeFloat, validated_dataclass
 
 Part = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 FULL: tuple[Part, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -17,7 +17,7 @@ TARGETS = 9
 """Target classes of the standard version: it wants ten classes at least."""
 
 
-@settings
+@validated_dataclass
 class AutoAttack:
     """APGD on cross-entropy, targeted APGD, targeted FAB, and Square, one after another on what still stands.
 
@@ -26,7 +26,7 @@ class AutoAttack:
     its images. It logs what it doubts: a randomised model, gradients of 0, outputs that are probabilities.
     """
 
-    eps: NonNegative = 4 / 255
+    eps: NonNegativeFloat = 4 / 255
     """Radius of the ball, in pixel units."""
     norm: Literal["Linf", "L2"] = "Linf"
     attacks: tuple[Part, ...] = FULL
@@ -35,17 +35,17 @@ class AutoAttack:
     num_steps = 1000
     """About how many forwards an image costs, which the forecast of the time left goes by."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: Source = None) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: GeneratorLike = None) -> Tensor:
         """Attacked images, (B, 3, H, W) in [0, 1]; arguments as for `PGD`.
 
         Raises:
-            NsaugError: pyautoattack is not installed.
+            UserError: pyautoattack is not installed.
         """
         if self.eps == 0:  # the library divides by it
             return images
-        attack = extra("attacks", "pyautoattack").AutoAttack
-        labels, seed = as_labels(labels), seed_of(generator)
-        with left_as_it_was(model, seed):
+        attack = optional_import("attacks", "pyautoattack").AutoAttack
+        labels, seed = as_labels(labels), draw_seed(generator)
+        with preserve_state(model, seed):
             with torch.no_grad():
                 classes = model(images[:1]).shape[1]
             found = attack(

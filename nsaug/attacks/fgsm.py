@@ -2,19 +2,19 @@
 
 from torch import Tensor, nn
 
-from nsaug.attacks.gradient import cross_entropy, gradient
-from nsaug.draws import Source
-from nsaug.settings import PixelSize, settings
+from nsaug.attacks.objectives import cross_entropy, gradient
+from nsaug.utils.rng import GeneratorLike
+from nsaug.utils.types import PixelEps, validated_dataclass
 
 
-@settings
+@validated_dataclass
 class FGSM:
     """One step of size eps along the sign of the loss's gradient."""
 
-    eps: PixelSize = 4 / 255
+    eps: PixelEps = 4 / 255
     """Radius of the L-inf ball, in pixel units."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: Source = None) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: GeneratorLike = None) -> Tensor:
         """Attacked images, (B, 3, H, W) in [0, 1], for images (B, 3, H, W) in [0, 1] and labels (B,)."""
-        uphill = gradient(cross_entropy(model, labels), images).sign()
-        return (images + self.eps * uphill).clamp(0, 1).detach()
+        grad = gradient(cross_entropy(model, labels), images).sign()
+        return (images + self.eps * grad).clamp(0, 1).detach()

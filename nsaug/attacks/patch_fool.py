@@ -8,38 +8,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nsaug.attacks.gradient import as_labels, cross_entropy
-from nsaug.draws import Source, uniform
-from nsaug.settings import Count, NonNegative, NsaugError, PixelSize, Positive, PositiveCount, PositiveShare, settings
+from nsaug.attacks.objectives import as_labels, cross_entropy
+from nsaug.utils.errors import UserError
+from nsaug.utils.rng import GeneratorLike, uniform
+from nsaug.utils.types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PixelEps,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    validated_dataclass,
+)
 
 
-@settings
+@validated_dataclass
 class PatchFool:
     """Changes `patches` patches of each image as it likes; no other pixel changes.
 
     The patches are those that one layer attends to most. Adam climbs the cross-entropy together with the attention that
     all layers pay to them; where the two gradients point apart, the attention's loses what works against the other.
-    For a ViT whose blocks hold timm's attention, as `nsaug.vit.ViT` or timm's model.
+    For a ViT whose blocks hold timm's attention, as `nsaug.models.noisy_vit.NoisyViT` or timm's model.
     """
 
-    patches: PositiveCount = 1
+    patches: PositiveInt = 1
     """How many patches of each image are changed."""
-    num_steps: Count = 250
-    step_size: Positive = 0.05
+    num_steps: NonNegativeInt = 250
+    step_size: PositiveFloat = 0.05
     """Of Adam, in pixel units; it falls by a twentieth every ten steps. The paper's 0.2 is of normalised images."""
-    layer: Count = 4
+    layer: NonNegativeInt = 4
     """Whose attention chooses the patches, counted from 0; the last one where the model has fewer."""
-    attention: NonNegative = 0.002
+    attention: NonNegativeFloat = 0.002
     """Weight of the attention's gradient."""
-    decay: PositiveShare = 0.95
-    eps: PixelSize = 1.0
+    decay: PositiveFraction = 0.95
+    eps: PixelEps = 1.0
     """How far a pixel of these patches may move; 1 is as far as it likes."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: Source = None) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: GeneratorLike = None) -> Tensor:
         """Attacked images, (B, 3, H, W) in [0, 1]; arguments as for `PGD`: `generator` draws what the patches start as.
 
         Raises:
-            NsaugError: the model has no attention to read, or its tokens are not a grid of patches.
+            UserError: the model has no attention to read, or its tokens are not a grid of patches.
         """
         images, labels = images.detach(), as_labels(labels)
         with attention_maps(model) as maps:
@@ -57,9 +66,9 @@ class PatchFool:
                 with torch.enable_grad():
                     loss = objective(attacked)
                     paid = torch.stack([_paid(each).gather(1, chosen).log().sum() for each in maps]).sum()
-                    uphill = torch.autograd.grad(loss, attacked, retain_graph=True)[0]
+                    grad = torch.autograd.grad(loss, attacked, retain_graph=True)[0]
                     lit = torch.autograd.grad(paid, attacked)[0]
-                attacked.grad = -(uphill + self.attention * _agreeing(lit, uphill)) * mask
+                attacked.grad = -(grad + self.attention * _agreeing(lit, grad)) * mask
                 optimizer.step()
                 schedule.step()
                 with torch.no_grad():
@@ -69,7 +78,7 @@ class PatchFool:
     def _chosen(self, maps: list[Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
         """The pixels of the chosen patches, (B, 1, H, W), and their tokens, (B, patches)."""
         if any(len({*each.shape[-2:], *maps[0].shape[-2:]}) > 1 or len(each) != len(images) for each in maps):
-            raise NsaugError(
+            raise UserError(
                 "Patch-Fool takes a model whose tokens are the same in all blocks, such as a plain ViT or DeiT"
             )
         paid = _paid(maps[min(self.layer, len(maps) - 1)])
@@ -77,7 +86,7 @@ class PatchFool:
         prefix = len(paid[0]) - side * side
         height, width = images.shape[-2:]
         if height % side or width % side or self.patches > side * side:
-            raise NsaugError(
+            raise UserError(
                 f"Patch-Fool takes a model whose tokens are a square grid of at least {self.patches} patches; here are"
                 f" {len(paid[0])} tokens for {height} x {width} pixels"
             )
@@ -107,11 +116,11 @@ def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
     is built.
 
     Raises:
-        NsaugError: the model has no such attention.
+        UserError: the model has no such attention.
     """
     layers: list[Any] = [part for part in model.modules() if hasattr(part, "fused_attn") and hasattr(part, "attn_drop")]
     if not layers:
-        raise NsaugError(f"{type(model).__name__} has no attention of timm's to read: choose a plain ViT or DeiT")
+        raise UserError(f"{type(model).__name__} has no attention of timm's to read: choose a plain ViT or DeiT")
     maps: list[Tensor] = []
     fused = [layer.fused_attn for layer in layers]
     handles = [

@@ -1,7 +1,7 @@
 """Common corruptions on the fly: pure functions of images, strength and draws, in torch, on the images' device."""
 
-from nsaug.corruptions.constants import TEST
 from nsaug.corruptions.corruption import Corruption
 from nsaug.corruptions.gaussian_noise import GaussianNoise
+from nsaug.corruptions.severities import TEST_CORRUPTIONS
 
-__all__ = ["TEST", "Corruption", "GaussianNoise"]
+__all__ = ["TEST_CORRUPTIONS", "Corruption", "GaussianNoise"]

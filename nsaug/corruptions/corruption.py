@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from nsaug.corruptions.constants import CIFAR, IMAGENET
-from nsaug.corruptions.kinds import KINDS, Draws
-from nsaug.settings import settings
+from nsaug.corruptions.functional import KINDS, Params
+from nsaug.corruptions.severities import CIFAR, IMAGENET
+from nsaug.utils.types import validated_dataclass
 
 SMALL = 32
 """Images of at most that many pixels get CIFAR-10-C's constants."""
@@ -20,7 +20,7 @@ Name = Literal[
 ]  # fmt: skip
 
 
-@settings
+@validated_dataclass
 class Corruption:
     """A corruption of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261), on the fly.
 
@@ -31,16 +31,16 @@ class Corruption:
     name: Name
     severity: Annotated[int, Field(ge=1, le=5)] = 1
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Draws:
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Params:
         """The numbers that one image of this shape (3, H, W) needs, on the CPU."""
         size = (shape[-2], shape[-1])
         return KINDS[self.name].draw(self._constants(size), size, generator)
 
-    def __call__(self, images: Tensor, draws: list[Draws]) -> Tensor:
+    def __call__(self, images: Tensor, draws: list[Params]) -> Tensor:
         """Corrupted images, (B, 3, H, W) in [0, 1], from images (B, 3, H, W) in [0, 1] and each one's draws.
 
         Raises:
-            NsaugError: frost, glass blur and spatter need the extra `corruptions`.
+            UserError: frost, glass blur and spatter need the extra `corruptions`.
         """
         constants = self._constants((images.shape[-2], images.shape[-1]))
         corrupted = KINDS[self.name].apply(images, draws, constants).clamp(0, 1)

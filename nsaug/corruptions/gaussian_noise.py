@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nsaug.settings import NonNegative, settings
+from nsaug.utils.types import NonNegativeFloat, validated_dataclass
 
 
-@settings
+@validated_dataclass
 class GaussianNoise:
     """Adds independent normal noise to every channel of every pixel."""
 
-    std: NonNegative = 0.08
+    std: NonNegativeFloat = 0.08
     """Standard deviation in pixel units; ImageNet-C's severities are 0.08, 0.12, 0.18, 0.26, 0.38."""
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -1,28 +1,28 @@
 """Judging models: a suite's benchmarks become results that are kept, and every view is drawn from those."""
 
-from nsaug.evaluation.analysis import Analysis, ExactPair, NoiseAnalysis, NoiseRadius, NoiseTransfer
-from nsaug.evaluation.benchmark import Benchmark
+from nsaug.evaluation.analyses import Analysis, ExactPair, NoiseAnalysis, NoiseRadius, NoiseTransfer
+from nsaug.evaluation.benchmarks import Benchmark
+from nsaug.evaluation.cache import ResultCache
 from nsaug.evaluation.corruption_error import CorruptionError
-from nsaug.evaluation.runner import Entry, Outcome, run_suite
-from nsaug.evaluation.selection import Selection
-from nsaug.evaluation.store import Store
-from nsaug.evaluation.subjects import Subject, find_subjects
-from nsaug.evaluation.table import Score
+from nsaug.evaluation.models import EvalModel, find_models
+from nsaug.evaluation.reporting.aggregate import Score
+from nsaug.evaluation.runner import BenchmarkResult, NamedBenchmark, run_suite
+from nsaug.evaluation.subset import Subset
 
 __all__ = [
     "Analysis",
     "Benchmark",
+    "BenchmarkResult",
     "CorruptionError",
-    "Entry",
+    "EvalModel",
     "ExactPair",
+    "NamedBenchmark",
     "NoiseAnalysis",
     "NoiseRadius",
     "NoiseTransfer",
-    "Outcome",
+    "ResultCache",
     "Score",
-    "Selection",
-    "Store",
-    "Subject",
-    "find_subjects",
+    "Subset",
+    "find_models",
     "run_suite",
 ]

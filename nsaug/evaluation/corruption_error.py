@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from nsaug.corruptions import TEST
-from nsaug.data import ImageData, ImageNet
-from nsaug.evaluation.runner import Outcome
+from nsaug.corruptions import TEST_CORRUPTIONS
+from nsaug.data import ImageDataModule, ImageNet
+from nsaug.evaluation.runner import BenchmarkResult
 from nsaug.evaluation.statistics import mean_over_images
-from nsaug.settings import NsaugError, settings
+from nsaug.utils.errors import UserError
+from nsaug.utils.types import validated_dataclass
 
 ALEXNET = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
@@ -34,7 +35,7 @@ ERRORS = tuple(
 """Over all corruptions; less is better."""
 
 
-@settings
+@validated_dataclass
 class CorruptionError:
     """Errors over the 15 test corruptions at all 5 severities.
 
@@ -48,45 +49,47 @@ class CorruptionError:
     alexnet: bool = False
     """Whether to normalise by AlexNet's errors, which mean nothing on other data than ImageNet."""
 
-    def check(self, data: ImageData) -> None:
-        """Raises NsaugError where normalising by AlexNet is asked for off ImageNet."""
+    def check(self, data: ImageDataModule) -> None:
+        """Raises UserError where normalising by AlexNet is asked for off ImageNet."""
         if self.alexnet and not isinstance(data, ImageNet):
-            raise NsaugError(
+            raise UserError(
                 "suite.corruption_error.alexnet=true: mCE is normalised by AlexNet's errors on ImageNet-C and means"
                 " nothing on other data; set it to false, and the mean corruption error is reported"
             )
 
-    def rows(self, outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    def rows(self, outcomes: list[BenchmarkResult]) -> list[dict[str, Any]]:
         """The rows that follow from one subject's outcomes."""
         return [*self._rows(outcomes, stored=True), *self._rows(outcomes, stored=False)]
 
-    def _rows(self, outcomes: list[Outcome], stored: bool) -> list[dict[str, Any]]:
+    def _rows(self, outcomes: list[BenchmarkResult], stored: bool) -> list[dict[str, Any]]:
         found = {name: outcome for name, outcome in _corrupted(outcomes) if stored == _is_stored(outcome)}
         errors = {name: _wrong(outcome).mean(0) for name, outcome in found.items()}
         rows = [_row(found[name], found[name].entry.name, "corruption_error", each) for name, each in errors.items()]
-        if all(name in found and _names(found[name]) == _names(found[TEST[0]]) for name in TEST):
-            every = np.stack([errors[name] for name in TEST])
+        if all(
+            name in found and _names(found[name]) == _names(found[TEST_CORRUPTIONS[0]]) for name in TEST_CORRUPTIONS
+        ):
+            every = np.stack([errors[name] for name in TEST_CORRUPTIONS])
             means = {"mean_corruption_error": every.mean(0)}
             if self.alexnet:
-                theirs = np.array([ALEXNET[name] for name in TEST])
-                means["mCE"] = (1 / theirs) @ every / len(TEST)
-                clean = _clean(outcomes, like=found[TEST[0]])
+                theirs = np.array([ALEXNET[name] for name in TEST_CORRUPTIONS])
+                means["mCE"] = (1 / theirs) @ every / len(TEST_CORRUPTIONS)
+                clean = _clean(outcomes, like=found[TEST_CORRUPTIONS[0]])
                 if clean is not None:
-                    means["relative_mCE"] = (1 / (theirs - ALEXNET_CLEAN)) @ (every - clean) / len(TEST)
+                    means["relative_mCE"] = (1 / (theirs - ALEXNET_CLEAN)) @ (every - clean) / len(TEST_CORRUPTIONS)
             for metric, mean in means.items():
                 name = metric if stored else f"{metric}{ON_THE_FLY}"
-                rows.append(_row(found[TEST[0]], name, name, mean) | {"condition": SUMMARY})
+                rows.append(_row(found[TEST_CORRUPTIONS[0]], name, name, mean) | {"condition": SUMMARY})
         return rows
 
 
-def _row(outcome: Outcome, benchmark: str, metric: str, per_image: np.ndarray) -> dict[str, Any]:
+def _row(outcome: BenchmarkResult, benchmark: str, metric: str, per_image: np.ndarray) -> dict[str, Any]:
     told = {"benchmark": benchmark, "condition": "corrupted", "strength": None, "metric": metric}
-    told["remarks"] = "; ".join(outcome.remarks)
+    told["notes"] = "; ".join(outcome.notes)
     spread = vars(mean_over_images(per_image)) | {"n": len(per_image), "over": "images"}
     return outcome.subject.columns | told | spread
 
 
-def _corrupted(outcomes: list[Outcome]) -> Iterator[tuple[str, Outcome]]:
+def _corrupted(outcomes: list[BenchmarkResult]) -> Iterator[tuple[str, BenchmarkResult]]:
     """Those under a common corruption at all five severities, each with its name."""
     for outcome in outcomes:
         name = outcome.entry.benchmark.corrupted_by
@@ -102,17 +105,17 @@ def _number(strength: float | None) -> float:
     return float("nan") if strength is None else float(strength)
 
 
-def _is_stored(outcome: Outcome) -> bool:
+def _is_stored(outcome: BenchmarkResult) -> bool:
     return outcome.entry.benchmark.data is not None
 
 
-def _wrong(outcome: Outcome) -> np.ndarray:
+def _wrong(outcome: BenchmarkResult) -> np.ndarray:
     """Each image's error at each strength, (strengths, n)."""
     assert outcome.per_image is not None
     return np.stack([1.0 - judged.top1 for judged in outcome.per_image.judged])
 
 
-def _clean(outcomes: list[Outcome], like: Outcome) -> np.ndarray | None:
+def _clean(outcomes: list[BenchmarkResult], like: BenchmarkResult) -> np.ndarray | None:
     """Errors on the same images as they are, (n,): those that have the same file names in the same order."""
     for outcome in outcomes:
         if outcome.entry.benchmark.condition == "clean" and _names(outcome) == _names(like):
@@ -120,5 +123,5 @@ def _clean(outcomes: list[Outcome], like: Outcome) -> np.ndarray | None:
     return None
 
 
-def _names(outcome: Outcome) -> list[str] | None:
+def _names(outcome: BenchmarkResult) -> list[str] | None:
     return None if outcome.per_image is None else [PurePath(name).stem for name in outcome.per_image.ids]

@@ -18,7 +18,7 @@ BINS = 15
 
 
 @dataclass(frozen=True)
-class Judged:
+class PerImageScores:
     """What a model said of n images, each an array of n.
 
     Where several classes are right for an image, they count as one: an answer is right where it is one of them, and
@@ -42,14 +42,14 @@ class Judged:
     top5: np.ndarray
     nll: np.ndarray
     brier: np.ndarray
-    reached: np.ndarray
+    converged: np.ndarray
 
 
-FIELDS = tuple(Judged.__dataclass_fields__)
+FIELDS = tuple(PerImageScores.__dataclass_fields__)
 
 
 @torch.no_grad()
-def judge(logits: Tensor, labels: Tensor, reached: Tensor | None = None) -> dict[str, Tensor]:
+def score_predictions(logits: Tensor, labels: Tensor, converged: Tensor | None = None) -> dict[str, Tensor]:
     """The fields of `Judged` for logits (B, C), labels (B,) and reached (B,), each a tensor (B,) on their device.
 
     Labels may be sets, (B, k) filled up with a number below 0.
@@ -76,15 +76,15 @@ def judge(logits: Tensor, labels: Tensor, reached: Tensor | None = None) -> dict
         "top5": right.gather(1, likeliest).any(-1),
         "nll": -own,
         "brier": brier,
-        "reached": torch.full_like(own, float("nan")) if reached is None else reached.to(own.dtype),
+        "converged": torch.full_like(own, float("nan")) if converged is None else converged.to(own.dtype),
     }
 
 
-def _mean_of(field: str) -> Callable[[Judged, np.ndarray], np.ndarray]:
+def _mean_of(field: str) -> Callable[[PerImageScores, np.ndarray], np.ndarray]:
     return lambda judged, weights: weights @ getattr(judged, field).astype(weights.dtype)
 
 
-def calibration_error(judged: Judged, weights: np.ndarray) -> np.ndarray:
+def calibration_error(judged: PerImageScores, weights: np.ndarray) -> np.ndarray:
     """Mean over images of how far the accuracy in their confidence's bin lies from the mean confidence there (ECE)."""
     gaps = (judged.top1 - judged.confidence).astype(weights.dtype)
     place = bins(judged.confidence)
@@ -100,7 +100,7 @@ def bins(confidence: np.ndarray) -> np.ndarray:
     return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
 
 
-METRICS: dict[str, Callable[[Judged, np.ndarray], np.ndarray]] = {
+METRICS: dict[str, Callable[[PerImageScores, np.ndarray], np.ndarray]] = {
     "top1": _mean_of("top1"),
     "top5": _mean_of("top5"),
     "nll": _mean_of("nll"),

@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from nsaug.data.images import ImageData
-from nsaug.data.sets import ImageSet, some
-from nsaug.evaluation.analysis import Analysis, NoiseTransfer
-from nsaug.evaluation.benchmark import Benchmark
-from nsaug.evaluation.selection import Selection
-from nsaug.evaluation.store import Findings, Identity, Result, Store, model_digest
-from nsaug.evaluation.subjects import Subject
-from nsaug.settings import NsaugError, first_line
-from nsaug.vit import ViT
+from nsaug.data.datamodule import ImageDataModule
+from nsaug.data.dataset import ImageSet, preview
+from nsaug.evaluation.analyses import Analysis, NoiseTransfer
+from nsaug.evaluation.benchmarks import Benchmark
+from nsaug.evaluation.cache import AnalysisResult, CacheKey, PerImageResult, ResultCache, model_digest
+from nsaug.evaluation.models import EvalModel
+from nsaug.evaluation.subset import Subset
+from nsaug.models.noisy_vit import NoisyViT
+from nsaug.utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entry:
+class NamedBenchmark:
     """A benchmark as its suite tells it.
 
     Attributes:
@@ -38,35 +38,35 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BenchmarkResult:
     """One subject on one benchmark: what was found, or why there is nothing."""
 
-    subject: Subject
-    entry: Entry
-    result: Result | Findings | None
+    subject: EvalModel
+    entry: NamedBenchmark
+    result: PerImageResult | AnalysisResult | None
     failure: str | None = None
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What a reader of its numbers has to know of the images."""
 
     @property
-    def per_image(self) -> Result | None:
+    def per_image(self) -> PerImageResult | None:
         """The result of a benchmark that judges each image."""
-        return self.result if isinstance(self.result, Result) else None
+        return self.result if isinstance(self.result, PerImageResult) else None
 
     @property
-    def findings(self) -> Findings | None:
+    def findings(self) -> AnalysisResult | None:
         """That of an analysis."""
-        return self.result if isinstance(self.result, Findings) else None
+        return self.result if isinstance(self.result, AnalysisResult) else None
 
 
 def run_suite(
-    subjects: list[Subject],
-    entries: list[Entry],
-    opened: Callable[[Subject], tuple[ViT, ImageData]],
-    store: Store,
-    selection: Selection,
+    subjects: list[EvalModel],
+    entries: list[NamedBenchmark],
+    opened: Callable[[EvalModel], tuple[NoisyViT, ImageDataModule]],
+    store: ResultCache,
+    selection: Subset,
     advance: Callable[[str, int], None],
-) -> Iterator[Outcome]:
+) -> Iterator[BenchmarkResult]:
     """Judges, or finds in the store; yields each outcome once its result is on disk.
 
     A benchmark that fails is reported, with a traceback in the log file, and the others go on. What needs other models
@@ -94,21 +94,21 @@ def run_suite(
             yield from judge(subject, transfers, learned)
         for source in reversed(first.values()) if crossed else []:
             if source.name != subject.name:
-                from_source = [Entry(f"{entry.name} from {source.name}", entry.benchmark) for entry in crossed]
+                from_source = [NamedBenchmark(f"{entry.name} from {source.name}", entry.benchmark) for entry in crossed]
                 yield from judge(subject, from_source, learned, source)
 
 
 def _judged(
-    subject: Subject,
-    entries: list[Entry],
+    subject: EvalModel,
+    entries: list[NamedBenchmark],
     learned: dict[str, dict[str, np.ndarray]],
-    source: Subject | None = None,
+    source: EvalModel | None = None,
     *,
-    opened: Callable[[Subject], tuple[ViT, ImageData]],
-    store: Store,
-    selection: Selection,
+    opened: Callable[[EvalModel], tuple[NoisyViT, ImageDataModule]],
+    store: ResultCache,
+    selection: Subset,
     advance: Callable[[str, int], None],
-) -> Iterator[Outcome]:
+) -> Iterator[BenchmarkResult]:
     """One subject on each entry.
 
     Args:
@@ -123,18 +123,18 @@ def _judged(
     except Exception as error:
         failure = _reported(error, subject.label)
         for entry in entries:
-            yield Outcome(subject, entry, None, failure)
+            yield BenchmarkResult(subject, entry, None, failure)
         return
     chosen = _Chosen(vit, data, selection)
     where = str(Path(subject.checkpoint).resolve()) if subject.checkpoint else subject.name
     for entry in entries:
         title = f"{subject.label}: {entry.name}"
         benchmark = entry.benchmark
-        run: Callable[..., Result | Findings] = benchmark.run
+        run: Callable[..., PerImageResult | AnalysisResult] = benchmark.run
         try:
-            images, digest, remarks = chosen.by(benchmark)
+            images, digest, notes = chosen.by(benchmark)
         except Exception as error:
-            yield Outcome(subject, entry, None, _reported(error, title))
+            yield BenchmarkResult(subject, entry, None, _reported(error, title))
             continue
         parts = common | {"settings": benchmark.settings, "data": digest}
         if isinstance(benchmark, NoiseTransfer):
@@ -142,15 +142,15 @@ def _judged(
             run = partial(run, noises=noises)
             parts["noises"] = {name: hashlib.sha256(each.tobytes()).hexdigest() for name, each in noises.items()}
         if isinstance(benchmark, Benchmark):
-            run = partial(run, counted=benchmark.counted(data))
+            run = partial(run, class_subset=benchmark.class_subset(data))
         if other is not None:
             run = partial(run, attacked_on=other)
             parts["source"] = model_digest(other)
-        identity = Identity(where, entry.name, parts)
+        identity = CacheKey(where, entry.name, parts)
         result = store.find(identity)
         if result is not None:
             advance(title, benchmark.work(len(images)))
-            yield Outcome(subject, entry, result, remarks=(*remarks, *_unread(images, result, title)))
+            yield BenchmarkResult(subject, entry, result, notes=(*notes, *_unread(images, result, title)))
             continue
         if changed := store.changed(identity):
             log.info("%s is judged anew: changed since it was last are its %s", title, " and ".join(changed))
@@ -158,16 +158,16 @@ def _judged(
         try:
             result = run(vit, data.readable_loader(images), selection.seed, partial(advance, title))
         except Exception as error:
-            yield Outcome(subject, entry, None, _reported(error, title))
+            yield BenchmarkResult(subject, entry, None, _reported(error, title))
             continue
         store.keep(identity, result)
-        yield Outcome(subject, entry, result, remarks=(*remarks, *_unread(images, result, title)))
+        yield BenchmarkResult(subject, entry, result, notes=(*notes, *_unread(images, result, title)))
 
 
 class _Chosen:
     """The images that each benchmark judges a model on."""
 
-    def __init__(self, vit: ViT, data: ImageData, selection: Selection) -> None:
+    def __init__(self, vit: NoisyViT, data: ImageDataModule, selection: Subset) -> None:
         self.vit = vit
         self.data = data
         self.selection = selection
@@ -175,32 +175,32 @@ class _Chosen:
 
     def by(self, benchmark: Benchmark | Analysis) -> tuple[ImageSet, str, list[str]]:
         """Images, prepared for the model; their digest; what a reader has to know of them."""
-        other, classes = benchmark.data, benchmark.counted(self.data)
+        other, classes = benchmark.data, benchmark.class_subset(self.data)
         key = id(other), tuple(classes or ())
         if key not in self._known:
             source = self.data if other is None else other
             source.setup("test")
-            source.prepare_for(self.vit.data_config)
+            source.configure_for(self.vit.data_config)
             images, choice = self.selection.of(source.test_images, classes, listed=other is None)
-            self._known[key] = images, f"{images.digest()} {classes}", [*source.remarks, *choice]
-        images, digest, remarks = self._known[key]
+            self._known[key] = images, f"{images.digest()} {classes}", [*source.notes, *choice]
+        images, digest, notes = self._known[key]
         on_the_fly = ["made on the fly"] if other is None and benchmark.corrupted_by else []
-        return images, digest, [*on_the_fly, *remarks]
+        return images, digest, [*on_the_fly, *notes]
 
 
-def _unread(images: ImageSet, result: Result | Findings, title: str) -> list[str]:
+def _unread(images: ImageSet, result: PerImageResult | AnalysisResult, title: str) -> list[str]:
     """What is to be said of images that were to be judged and could not be read."""
-    if isinstance(result, Findings) or len(result.ids) == len(images):
+    if isinstance(result, AnalysisResult) or len(result.ids) == len(images):
         return []
     lost = sorted(set(images.ids).difference(result.ids))
-    remark = f"{len(lost):,} of {len(images):,} images cannot be read ({some(lost)})"
+    remark = f"{len(lost):,} of {len(images):,} images cannot be read ({preview(lost)})"
     log.warning("%s: %s", title, remark)
     return [remark]
 
 
 def _reported(error: Exception, title: str) -> str:
-    reason = str(error) if isinstance(error, NsaugError) else f"{type(error).__name__}: {first_line(error)}"
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     log.error("%s failed: %s", title, reason)
-    if not isinstance(error, NsaugError):
+    if not isinstance(error, UserError):
         log.debug("%s", "".join(traceback.format_exception(error)))
     return reason

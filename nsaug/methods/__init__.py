@@ -1,8 +1,8 @@
 """What a run trains on: from a batch to a loss, one file each."""
 
 from nsaug.methods.adversarial import AdversarialTraining
+from nsaug.methods.base import Method
 from nsaug.methods.clean import Clean, TwoViews
-from nsaug.methods.method import Method
 from nsaug.methods.nullspace import Nullspace
 from nsaug.methods.random_noise import RandomNoise
 from nsaug.methods.trades import TRADES

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nsaug.attacks import FGSMRS, PGD
-from nsaug.methods.method import Loss, Method, top1
-from nsaug.settings import validated
-from nsaug.vit import ViT, eval_mode, frozen
+from nsaug.methods.base import LossAndMetrics, Method, top1
+from nsaug.models.noisy_vit import NoisyViT, eval_mode, params_frozen
+from nsaug.utils.types import validate_args
 
 
 class AdversarialTraining(Method):
@@ -19,15 +19,15 @@ class AdversarialTraining(Method):
         attack: what is trained against; it also gives the method its name, `pgd` or `fgsm_rs`.
     """
 
-    @validated
+    @validate_args
     def __init__(self, attack: PGD | FGSMRS) -> None:
         super().__init__()
         self.attack: Any = attack
         self.name = "pgd" if isinstance(attack, PGD) else "fgsm_rs"
         self.cost = (3 + 2 * attack.num_steps) / 3
 
-    def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
-        with eval_mode(vit), frozen(vit):
+    def loss(self, vit: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
+        with eval_mode(vit), params_frozen(vit):
             attacked = self.attack(vit, images, targets, generator)
         logits = vit(attacked)
-        return F.cross_entropy(logits, targets), {"attacked_top1": top1(logits, targets)}
+        return F.cross_entropy(logits, targets), {"adv_top1": top1(logits, targets)}

@@ -4,29 +4,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsaug.methods.method import Loss, Method, top1
-from nsaug.settings import validated
-from nsaug.vit import ViT
+from nsaug.methods.base import LossAndMetrics, Method, top1
+from nsaug.models.noisy_vit import NoisyViT
+from nsaug.utils.types import validate_args
 
 
 class Clean(Method):
     """Cross-entropy on the images as they are.
 
     Args:
-        compute_of: a method whose compute this one is given, as that many more epochs: the control for what a dearer
+        match_compute_of: a method whose compute this one is given, as that many more epochs: the control for what a dearer
             step could have bought otherwise.
     """
 
     name = "clean"
 
-    @validated
-    def __init__(self, compute_of: Method | None = None) -> None:
+    @validate_args
+    def __init__(self, match_compute_of: Method | None = None) -> None:
         super().__init__()
-        if compute_of is not None:
+        if match_compute_of is not None:
             self.name = "clean_same_compute"
-            self.longer = compute_of.cost
+            self.duration_factor = match_compute_of.cost
 
-    def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
+    def loss(self, vit: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
         logits = vit(images)
         return F.cross_entropy(logits, targets), {"top1": top1(logits, targets)}
 
@@ -41,7 +41,7 @@ class TwoViews(Method):
     views = 2
     cost = 2.0
 
-    def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
+    def loss(self, vit: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
         logits = [vit(view) for view in images.unbind(1)]
         losses = [F.cross_entropy(each, targets) for each in logits]
         return sum(losses[1:], losses[0]), {"top1": top1(logits[0], targets)}

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsaug.methods.method import Batches, Mean, Method
+from nsaug.methods.base import Batches, MeanReduce, Method
+from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode
 from nsaug.nullspace import (
     EpochSynthesis,
     NoiseSynthesis,
@@ -16,8 +17,7 @@ from nsaug.nullspace import (
     embedding_rms,
     influence,
 )
-from nsaug.settings import NsaugError
-from nsaug.vit import PATCH_EMBED, ViT, eval_mode
+from nsaug.utils.errors import UserError
 
 
 class NoiseMethod(Method):
@@ -43,25 +43,25 @@ class NoiseMethod(Method):
         self.register_buffer("rms", torch.tensor(float("nan")))
         self.found: Refinement | None = None
 
-    def check(self, vit: ViT) -> None:
-        vit.noise_shape(self.synthesis.site)
-        if vit.grad_checkpointing and self.synthesis.site != PATCH_EMBED:
-            raise NsaugError(
+    def check(self, vit: NoisyViT) -> None:
+        vit.noise_shape(self.synthesis.layer)
+        if vit.grad_checkpointing and self.synthesis.layer != PATCH_EMBED:
+            raise UserError(
                 "blocks that are computed again in the backward would lack the noise given to them: set"
-                f" model.grad_checkpointing=false, or nullspace.site={PATCH_EMBED}"
+                f" model.grad_checkpointing=false, or nullspace.layer={PATCH_EMBED}"
             )
 
-    def prepare(self, vit: ViT, images: Tensor, mean_over_ranks: Mean) -> None:
+    def prepare(self, vit: NoisyViT, images: Tensor, reduce_mean: MeanReduce) -> None:
         if self.rms.isnan():
-            self.rms.copy_(mean_over_ranks(embedding_rms(vit, images, self.synthesis.site).square()).sqrt())
+            self.rms.copy_(reduce_mean(embedding_rms(vit, images, self.synthesis.layer).square()).sqrt())
 
     def start_epoch(
-        self, vit: ViT, batches: Batches, count: int, generator: torch.Generator, mean_over_ranks: Mean
+        self, vit: NoisyViT, batches: Batches, count: int, generator: torch.Generator, reduce_mean: MeanReduce
     ) -> None:
         if not isinstance(self.synthesis, EpochSynthesis):
             return
         updates = self.synthesis.updates(count)
-        self.prepare(vit, next(iter(batches(0, 1))), mean_over_ranks)
+        self.prepare(vit, next(iter(batches(0, 1))), reduce_mean)
         self.found = self.synthesis.learn(
             vit,
             lambda number: batches(number, updates),
@@ -69,21 +69,21 @@ class NoiseMethod(Method):
             generator,
             rms=self.rms,
             last=None if self.found is None else self.found.noise,
-            mean_over_ranks=mean_over_ranks,
+            reduce_mean=reduce_mean,
         )
 
     def noised(self, batch: Tensor) -> Tensor:
         """Those of a batch's images, or of what belongs to each, that get noise: the first ones, at least one."""
         return batch[: max(1, round(self.share * len(batch)))]
 
-    def refine(self, vit: ViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator) -> Refinement:
+    def refine(self, vit: NoisyViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator) -> Refinement:
         """A training batch's noise, which the next batch's goes on from with `init=warm`."""
         found = self.noise_for(vit, images, clean_logits, generator)
         if self.synthesis.init == "warm":
             self.found = dataclasses.replace(found, logits=None)
         return found
 
-    def noise_for(self, vit: ViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator) -> Refinement:
+    def noise_for(self, vit: NoisyViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator) -> Refinement:
         """Noise refined for a batch, or the epoch's, with what the epoch's does to this batch; nothing is kept."""
         if isinstance(self.synthesis, NoiseSynthesis):
             last = None if self.found is None else self.found.noise
@@ -91,18 +91,18 @@ class NoiseMethod(Method):
         assert self.found is not None, "start_epoch has not been called"
         return self._on(vit, images, clean_logits, self.found)
 
-    def _on(self, vit: ViT, images: Tensor, clean_logits: Tensor, found: Refinement) -> Refinement:
+    def _on(self, vit: NoisyViT, images: Tensor, clean_logits: Tensor, found: Refinement) -> Refinement:
         if computes_as_eval(vit):
             noisy: Tensor | None
-            noisy = logits = vit(images, found.noise, self.synthesis.site)
+            noisy = logits = vit(images, found.noise, self.synthesis.layer)
             target = clean_logits
         else:
             noisy = None
             with torch.no_grad(), eval_mode(vit):
-                logits, target = vit(images, found.noise, self.synthesis.site), vit(images)
+                logits, target = vit(images, found.noise, self.synthesis.layer), vit(images)
         each = influence(logits.detach(), target.detach())
-        reached = (each.mean() < self.synthesis.eps).expand(len(images))
-        return dataclasses.replace(found, logits=noisy, influence_after=each, reached=reached)
+        converged = (each.mean() < self.synthesis.eps).expand(len(images))
+        return dataclasses.replace(found, logits=noisy, influence_after=each, converged=converged)
 
     def remembered(self) -> dict[str, Any]:
         # No buffer: its shape is the batch's, and DDP would give all ranks rank 0's.

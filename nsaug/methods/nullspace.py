@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsaug.methods.method import Loss, divergence, top1
+from nsaug.methods.base import LossAndMetrics, kl_divergence, top1
 from nsaug.methods.noise import NoiseMethod
+from nsaug.models.noisy_vit import NoisyViT
 from nsaug.nullspace import Refinement, Synthesis
-from nsaug.settings import NonNegative, PositiveShare, validated
-from nsaug.vit import ViT
+from nsaug.utils.types import NonNegativeFloat, PositiveFraction, validate_args
 
 
 class Nullspace(NoiseMethod):
@@ -29,15 +29,15 @@ class Nullspace(NoiseMethod):
 
     name = "nullspace"
 
-    @validated
+    @validate_args
     def __init__(
         self,
         synthesis: Synthesis,
         unreached: Literal["keep", "drop"] = "keep",
-        consistency: NonNegative = 0.0,
+        consistency: NonNegativeFloat = 0.0,
         consistency_of: Literal["logits", "kl"] = "logits",
-        share: PositiveShare = 1.0,
-        weight: NonNegative = 1.0,
+        share: PositiveFraction = 1.0,
+        weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__(synthesis, share, weight)
         self.unreached = unreached
@@ -45,22 +45,22 @@ class Nullspace(NoiseMethod):
         self.consistency_of = consistency_of
         self.cost = synthesis.cost(share)
 
-    def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
+    def loss(self, vit: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
         clean_logits = vit(images)
         clean_loss, values = F.cross_entropy(clean_logits, targets), {"top1": top1(clean_logits, targets)}
         images, targets, clean_logits = (self.noised(each) for each in (images, targets, clean_logits))
         found = self.refine(vit, images, clean_logits, generator)
-        noisy_logits = vit(images, found.noise, self.synthesis.site) if found.logits is None else found.logits
-        counted = found.reached if self.unreached == "drop" else torch.ones_like(found.reached)
-        noisy_loss = (F.cross_entropy(noisy_logits, targets, reduction="none") * counted).mean()
+        noisy_logits = vit(images, found.noise, self.synthesis.layer) if found.logits is None else found.logits
+        class_subset = found.converged if self.unreached == "drop" else torch.ones_like(found.converged)
+        noisy_loss = (F.cross_entropy(noisy_logits, targets, reduction="none") * class_subset).mean()
         loss = clean_loss + self.weight * noisy_loss
         values |= {"clean_loss": clean_loss.detach(), "noisy_loss": noisy_loss.detach()} | described(found)
         if self.consistency:
             if self.consistency_of == "kl":
-                apart = divergence(noisy_logits, clean_logits.log_softmax(-1))
+                apart = kl_divergence(noisy_logits, clean_logits.log_softmax(-1))
             else:
                 apart = (noisy_logits - clean_logits).square().sum(-1)
-            inconsistency = (apart * counted).mean()
+            inconsistency = (apart * class_subset).mean()
             loss = loss + self.consistency * inconsistency
             values["inconsistency"] = inconsistency.detach()
         return loss, values
@@ -74,5 +74,5 @@ def described(found: Refinement) -> dict[str, Tensor]:
         "refinement_steps": found.influence_after.new_tensor(float(found.steps)),
         "noise_rms_before": found.norm_before.mean(),
         "noise_rms": found.norm_after.mean(),
-        "reached": found.reached.float().mean(),
+        "converged": found.converged.float().mean(),
     }

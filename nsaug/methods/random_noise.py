@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsaug.methods.method import Loss, top1
+from nsaug.methods.base import LossAndMetrics, top1
 from nsaug.methods.noise import NoiseMethod
+from nsaug.models.noisy_vit import NoisyViT, eval_mode
 from nsaug.nullspace import Synthesis, computes_as_eval, influence, match_influence, scaled
-from nsaug.settings import NonNegative, PositiveShare, validated
-from nsaug.vit import ViT, eval_mode
+from nsaug.utils.types import NonNegativeFloat, PositiveFraction, validate_args
 
 SEARCH = 10
 """Forwards that matching the influence takes at most."""
@@ -28,13 +28,13 @@ class RandomNoise(NoiseMethod):
         weight: of the noisy term.
     """
 
-    @validated
+    @validate_args
     def __init__(
         self,
         synthesis: Synthesis,
         match: Literal["norm", "influence", "start"] = "norm",
-        share: PositiveShare = 1.0,
-        weight: NonNegative = 1.0,
+        share: PositiveFraction = 1.0,
+        weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__(synthesis, share, weight)
         self.match = match
@@ -42,12 +42,12 @@ class RandomNoise(NoiseMethod):
         matching = {"norm": synthesis.cost(share) + share / 3, "influence": 1 + share * (3 + SEARCH) / 3}
         self.cost = matching.get(match, 1 + share)
 
-    def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
+    def loss(self, vit: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
         clean_logits = vit(images)
         clean_loss, accuracy = F.cross_entropy(clean_logits, targets), top1(clean_logits, targets)
         images, targets, clean_logits = (self.noised(each) for each in (images, targets, clean_logits))
         noise, values = self._matched(vit, images, clean_logits.detach(), generator)
-        noisy_logits = vit(images, noise, self.synthesis.site)
+        noisy_logits = vit(images, noise, self.synthesis.layer)
         noisy_loss = F.cross_entropy(noisy_logits, targets)
         values |= {
             "top1": accuracy,
@@ -60,7 +60,7 @@ class RandomNoise(NoiseMethod):
         return clean_loss + self.weight * noisy_loss, values
 
     def _matched(
-        self, vit: ViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator
+        self, vit: NoisyViT, images: Tensor, clean_logits: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         noise = self.synthesis.start(vit, images, generator, self.rms)
         if self.match == "norm":
@@ -72,7 +72,7 @@ class RandomNoise(NoiseMethod):
             with torch.no_grad(), eval_mode(vit):
                 target = clean_logits if as_eval else vit(images)
                 match = match_influence(
-                    vit, images, noise, target, self.synthesis.eps, steps=SEARCH, site=self.synthesis.site
+                    vit, images, noise, target, self.synthesis.eps, steps=SEARCH, layer=self.synthesis.layer
                 )
             return scaled(noise, match.scale), {"matched": match.matched.float().mean()}
         return noise, {}

@@ -5,10 +5,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nsaug.attacks import PGD
-from nsaug.draws import normal
-from nsaug.methods.method import Loss, Method, divergence, top1
-from nsaug.settings import NonNegative, NsaugError, validated
-from nsaug.vit import ViT, eval_mode, frozen
+from nsaug.methods.base import LossAndMetrics, Method, kl_divergence, top1
+from nsaug.models.noisy_vit import NoisyViT, eval_mode, params_frozen
+from nsaug.utils.errors import UserError
+from nsaug.utils.rng import normal
+from nsaug.utils.types import NonNegativeFloat, validate_args
 
 START_STD = 0.001
 """Standard deviation of the normal start, in pixel units, as in the authors' code: at the image the gradient is 0."""
@@ -25,32 +26,32 @@ class TRADES(Method):
 
     name = "trades"
 
-    @validated
-    def __init__(self, attack: PGD, beta: NonNegative = 6.0) -> None:
+    @validate_args
+    def __init__(self, attack: PGD, beta: NonNegativeFloat = 6.0) -> None:
         super().__init__()
         if (attack.restarts, attack.loss) != (1, "ce"):
-            raise NsaugError(
+            raise UserError(
                 "method=trades climbs its own divergence, once: leave attack.restarts at 1 and attack.loss at ce"
             )
         self.attack = attack
         self.beta = beta
         self.cost = (7 + 2 * attack.num_steps) / 3
 
-    def loss(self, vit: ViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> Loss:
-        with eval_mode(vit), frozen(vit):
+    def loss(self, vit: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
+        with eval_mode(vit), params_frozen(vit):
             with torch.no_grad():
                 clean = vit(images).log_softmax(-1)
             if self.attack.random_start:
                 start = self.attack.start(images, generator)
             else:
                 start = (images + START_STD * normal(images.shape, generator, images)).clamp(0, 1)
-            attacked = self.attack.climb(lambda x: divergence(vit(x), clean).sum(), images, start)
+            attacked = self.attack.ascend(lambda x: kl_divergence(vit(x), clean).sum(), images, start)
         logits, attacked_logits = vit(images), vit(attacked)
         loss = F.cross_entropy(logits, targets)
-        apart = divergence(attacked_logits, logits.log_softmax(-1)).mean()
+        apart = kl_divergence(attacked_logits, logits.log_softmax(-1)).mean()
         values = {
             "top1": top1(logits, targets),
-            "attacked_top1": top1(attacked_logits, targets),
+            "adv_top1": top1(attacked_logits, targets),
             "clean_loss": loss.detach(),
             "divergence": apart.detach(),
         }

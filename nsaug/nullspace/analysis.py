@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nsaug.draws import uniform
-from nsaug.nullspace.epoch import EpochSynthesis
+from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode
 from nsaug.nullspace.influence import full_precision, influence
-from nsaug.nullspace.matching import match_influence, scaled
-from nsaug.nullspace.pixels import patch_projection
+from nsaug.nullspace.pixel_space import patch_projection
+from nsaug.nullspace.scale_search import match_influence, scaled
 from nsaug.nullspace.synthesis import embedding_rms, root_mean_square
-from nsaug.vit import PATCH_EMBED, ViT, eval_mode
+from nsaug.nullspace.universal import EpochSynthesis
+from nsaug.utils.rng import uniform
 
 
 def permuted(tokens: Tensor, generator: torch.Generator) -> Tensor:
@@ -56,7 +56,7 @@ class Answers:
 
 
 @torch.no_grad()
-def answers(vit: ViT, images: Tensor, noise: Tensor | None = None, site: str = PATCH_EMBED) -> Answers:
+def answers(vit: NoisyViT, images: Tensor, noise: Tensor | None = None, layer: str = PATCH_EMBED) -> Answers:
     """One forward in eval mode, seen at two places."""
     head = vit.model.get_classifier()
     seen: list[Tensor] = []
@@ -65,7 +65,7 @@ def answers(vit: ViT, images: Tensor, noise: Tensor | None = None, site: str = P
     handle = first.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
     try:
         with eval_mode(vit):
-            logits = vit(images, noise, site)
+            logits = vit(images, noise, layer)
     finally:
         handle.remove()
     return Answers(full_precision(logits), full_precision(seen[0]))
@@ -89,7 +89,7 @@ def effects(noisy: Answers, clean: Answers) -> dict[str, Tensor]:
     }
 
 
-def overlap(vit: ViT, tokens: Tensor) -> Tensor | None:
+def overlap(vit: NoisyViT, tokens: Tensor) -> Tensor | None:
     """Which share of each noise's energy no image causes: that outside of the patch embedding's range.
 
     It lies in the exact nullspace of the patch embedding's pseudo-inverse. (The exact nullspace of the patch embedding
@@ -105,8 +105,8 @@ def overlap(vit: ViT, tokens: Tensor) -> Tensor | None:
     if convolution is None:
         return None
     left, values, _ = torch.linalg.svd(convolution.weight.detach().flatten(1).double(), full_matrices=False)
-    reached = left[:, values > 1e-6 * values.max()]
-    inside = (tokens.double() @ reached).square().sum((1, 2))
+    converged = left[:, values > 1e-6 * values.max()]
+    inside = (tokens.double() @ converged).square().sum((1, 2))
     return (1 - inside / tokens.double().square().sum((1, 2))).clamp(0, 1)
 
 
@@ -126,7 +126,7 @@ class Radius:
 
 
 def radii(
-    vit: ViT,
+    vit: NoisyViT,
     images: Tensor,
     held_out: Tensor,
     eps: Sequence[float],
@@ -134,7 +134,7 @@ def radii(
     limits: Sequence[float] = (0.5, 1, 2, 4, 8),
     updates: int = 200,
     batch_size: int = 64,
-    site: str = PATCH_EMBED,
+    layer: str = PATCH_EMBED,
     advance: Callable[[int], None] = lambda forwards: None,
 ) -> list[Radius]:
     """The radius of the ε-approximate nullspace as far as it can be found: one noise for all images, made large.
@@ -155,8 +155,8 @@ def radii(
     """
     with torch.no_grad(), eval_mode(vit):
         clean = torch.cat([vit(batch) for batch in held_out.split(batch_size)])
-    rms = embedding_rms(vit, held_out[:batch_size], site)
-    direction = rms * (uniform((1, *vit.noise_shape(site)), generator, held_out) * 2 - 1)
+    rms = embedding_rms(vit, held_out[:batch_size], layer)
+    direction = rms * (uniform((1, *vit.noise_shape(layer)), generator, held_out) * 2 - 1)
     batches = images.split(batch_size)
     candidates = []
     for limit in limits:
@@ -169,7 +169,7 @@ def radii(
             norm="held",
             rounds=max(1, round(updates / len(batches))),
             share=1.0,
-            site=site,
+            layer=layer,
         )
         found = synthesis.learn(vit, lambda _: iter(batches), len(batches), rms=rms, last=limit * direction)
         advance(4 * found.steps * batch_size)
@@ -178,7 +178,7 @@ def radii(
     def largest(noises: list[Tensor], bound: float) -> float:
         with eval_mode(vit):
             matches = [
-                match_influence(vit, held_out, noise, clean, bound, steps=12, tolerance=0.05, site=site)
+                match_influence(vit, held_out, noise, clean, bound, steps=12, tolerance=0.05, layer=layer)
                 for noise in noises
             ]
         advance(12 * len(held_out) * len(noises))

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsaug.nullspace.pixels import patch_convolution
-from nsaug.settings import NsaugError, Share, validated
-from nsaug.vit import ViT
+from nsaug.models.noisy_vit import NoisyViT
+from nsaug.nullspace.pixel_space import patch_convolution
+from nsaug.utils.errors import UserError
+from nsaug.utils.types import Fraction, validate_args
 
 TOLERANCE = 1e-6
 """Singular values below this share of the largest one count as 0: float32 weights hold about seven digits."""
@@ -40,15 +41,15 @@ class ExactNullspace:
         basis: (dimension, 3, h, w) in float64, orthonormal, in pixel units (images in [0, 1]).
 
     Raises:
-        NsaugError: the patch embedding does not begin with one linear map per patch, and only that (overlapping
+        UserError: the patch embedding does not begin with one linear map per patch, and only that (overlapping
             patches, several convolutions).
     """
 
-    @validated
-    def __init__(self, vit: ViT, tolerance: Share = TOLERANCE) -> None:
+    @validate_args
+    def __init__(self, vit: NoisyViT, tolerance: Fraction = TOLERANCE) -> None:
         convolution = patch_convolution(vit)
         if convolution is None:
-            raise NsaugError(
+            raise UserError(
                 f"the patch embedding of {type(vit.model).__name__} is not one linear map per patch"
                 " (overlapping patches, or several convolutions): its exact nullspace is not computed"
             )
@@ -89,11 +90,11 @@ class ExactNullspace:
             (B, 3, H, W) in [0, 1], in float64, on the CPU. A fraction of a second per patch at 16 x 16 pixels.
 
         Raises:
-            NsaugError: values outside [0, 1], or another grid of pixels.
+            UserError: values outside [0, 1], or another grid of pixels.
             RuntimeError: the solver gives up.
         """
         if min(images.min(), targets.min()) < 0 or max(images.max(), targets.max()) > 1:
-            raise NsaugError("images and targets have to lie in [0, 1]")
+            raise UserError("images and targets have to lie in [0, 1]")
         if self.dimension == 0:
             return images.double().cpu()
         start, wanted = self._patches(images).cpu(), self._patches(targets).cpu()  # (B, 3 h w, N)
@@ -117,7 +118,7 @@ class ExactNullspace:
     def _patches(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         if height % self.patch[0] or width % self.patch[1]:
-            raise NsaugError(f"images of {height} x {width} pixels are not made of patches of {self.patch} pixels")
+            raise UserError(f"images of {height} x {width} pixels are not made of patches of {self.patch} pixels")
         return F.unfold(images.double(), self.patch, stride=self.patch)
 
     def _images(self, patches: Tensor, like: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from nsaug.models.factory import build_vit
 from nsaug.nullspace.exact import TOLERANCE, ExactNullspace
-from nsaug.settings import NsaugError
-from nsaug.vit import build_vit
+from nsaug.utils.errors import UserError
 
 SHALLOW: dict[str, Any] = {"depth": 1}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ def nullity(name: str, pretrained: bool, tolerance: float) -> list[str]:
     try:
         vit = build_vit(name, pretrained=pretrained, args=None if pretrained else FAMILIES.get(name))
         found = ExactNullspace(vit, tolerance)
-    except NsaugError as error:
+    except UserError as error:
         return [name, str(error)]
     values = found.rank + found.dimension
     return [name, "x".join(map(str, found.patch)), str(values), str(found.width), str(found.rank), str(found.dimension)]

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from nsaug.draws import Source, normal, uniform
+from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode, params_frozen
 from nsaug.nullspace.influence import full_precision, influence
-from nsaug.nullspace.matching import scaled
-from nsaug.settings import Count, NonNegative, NsaugError, Number, Positive, settings
-from nsaug.vit import PATCH_EMBED, ViT, eval_mode, frozen
+from nsaug.nullspace.scale_search import scaled
+from nsaug.utils.errors import UserError
+from nsaug.utils.rng import GeneratorLike, normal, uniform
+from nsaug.utils.types import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, validated_dataclass
 
 ROUNDING = 1e-3
 """What images may lie outside [0, 1] by, as mixing them in half precision leaves them."""
@@ -45,37 +46,37 @@ class Refinement:
     influence_after: Tensor
     norm_before: Tensor
     norm_after: Tensor
-    reached: Tensor
+    converged: Tensor
     steps: int
 
 
-@settings
+@validated_dataclass
 class Synthesis:
     """What every way to find ε-approximate nullspace noise is told.
 
     All minimise the L2 distance of the logits, as the authors do, with AdamW on the noise alone.
     """
 
-    eps: Annotated[Number, Field(gt=0, lt=2)] = 0.03
+    eps: Annotated[FiniteFloat, Field(gt=0, lt=2)] = 0.03
     """ε bounds each image's influence, or the mean influence over a batch where its images share the noise."""
-    limit: Positive = 3.0
+    limit: PositiveFloat = 3.0
     """The noise starts in [-limit, limit], in `units`; it is not clamped afterwards."""
-    lr: Positive = 0.1
+    lr: PositiveFloat = 0.1
     """AdamW's step: in relative units a multiple of the start's half-width, in absolute ones as in the paper."""
     init: Literal["uniform", "normal", "warm"] = "uniform"
     """U(-limit, limit), a normal distribution of the same variance, or after a uniform start the last noise found."""
     units: Literal["relative", "absolute"] = "relative"
     """Relative: `limit` counts in rms(u), the root mean square of what is added to. Absolute: in its own units."""
-    weight_decay: NonNegative = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """AdamW's, on the noise; 0.01 is torch's default, which the authors' code leaves on."""
-    site: str = PATCH_EMBED
+    layer: str = PATCH_EMBED
     """Where it is added: to what `patch_embed` returns, or to what a block is given (`blocks.3`)."""
     norm: Literal["free", "held"] = "free"
     """Held: each update keeps the noise's norm, so that it turns and does not merely shrink."""
-    growth: Annotated[Number, Field(ge=1)] = 1.0
+    growth: Annotated[FiniteFloat, Field(ge=1)] = 1.0
     """What an update scales noise by that is below ε; 1: it is left as it is. The last update takes noise that is not
     below ε back to where it last was."""
-    floor: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    floor: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.0
     """Noise with an influence below this share of ε is moved up, by the same gradient; 0: nothing is."""
 
     @property
@@ -87,22 +88,24 @@ class Synthesis:
         """What a training step costs at most that has such noise on a share of its images; see `Method.cost`."""
         raise NotImplementedError
 
-    def start(self, vit: ViT, images: Tensor, generator: Source = None, rms: Tensor | None = None) -> Tensor:
+    def start(
+        self, vit: NoisyViT, images: Tensor, generator: GeneratorLike = None, rms: Tensor | None = None
+    ) -> Tensor:
         """The noise that it starts from, in units of what it is added to: (B or 1, *vit.noise_shape(site))."""
         unit, width = self.unit(vit, images, rms)
         return width * unit * self.draw(vit, images, generator)
 
-    def unit(self, vit: ViT, images: Tensor, rms: Tensor | None) -> tuple[Tensor, float]:
+    def unit(self, vit: NoisyViT, images: Tensor, rms: Tensor | None) -> tuple[Tensor, float]:
         """What AdamW's step is counted in, and the start's half-width in that."""
         if self.units == "relative":
-            return self.limit * (embedding_rms(vit, images, self.site) if rms is None else rms), 1.0
+            return self.limit * (embedding_rms(vit, images, self.layer) if rms is None else rms), 1.0
         return images.new_ones(()), self.limit
 
-    def draw(self, vit: ViT, images: Tensor, generator: Source) -> Tensor:
+    def draw(self, vit: NoisyViT, images: Tensor, generator: GeneratorLike) -> Tensor:
         """Starting noise whose uniform distribution would be U(-1, 1); one that all images share."""
-        return self._drawn((1, *vit.noise_shape(self.site)), images, generator)
+        return self._drawn((1, *vit.noise_shape(self.layer)), images, generator)
 
-    def _drawn(self, shape: tuple[int, ...], like: Tensor, generator: Source) -> Tensor:
+    def _drawn(self, shape: tuple[int, ...], like: Tensor, generator: GeneratorLike) -> Tensor:
         if self.init == "normal":
             return normal(shape, generator, like) / 3**0.5
         return uniform(shape, generator, like) * 2 - 1
@@ -181,7 +184,7 @@ class Descent:
             self.noise.copy_(torch.where(within.view(each), kept, self.noise))
 
 
-@settings
+@validated_dataclass
 class NoiseSynthesis(Synthesis):
     """Refines random noise for one batch, inside the training step, towards an influence in [floor ε, ε).
 
@@ -192,7 +195,7 @@ class NoiseSynthesis(Synthesis):
     finds the noise where it shall be is the one whose loss is trained on.
     """
 
-    steps: Count = 3
+    steps: NonNegativeInt = 3
     """K, the largest number of updates; 0 leaves the noise as it was drawn."""
     scope: Literal["sample", "batch"] = "sample"
     """A noise for each image, or one that the batch shares."""
@@ -202,15 +205,15 @@ class NoiseSynthesis(Synthesis):
     def cost(self, share: float = 1.0) -> float:
         return 1 + share * (3 + 2 * self.steps) / 3
 
-    def draw(self, vit: ViT, images: Tensor, generator: Source) -> Tensor:
-        shape = (len(images) if self.scope == "sample" else 1, *vit.noise_shape(self.site))
+    def draw(self, vit: NoisyViT, images: Tensor, generator: GeneratorLike) -> Tensor:
+        shape = (len(images) if self.scope == "sample" else 1, *vit.noise_shape(self.layer))
         return self._drawn(shape, images, generator)
 
     def refine(
         self,
-        vit: ViT,
+        vit: NoisyViT,
         images: Tensor,
-        generator: Source = None,
+        generator: GeneratorLike = None,
         clean_logits: Tensor | None = None,
         rms: Tensor | None = None,
         last: Tensor | None = None,
@@ -227,10 +230,10 @@ class NoiseSynthesis(Synthesis):
                 over again where it has fewer images than there are.
 
         Raises:
-            NsaugError: no images, values that are no image's, an unknown site.
+            UserError: no images, values that are no image's, an unknown site.
         """
         check_images(images)
-        vit.noise_shape(self.site)
+        vit.noise_shape(self.layer)
         as_eval = computes_as_eval(vit)
         if clean_logits is None or not as_eval:
             with torch.no_grad(), eval_mode(vit):
@@ -245,7 +248,9 @@ class NoiseSynthesis(Synthesis):
         with nullcontext() if as_eval else eval_mode(vit):
             return self._descend(vit, images, full_precision(clean_logits.detach()), descent, keep_logits=as_eval)
 
-    def _descend(self, vit: ViT, images: Tensor, target: Tensor, descent: Descent, keep_logits: bool) -> Refinement:
+    def _descend(
+        self, vit: NoisyViT, images: Tensor, target: Tensor, descent: Descent, keep_logits: bool
+    ) -> Refinement:
         # A compiled graph to both noise and weights would compute both gradients, so that each has its own there; and a
         # loop that ends early then leaves no logits to train on.
         to_noise_alone = vit.compiles
@@ -260,12 +265,12 @@ class NoiseSynthesis(Synthesis):
             coarse = self.precision == "bf16" and not last
             with (
                 torch.set_grad_enabled(graph_is_wanted or not last),
-                frozen(vit) if freeze else nullcontext(),
+                params_frozen(vit) if freeze else nullcontext(),
                 torch.autocast(images.device.type, torch.bfloat16) if coarse else nullcontext(),
             ):
                 # Nothing asks the last forward for the noise's gradient.
                 noise = descent.noise.detach() if last else descent.noise
-                logits = vit(images, noise * descent.unit, self.site)
+                logits = vit(images, noise * descent.unit, self.layer)
             each = influence(logits.detach(), target)
             influence_before = each if influence_before is None else influence_before
             now = each.mean(0, keepdim=True) if shared else each
@@ -289,27 +294,27 @@ class NoiseSynthesis(Synthesis):
             influence_after=each,
             norm_before=norm_before,
             norm_after=root_mean_square(descent.found),
-            reached=((now < self.eps) | finished).expand(len(images)),
+            converged=((now < self.eps) | finished).expand(len(images)),
             steps=step,
         )
 
 
 @torch.no_grad()
-def embedding_rms(vit: ViT, images: Tensor, site: str = PATCH_EMBED) -> Tensor:
+def embedding_rms(vit: NoisyViT, images: Tensor, layer: str = PATCH_EMBED) -> Tensor:
     """rms(u): the root mean square of all that noise is added to in these images, a scalar tensor."""
     with eval_mode(vit):  # some patch embeddings hold batch norms
-        return full_precision(vit.activations(images, site)).square().mean().sqrt()
+        return full_precision(vit.activations(images, layer)).square().mean().sqrt()
 
 
 def check_images(images: Tensor) -> None:
-    """Raises NsaugError where a tensor is no batch of images (B, 3, H, W) in [0, 1]."""
+    """Raises UserError where a tensor is no batch of images (B, 3, H, W) in [0, 1]."""
     if images.dim() != 4 or images.shape[1] != 3:
-        raise NsaugError(f"images have shape {tuple(images.shape)}; they have to be (B, 3, H, W)")
+        raise UserError(f"images have shape {tuple(images.shape)}; they have to be (B, 3, H, W)")
     if len(images) == 0:
-        raise NsaugError("there are no images in this batch")
+        raise UserError("there are no images in this batch")
     low, high = (float(each) for each in images.aminmax())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # so that NaN is refused too
-        raise NsaugError(f"images have values from {low:g} to {high:g}; they have to lie in [0, 1], not normalised")
+        raise UserError(f"images have values from {low:g} to {high:g}; they have to lie in [0, 1], not normalised")
 
 
 def computes_as_eval(module: nn.Module) -> bool:

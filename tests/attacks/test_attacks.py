@@ -7,16 +7,16 @@ import pytest
 import torch
 import torchattack
 
-from nsaug.attacks import FGSM, MIM, PGD, PGDL2
-from nsaug.attacks.gradient import margin
-from nsaug.draws import generator as draws
+from nsaug.attacks import FGSM, MIFGSM, PGD, PGDL2
+from nsaug.attacks.objectives import margin
+from nsaug.utils.rng import make_generator as draws
 
 ATTACKS = [
     FGSM(eps="8/255"),
     PGD(eps="8/255", num_steps=5),
     PGD(eps="8/255", num_steps=5, random_start=False),
     PGD(eps="8/255", num_steps=5, restarts=3, loss="margin"),
-    MIM(eps="8/255", num_steps=5),
+    MIFGSM(eps="8/255", num_steps=5),
 ]
 ROUND = [PGDL2(eps=0.4, num_steps=5), PGDL2(eps=0.4, num_steps=5, restarts=2, loss="margin")]
 
@@ -83,7 +83,7 @@ def test_mim_is_torchattacks(vit, images, labels, decay):
     theirs = torchattack.MIFGSM(vit, eps=8 / 255, steps=6, decay=decay, device="cpu")
     expected = theirs(images, labels)
     torch.testing.assert_close(
-        MIM(eps=8 / 255, num_steps=6, decay=decay)(vit, images, labels), expected, atol=1e-6, rtol=0
+        MIFGSM(eps=8 / 255, num_steps=6, decay=decay)(vit, images, labels), expected, atol=1e-6, rtol=0
     )
     assert (expected - images).abs().max() > 7 / 255
 

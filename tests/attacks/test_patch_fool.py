@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from nsaug.attacks import PatchFool
 from nsaug.attacks.patch_fool import _agreeing, attention_maps
-from nsaug.draws import generator as draws
-from nsaug.settings import NsaugError
-from nsaug.vit import build_vit
+from nsaug.models.factory import build_vit
+from nsaug.utils.errors import UserError
+from nsaug.utils.rng import make_generator as draws
 from tests.conftest import tiny_vit
 
 ATTACK = PatchFool(patches=2, num_steps=20)
@@ -113,5 +113,5 @@ def test_registers_and_class_tokens_are_no_patches(images):
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "swin_tiny_patch4_window7_224"])
 def test_other_models_are_refused_in_one_line(name):
     vit = build_vit(name, num_classes=3, img_size=56)
-    with pytest.raises(NsaugError):
+    with pytest.raises(UserError):
         PatchFool(num_steps=1)(vit.eval(), torch.rand(1, 3, 56, 56), torch.tensor([0]))

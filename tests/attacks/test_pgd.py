@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms.functional import to_tensor
 
-import train
 from nsaug.attacks import PGD, PGDL2
+from nsaug.cli import train
 from nsaug.data import Digits
-from nsaug.data.cifar10 import CLASSES
-from nsaug.draws import generator
-from nsaug.evaluation import find_subjects
-from nsaug.vit import build_vit
+from nsaug.data.sources.cifar10 import CLASSES
+from nsaug.evaluation import find_models
+from nsaug.models.factory import build_vit
+from nsaug.utils.rng import make_generator
 from tests.commands import FAST, run
 from tests.conftest import SHARED
 
@@ -29,7 +29,7 @@ def robust_accuracies(vit, images, labels, kind, library, eps):
     stands = []
     for seed in range(5):
         torch.manual_seed(seed)
-        found = kind(eps=eps, num_steps=STEPS)(vit, images, labels, generator("cpu", seed))
+        found = kind(eps=eps, num_steps=STEPS)(vit, images, labels, make_generator("cpu", seed))
         other = library(abs_stepsize=2.5 * eps / STEPS, steps=STEPS)(bounded, images, labels, epsilons=eps)[1]
         with torch.no_grad():
             stands.append([float((vit(each).argmax(1) == labels).float().mean()) for each in (found, other)])
@@ -50,10 +50,10 @@ def is_no_weaker(ours, theirs, clean, count):
 )
 def test_on_digits(monkeypatch, tmp_path, elsewhere, kind, library, eps):
     run(train, monkeypatch, *FAST, "method=clean", "trainer.max_epochs=12", f"hydra.run.dir={tmp_path}/run")
-    vit = build_vit(**find_subjects(f"{tmp_path}/run", None)[0].model()).eval()
+    vit = build_vit(**find_models(f"{tmp_path}/run", None)[0].model()).eval()
     data = Digits()
     data.setup("test")
-    data.prepare_for(vit.data_config)
+    data.configure_for(vit.data_config)
     images = torch.stack([image for image, _, _ in data.test_images])
     labels = torch.tensor(data.test_images.labels)
     ours, theirs = robust_accuracies(vit, images, labels, kind, library, eps)

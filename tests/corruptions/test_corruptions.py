@@ -9,11 +9,11 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_images
 
-from nsaug.corruptions import TEST, Corruption
-from nsaug.corruptions.constants import CIFAR, IMAGENET
-from nsaug.corruptions.kinds import KINDS
-from nsaug.draws import generator
-from nsaug.settings import NsaugError
+from nsaug.corruptions import TEST_CORRUPTIONS, Corruption
+from nsaug.corruptions.functional import KINDS
+from nsaug.corruptions.severities import CIFAR, IMAGENET
+from nsaug.utils.errors import UserError
+from nsaug.utils.rng import make_generator
 
 library = pytest.importorskip("imagecorruptions.corruptions", reason="needs the extra corruptions")
 
@@ -93,7 +93,7 @@ def test_against_the_library(name, severity):
     side = 96 if name == "glass_blur" else 224
     pixels = photographs(side)
     corruption = Corruption(name=name, severity=severity)
-    draws = [corruption.draw((3, side, side), generator("cpu", key)) for key in range(2)]
+    draws = [corruption.draw((3, side, side), make_generator("cpu", key)) for key in range(2)]
     ours = (corruption(as_images(pixels), draws) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     expected = np.stack([theirs(name, image, severity, own) for image, own in zip(pixels, draws, strict=True)])
     apart = np.abs(ours.astype(int) - expected.astype(int))
@@ -107,7 +107,7 @@ def test_an_image_does_not_depend_on_its_neighbours(name, side):
     """Small images too, with CIFAR-10-C's constants, and of an odd aspect."""
     images = as_images(photographs(side))[..., : side - side // 4]
     corruption = Corruption(name=name, severity=4)
-    draws = [corruption.draw(tuple(images.shape[1:]), generator("cpu", key)) for key in range(2)]
+    draws = [corruption.draw(tuple(images.shape[1:]), make_generator("cpu", key)) for key in range(2)]
     together = corruption(images, draws)
     assert together.shape == images.shape
     assert 0 <= together.min() <= together.max() <= 1
@@ -116,7 +116,7 @@ def test_an_image_does_not_depend_on_its_neighbours(name, side):
         alone = corruption(images[index : index + 1], draws[index : index + 1])
         assert (together[index] - alone[0]).abs().max() <= 1.01 / 255  # sums in another order
         assert ((together[index] - alone[0]).abs() > 1e-6).float().mean() < 0.01
-    again = [corruption.draw(tuple(images.shape[1:]), generator("cpu", key)) for key in range(2)]
+    again = [corruption.draw(tuple(images.shape[1:]), make_generator("cpu", key)) for key in range(2)]
     assert torch.equal(corruption(images, again), together)
 
 
@@ -128,7 +128,7 @@ def test_each_severity_changes_more(name):
         changes = []
         for severity in range(1, 6):
             corruption = Corruption(name=name, severity=severity)
-            draws = [corruption.draw(tuple(images.shape[1:]), generator("cpu", key)) for key in range(2)]
+            draws = [corruption.draw(tuple(images.shape[1:]), make_generator("cpu", key)) for key in range(2)]
             changes.append(float((corruption(images, draws) - images).square().mean().sqrt()))
         if name == "saturate":
             changes = [changes[1], changes[4]]
@@ -141,7 +141,7 @@ def test_small_images_get_the_constants_of_cifar_10_c():
     """Against formulas with numbers from the scripts that made the set."""
     images = as_images(photographs(32))
     noise = Corruption(name="gaussian_noise", severity=5)
-    draws = [noise.draw((3, 32, 32), generator("cpu", key)) for key in range(2)]
+    draws = [noise.draw((3, 32, 32), make_generator("cpu", key)) for key in range(2)]
     expected = (images + 0.10 * torch.stack([own["normal"] for own in draws])).clamp(0, 1)
     assert (noise(images, draws) - expected).abs().max() <= 1.01 / 255
     contrast = Corruption(name="contrast", severity=2)
@@ -151,14 +151,14 @@ def test_small_images_get_the_constants_of_cifar_10_c():
     assert Corruption(name="jpeg_compression", severity=1)._constants((33, 32)) == 25
     assert IMAGENET.keys() == CIFAR.keys() == KINDS.keys()
     assert all(len(table[name]) == 5 for table in (IMAGENET, CIFAR) for name in table)
-    assert len(TEST) == 15
+    assert len(TEST_CORRUPTIONS) == 15
 
 
 def test_photons_are_counted_by_poisson():
     """Mean and variance of shot noise, at a grey of 128 / 255."""
     images = torch.full((1, 3, 200, 200), 128 / 255)
     corruption = Corruption(name="shot_noise", severity=2)
-    counts = KINDS["shot_noise"].apply(images, [corruption.draw((3, 200, 200), generator("cpu", 0))], 25) * 25
+    counts = KINDS["shot_noise"].apply(images, [corruption.draw((3, 200, 200), make_generator("cpu", 0))], 25) * 25
     rate = 25 * 128 / 255
     assert float(counts.mean()) == pytest.approx(rate, rel=0.01)
     assert float(counts.var()) == pytest.approx(rate, rel=0.02)
@@ -166,7 +166,7 @@ def test_photons_are_counted_by_poisson():
 
 def test_what_is_not_installed_is_named(monkeypatch):
     corruption = Corruption(name="spatter")
-    draws = [corruption.draw((3, 64, 64), generator("cpu", 0))]
+    draws = [corruption.draw((3, 64, 64), make_generator("cpu", 0))]
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    with pytest.raises(NsaugError, match=r"needs cv2: pip install 'nsaug\[corruptions\]'"):
+    with pytest.raises(UserError, match=r"needs cv2: pip install 'nsaug\[corruptions\]'"):
         corruption(torch.rand(1, 3, 64, 64), draws)

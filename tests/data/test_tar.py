@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from nsaug.data import Folder, ImageNet
-from nsaug.data.sets import UnreadableImage
-from nsaug.settings import NsaugError
-from nsaug.vit import build_vit
+from nsaug.data.dataset import UnreadableImage
+from nsaug.models.factory import build_vit
+from nsaug.utils.errors import UserError
 
 SPLITS = ("train", "val")
 
@@ -51,7 +51,7 @@ LAYOUTS = [one_tar, tar_of_tars, folder_of_tars]
 
 def opened(data):
     data.setup()
-    data.prepare_for(build_vit("vit_tiny_patch16_224", num_classes=2, img_size=32).data_config)
+    data.configure_for(build_vit("vit_tiny_patch16_224", num_classes=2, img_size=32).data_config)
     return data
 
 
@@ -59,7 +59,9 @@ def opened(data):
 def test_images_in_tars_are_those_of_the_folders(layout, imagenet, tmp_path):
     """Ids, order, labels by wnid and not by the place in the tar, pixels; with loading processes, too."""
     layout(imagenet, tmp_path)
-    folders, tars = (opened(ImageNet(root=str(root), num_workers=2, holdout=0.25)) for root in (imagenet, tmp_path))
+    folders, tars = (
+        opened(ImageNet(root=str(root), num_workers=2, val_fraction=0.25)) for root in (imagenet, tmp_path)
+    )
     for split in ("train_set", "val_set", "test_set"):
         ours, theirs = getattr(tars, split), getattr(folders, split)
         assert ours.ids == theirs.ids
@@ -84,7 +86,7 @@ def tree(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_classes_are_sorted_as_folders_are(layout, tree, tmp_path):
     layout(tree, tmp_path)
-    data = opened(Folder(root=str(tmp_path), holdout=0))
+    data = opened(Folder(root=str(tmp_path), val_fraction=0))
     assert data.class_names == ["n10", "n9"], "as strings: timm's reader would sort them as numbers"
     assert data.test_images.ids == ["val/n10/a.png", "val/n9/a.png"]
     assert data.test_images.labels == [0, 1]
@@ -94,29 +96,29 @@ def test_classes_are_sorted_as_folders_are(layout, tree, tmp_path):
 def test_a_name_that_two_images_have_is_not_enough(tree, tmp_path):
     shutil.copytree(tree / "val" / "n9", tree / "val" / "part" / "n9")
     one_tar(tree, tmp_path)
-    data = opened(Folder(root=str(tmp_path), holdout=0, classes=["n10", "n9"]))
+    data = opened(Folder(root=str(tmp_path), val_fraction=0, classes=["n10", "n9"]))
     assert len(set(data.test_images.ids)) == 3
 
 
 def test_a_tar_without_class_folders_is_refused(tree, tmp_path):
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         tar.add(tree / "train" / "n9" / "a.png", "a.png")
-    with pytest.raises(NsaugError, match=r"train.tar holds .*no class"):
+    with pytest.raises(UserError, match=r"train.tar holds .*no class"):
         Folder(root=str(tmp_path), classes=["n9"]).setup("fit")
     (tmp_path / "train.tar").write_bytes(b"nothing")
-    with pytest.raises(NsaugError, match=r"train.tar holds no images in class folders"):
+    with pytest.raises(UserError, match=r"train.tar holds no images in class folders"):
         Folder(root=str(tmp_path)).setup("fit")
 
 
 def test_a_tar_with_other_classes_is_refused(tree, tmp_path):
     one_tar(tree, tmp_path)
-    with pytest.raises(NsaugError, match="holds 2 folders that are no class, n10, n9"):
+    with pytest.raises(UserError, match="holds 2 folders that are no class, n10, n9"):
         ImageNet(root=str(tmp_path)).setup("fit")
 
 
 def test_an_image_that_cannot_be_read_is_named(tree, tmp_path):
     (tree / "val" / "n9" / "a.png").write_bytes(b"no image")
     one_tar(tree, tmp_path)
-    data = opened(Folder(root=str(tmp_path), holdout=0))
+    data = opened(Folder(root=str(tmp_path), val_fraction=0))
     with pytest.raises(UnreadableImage, match=r"val.tar: \./n9/a.png cannot be read"):
         data.test_images[1]

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from nsaug.attacks import PGD
-from nsaug.evaluation import Benchmark, Entry, Outcome, Subject
-from nsaug.evaluation.metrics import judge
-from nsaug.evaluation.store import Result
+from nsaug.evaluation import Benchmark, BenchmarkResult, EvalModel, NamedBenchmark
+from nsaug.evaluation.cache import PerImageResult
+from nsaug.evaluation.metrics import score_predictions
 
 EPS = (4 / 255, 8 / 255)
-CLEAN = Entry("clean", Benchmark())
-ATTACKED = Entry("pgd", Benchmark(attack=PGD(), vary="eps", values=EPS))
+CLEAN = NamedBenchmark("clean", Benchmark())
+ATTACKED = NamedBenchmark("pgd", Benchmark(attack=PGD(), vary="eps", values=EPS))
 
 
 class Images:
@@ -43,21 +43,21 @@ class Images:
 
 
 def data_of(images, labels):
-    """Enough of an ImageData."""
+    """Enough of an ImageDataModule."""
     return SimpleNamespace(
-        test_images=Images(images, labels), readable_loader=lambda found: found, remarks=[], counted=None,
-        class_names=[str(i) for i in range(10)], setup=lambda stage: None, prepare_for=lambda config: None,
+        test_images=Images(images, labels), readable_loader=lambda found: found, notes=[], class_subset=None,
+        class_names=[str(i) for i in range(10)], setup=lambda stage: None, configure_for=lambda config: None,
     )  # fmt: skip
 
 
 def subject(name="clean", seed=0, **record):
     told = {"name": name, "method": name, "seed": seed, "settings": {"nullspace": {"eps": 0.03}}} | record
-    return Subject(f"runs/{name}{seed}", None, told, name)
+    return EvalModel(f"runs/{name}{seed}", None, told, name)
 
 
 def judged(accuracy, n=50, seed=0):
     """n images of ten classes, of which a share is right."""
-    from nsaug.evaluation.metrics import Judged
+    from nsaug.evaluation.metrics import PerImageScores
 
     rng = torch.Generator().manual_seed(seed)
     labels = torch.randint(10, (n,), generator=rng)
@@ -65,14 +65,14 @@ def judged(accuracy, n=50, seed=0):
     right = torch.arange(n) < round(accuracy * n)
     wanted = torch.where(right, labels, (labels + 1) % 10)
     logits[torch.arange(n), wanted] += 5
-    return Judged(**{key: value.numpy() for key, value in judge(logits, labels).items()})
+    return PerImageScores(**{key: value.numpy() for key, value in score_predictions(logits, labels).items()})
 
 
 def outcome(of, entry, accuracies, n=50, seed=0):
     ids = [f"image{index}" for index in range(n)]
     found = [judged(accuracy, n, seed) for accuracy in accuracies]
     pictures = np.full((len(found), 3, 8, 8, 3), 100, np.uint8)
-    return Outcome(of, entry, Result(entry.benchmark.strengths, ids, found, [0, 20, 40], pictures))
+    return BenchmarkResult(of, entry, PerImageResult(entry.benchmark.strengths, ids, found, [0, 20, 40], pictures))
 
 
 @pytest.fixture

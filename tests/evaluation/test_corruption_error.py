@@ -3,27 +3,27 @@
 import numpy as np
 import pytest
 
-from nsaug.corruptions import TEST, Corruption
+from nsaug.corruptions import TEST_CORRUPTIONS, Corruption
 from nsaug.data import ImageNet, ImageNetC, ImageNetV2
-from nsaug.evaluation import Benchmark, CorruptionError, Entry
-from nsaug.evaluation.table import grouped, tabulate
-from nsaug.evaluation.views import headline
-from nsaug.settings import NsaugError
+from nsaug.evaluation import Benchmark, CorruptionError, NamedBenchmark
+from nsaug.evaluation.reporting.aggregate import grouped, tabulate
+from nsaug.evaluation.reporting.formatting import headline
+from nsaug.utils.errors import UserError
 from tests.evaluation.conftest import CLEAN, outcome, subject
 
-ACCURACY = {name: np.linspace(0.9, 0.9 - 0.04 * place, 5) for place, name in enumerate(TEST)}
+ACCURACY = {name: np.linspace(0.9, 0.9 - 0.04 * place, 5) for place, name in enumerate(TEST_CORRUPTIONS)}
 
 
 def on_the_fly(name, severities=(1, 2, 3, 4, 5)):
-    return Entry(name, Benchmark(corruption=Corruption(name=name), vary="severity", values=severities))
+    return NamedBenchmark(name, Benchmark(corruption=Corruption(name=name), vary="severity", values=severities))
 
 
 def stored(name, severities=(1, 2, 3, 4, 5)):
-    return Entry(name, Benchmark(data=ImageNetC(root="nowhere", corruption=name, severities=severities)))
+    return NamedBenchmark(name, Benchmark(data=ImageNetC(root="nowhere", corruption=name, severities=severities)))
 
 
 def all_of(made, accuracy=ACCURACY, n=50):
-    return [outcome(subject(), made(name), accuracy[name], n=n) for name in TEST]
+    return [outcome(subject(), made(name), accuracy[name], n=n) for name in TEST_CORRUPTIONS]
 
 
 @pytest.fixture
@@ -36,18 +36,18 @@ def values(rows):
 
 
 def test_the_means(outcomes):
-    errors = {name: 1 - np.round(ACCURACY[name] * 50) / 50 for name in TEST}  # 50 images
+    errors = {name: 1 - np.round(ACCURACY[name] * 50) / 50 for name in TEST_CORRUPTIONS}  # 50 images
     found = values(CorruptionError(alexnet=True).rows(outcomes))
     assert found["fog", "corruption_error"] == pytest.approx(errors["fog"].mean())
     assert found["mean_corruption_error", "mean_corruption_error"] == pytest.approx(np.mean(list(errors.values())))
     # The numbers of the ImageNet-C repository, in percent.
-    alexnet = dict(zip(TEST, [
+    alexnet = dict(zip(TEST_CORRUPTIONS, [
         88.6428, 89.4468, 92.2640, 81.9880, 82.6268, 78.5948, 79.8360, 86.6816, 82.6572, 81.9324, 56.4592, 85.3204,
         64.6056, 71.7840, 60.6500,
     ], strict=True))  # fmt: skip
-    ratios = [100 * errors[name].sum() / (5 * alexnet[name]) for name in TEST]
+    ratios = [100 * errors[name].sum() / (5 * alexnet[name]) for name in TEST_CORRUPTIONS]
     assert found["mCE", "mCE"] == pytest.approx(np.mean(ratios))
-    relative = [(100 * errors[name].mean() - 6) / (alexnet[name] - 43.5) for name in TEST]
+    relative = [(100 * errors[name].mean() - 6) / (alexnet[name] - 43.5) for name in TEST_CORRUPTIONS]
     assert found["relative_mCE", "relative_mCE"] == pytest.approx(np.mean(relative))
 
 
@@ -55,7 +55,7 @@ def test_alexnet_itself_has_an_mce_of_1():
     from nsaug.evaluation.corruption_error import ALEXNET
 
     n = 10_000
-    found = all_of(stored, {name: [1 - ALEXNET[name]] * 5 for name in TEST}, n)
+    found = all_of(stored, {name: [1 - ALEXNET[name]] * 5 for name in TEST_CORRUPTIONS}, n)
     found.append(outcome(subject(), CLEAN, [1 - 0.435], n=n))
     numbers = values(CorruptionError(alexnet=True).rows(found))
     assert numbers["mCE", "mCE"] == pytest.approx(1, abs=1e-3)
@@ -64,7 +64,7 @@ def test_alexnet_itself_has_an_mce_of_1():
 
 def test_what_is_missing_is_not_made_up(outcomes):
     assert set(values(CorruptionError(alexnet=True).rows(outcomes[:-1]))) == {
-        (name, "corruption_error") for name in TEST[:-1]
+        (name, "corruption_error") for name in TEST_CORRUPTIONS[:-1]
     }
     for made in (stored, on_the_fly):
         assert CorruptionError().rows([outcome(subject(), made("fog", (1, 5)), [0.9, 0.5])]) == []
@@ -76,9 +76,9 @@ def test_what_is_missing_is_not_made_up(outcomes):
 
 def test_severities_of_other_images_are_not_averaged(outcomes):
     """As where one folder was copied in part: means over different images are no mCE."""
-    outcomes[3] = outcome(subject(), outcomes[3].entry, ACCURACY[TEST[2]], n=40)
+    outcomes[3] = outcome(subject(), outcomes[3].entry, ACCURACY[TEST_CORRUPTIONS[2]], n=40)
     found = values(CorruptionError(alexnet=True).rows(outcomes))
-    assert (TEST[2], "corruption_error") in found
+    assert (TEST_CORRUPTIONS[2], "corruption_error") in found
     assert ("mCE", "mCE") not in found
 
 
@@ -94,7 +94,7 @@ def test_what_is_made_on_the_fly_is_a_number_of_its_own(outcomes):
 def test_mce_is_refused_off_imagenet():
     CorruptionError(alexnet=True).check(ImageNet(root="nowhere"))
     CorruptionError().check(ImageNetV2(root="nowhere"))
-    with pytest.raises(NsaugError, match="means nothing on other data"):
+    with pytest.raises(UserError, match="means nothing on other data"):
         CorruptionError(alexnet=True).check(ImageNetV2(root="nowhere"))
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-import train
+from nsaug.cli import train
 from tests.commands import FAST, run
 from tests.conftest import ROOT
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from nsaug.evaluation.metrics import METRICS, Judged, bins, judge
+from nsaug.evaluation.metrics import METRICS, PerImageScores, bins, score_predictions
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def answers():
 
 
 def values(logits, labels, weights=None):
-    told = Judged(**{key: value.numpy() for key, value in judge(logits, labels).items()})
+    told = PerImageScores(**{key: value.numpy() for key, value in score_predictions(logits, labels).items()})
     weights = np.full(len(labels), 1 / len(labels)) if weights is None else weights
     return {name: float(metric(told, weights)) for name, metric in METRICS.items()}
 

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import pytest
 
 from nsaug.corruptions import GaussianNoise
-from nsaug.evaluation import Benchmark, Entry, Outcome, Score
-from nsaug.evaluation.report import write_report
-from nsaug.evaluation.table import tabulate
+from nsaug.evaluation import Benchmark, BenchmarkResult, NamedBenchmark, Score
+from nsaug.evaluation.reporting.aggregate import tabulate
+from nsaug.evaluation.reporting.report import write_report
 from tests.evaluation.conftest import ATTACKED, CLEAN, outcome, subject
 
 NAMES = [f"class {index} <&>" for index in range(10)]
@@ -44,7 +44,7 @@ class Balanced(HTMLParser):
 
 @pytest.fixture
 def noisy():
-    return Entry("gaussian_noise", Benchmark(corruption=GaussianNoise(), vary="std", values=(0.1, 0.2)))
+    return NamedBenchmark("gaussian_noise", Benchmark(corruption=GaussianNoise(), vary="std", values=(0.1, 0.2)))
 
 
 def test_it_shows_all_there_is(outcomes, noisy, tmp_path):
@@ -75,7 +75,7 @@ def test_it_is_well_formed_and_fetches_nothing(outcomes, tmp_path):
 
 
 def test_failures_are_told(outcomes, tmp_path):
-    failed = Outcome(outcomes[0].subject, ATTACKED, None, "RuntimeError: no memory")
+    failed = BenchmarkResult(outcomes[0].subject, ATTACKED, None, "RuntimeError: no memory")
     text = page([*outcomes[:1], failed], tmp_path)
     assert "What failed" in text
     assert "clean, seed 0, pgd: RuntimeError: no memory" in text
@@ -87,7 +87,7 @@ def test_runs_of_several_eps_make_a_curve(tmp_path):
         record = {"method": "nullspace", "settings": {"nullspace": {"eps": eps}}}
         of = subject(f"nullspace nullspace.eps={eps}", **record)
         found.append(outcome(of, CLEAN, [0.9]))
-    found[1] = Outcome(subject(found[1].subject.name, seed=1, **record), CLEAN, found[1].result)
+    found[1] = BenchmarkResult(subject(found[1].subject.name, seed=1, **record), CLEAN, found[1].result)
     text = page(found, tmp_path)
     assert "The ε of training" in text
     assert "ε in training" in text

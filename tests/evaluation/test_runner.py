@@ -10,11 +10,11 @@ import torch
 from pydantic import ValidationError
 
 from nsaug.attacks import PGD
-from nsaug.evaluation import Entry, Selection, Store, run_suite
-from nsaug.evaluation.benchmark import Benchmark
-from nsaug.evaluation.store import model_digest
-from nsaug.settings import NsaugError
-from nsaug.vit import build_vit
+from nsaug.evaluation import NamedBenchmark, ResultCache, Subset, run_suite
+from nsaug.evaluation.benchmarks import Benchmark
+from nsaug.evaluation.cache import model_digest
+from nsaug.models.factory import build_vit
+from nsaug.utils.errors import UserError
 from tests.conftest import tiny_vit
 from tests.evaluation.conftest import ATTACKED, CLEAN, data_of, subject
 
@@ -36,7 +36,7 @@ def suite(vit, images, labels, tmp_path):
         found = list(
             run_suite(
                 subjects or [subject()], list(entries), opened or (lambda _: (vit, data_of(images, labels))),
-                Store(tmp_path), Selection(seed=seed), lambda title, work: done.append(work),
+                ResultCache(tmp_path), Subset(seed=seed), lambda title, work: done.append(work),
             )
         )  # fmt: skip
         return found, sum(done)
@@ -72,12 +72,12 @@ def test_attacks_transfer_between_models(images, labels, tmp_path):
         with torch.no_grad():
             models[name].model.head.weight.mul_(scale)
     attack = Benchmark(attack=PGD(num_steps=3), vary="eps", values=(0.1,))
-    entries = [Entry("moved", dataclasses.replace(attack, transfer=True)), Entry("pgd", attack)]
+    entries = [NamedBenchmark("moved", dataclasses.replace(attack, transfer=True)), NamedBenchmark("pgd", attack)]
     subjects = [subject("a", 0), subject("a", 1), subject("b", 0)]
     found = list(
         run_suite(
             subjects, entries, lambda of: (models[f"{of.name}{of.record['seed']}"], data_of(images, labels)),
-            Store(tmp_path), Selection(), lambda title, work: None,
+            ResultCache(tmp_path), Subset(), lambda title, work: None,
         )
     )  # fmt: skip
     told = [(each.subject.label, each.entry.name) for each in found]
@@ -184,7 +184,7 @@ def test_a_failing_benchmark_costs_no_other(suite, ran, monkeypatch, caplog):
 def test_a_model_that_cannot_be_opened_costs_no_other(suite, vit, images, labels):
     def opened(of):
         if of.name == "broken":
-            raise NsaugError("runs/broken0 cannot be read")
+            raise UserError("runs/broken0 cannot be read")
         return vit, data_of(images, labels)
 
     found, _ = suite([subject("broken"), subject()], opened=opened)

@@ -45,13 +45,13 @@ def test_the_same_resamples_for_all():
 
 def test_the_calibration_error_of_a_calibrated_model_lies_within_its_interval():
     """A percentile interval lies above the estimate itself: resampling adds its own upward bias."""
-    from nsaug.evaluation.metrics import Judged, calibration_error
+    from nsaug.evaluation.metrics import PerImageScores, calibration_error
 
     rng, held = np.random.default_rng(0), []
     for _ in range(40):
         confidence = rng.uniform(0.3, 1, 359)
-        rest = {key: np.zeros(359) for key in ("label", "prediction", "top5", "nll", "brier", "reached")}
-        judged = Judged(confidence=confidence, top1=rng.random(359) < confidence, **rest)
+        rest = {key: np.zeros(359) for key in ("label", "prediction", "top5", "nll", "brier", "converged")}
+        judged = PerImageScores(confidence=confidence, top1=rng.random(359) < confidence, **rest)
         value = float(calibration_error(judged, np.full(359, 1 / 359)))
         found = basic_over_images(value, calibration_error(judged, resampled_weights(359)))
         assert 0 <= found.low <= found.high

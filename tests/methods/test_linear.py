@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from nsaug.attacks import FGSMRS, PGD
-from nsaug.draws import generator as draws
 from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomNoise, TwoViews
 from nsaug.methods.trades import START_STD
 from nsaug.nullspace import NoiseSynthesis
+from nsaug.utils.rng import make_generator as draws
 from tests.conftest import linear_vit
 
 EPS = 0.05
@@ -75,15 +75,15 @@ def test_pgd_moves_the_logit_by_eps_times_the_slope_l1_norm(vit, images, labels)
     w, _ = slopes(vit, images)
     worst = logit(vit, images) + torch.where(labels == 1, -1, 1) * EPS * w.abs().sum()
     torch.testing.assert_close(loss, cross_entropy(worst, labels))
-    assert values["attacked_top1"] == ((worst > 0).long() == labels).double().mean()
+    assert values["adv_top1"] == ((worst > 0).long() == labels).double().mean()
 
 
 def test_fgsm_rs_steps_from_its_draw_and_stays_in_the_ball(vit, images, labels):
     loss, _ = loss_of(AdversarialTraining(FGSMRS(eps=EPS, step=1.25)), vit, images, labels)
     w, _ = slopes(vit, images)
     draw = 2 * torch.rand(images.shape, generator=draws("cpu", 0), dtype=torch.float64) - 1
-    uphill = torch.where(labels == 1, -1, 1).view(-1, 1, 1, 1) * w.sign()
-    change = EPS * (draw + 1.25 * uphill).clamp(-1, 1)
+    grad = torch.where(labels == 1, -1, 1).view(-1, 1, 1, 1) * w.sign()
+    change = EPS * (draw + 1.25 * grad).clamp(-1, 1)
     expected = logit(vit, images) + (w * change).sum((1, 2, 3))
     torch.testing.assert_close(loss, cross_entropy(expected, labels))
 

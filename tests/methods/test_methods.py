@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from nsaug.attacks import FGSMRS, PGD
-from nsaug.draws import generator as draws
 from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomNoise, TwoViews
 from nsaug.nullspace import NoiseSynthesis, embedding_rms
-from nsaug.settings import NsaugError
+from nsaug.utils.errors import UserError
+from nsaug.utils.rng import make_generator as draws
 from tests.conftest import tiny_vit
 
 SYNTHESIS = NoiseSynthesis(limit=1.0, eps=0.01, lr=0.03)
@@ -35,12 +35,12 @@ def test_nullspace_is_the_sum_of_both_cross_entropies(vit, images, labels, unrea
     loss, values = method.loss(vit, images, labels, draws("cpu", 0))
     found = synthesis.refine(vit, images, draws("cpu", 0))
     noisy = F.cross_entropy(vit(images, found.noise), labels, reduction="none")
-    kept = found.reached if unreached == "drop" else torch.ones(6)
+    kept = found.converged if unreached == "drop" else torch.ones(6)
     torch.testing.assert_close(loss, F.cross_entropy(vit(images), labels) + (noisy * kept).mean())
-    assert values["reached"] == found.reached.float().mean()
+    assert values["converged"] == found.converged.float().mean()
     torch.testing.assert_close(values["influence"], found.influence_after.mean())
     if scope == "sample":
-        assert 0 < found.reached.sum() < 6, "both kinds of images are in the batch"
+        assert 0 < found.converged.sum() < 6, "both kinds of images are in the batch"
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 3), (0.01, 1)])
@@ -95,7 +95,7 @@ def test_the_unit_is_the_same_on_all_ranks(vit, images):
 
 METHODS = {
     "clean": lambda: Clean(),
-    "clean_same_compute": lambda: Clean(compute_of=Nullspace(SYNTHESIS)),
+    "clean_same_compute": lambda: Clean(match_compute_of=Nullspace(SYNTHESIS)),
     "clean_two_views": lambda: TwoViews(),
     "nullspace": lambda: Nullspace(SYNTHESIS),
     "random_noise": lambda: RandomNoise(SYNTHESIS),
@@ -129,7 +129,7 @@ def test_one_step_lowers_its_own_loss(name, drop_path_rate, images, labels):
 
 @pytest.mark.parametrize("setting", [{"restarts": 2}, {"loss": "margin"}])
 def test_trades_refuses_what_it_would_not_do(setting):
-    with pytest.raises(NsaugError, match="climbs its own divergence, once"):
+    with pytest.raises(UserError, match="climbs its own divergence, once"):
         TRADES(PGD(**setting))
 
 
@@ -201,9 +201,9 @@ def test_the_cost_is_what_is_computed(name, vit, images, labels):
 
 
 def test_plain_finetuning_with_the_compute_of_another_method_has_more_epochs():
-    assert Clean().longer == 1
-    assert Clean(compute_of=Nullspace(dataclasses.replace(SYNTHESIS, steps=3))).longer == 4
-    assert Clean(compute_of=AdversarialTraining(PGD(num_steps=6))).longer == 5
+    assert Clean().duration_factor == 1
+    assert Clean(match_compute_of=Nullspace(dataclasses.replace(SYNTHESIS, steps=3))).duration_factor == 4
+    assert Clean(match_compute_of=AdversarialTraining(PGD(num_steps=6))).duration_factor == 5
 
 
 @pytest.mark.parametrize("name", ["pgd", "fgsm_rs", "trades"])
@@ -219,7 +219,7 @@ def test_attacks_see_the_model_in_eval_mode(name, images, labels):
         clean = vit(images).log_softmax(-1).detach()
         start = images + 0.001 * torch.randn(images.shape, generator=draws("cpu", 0), dtype=torch.float64)
         kl = torch.nn.KLDivLoss(reduction="sum")
-        expected = method.attack.climb(lambda x: kl(vit(x).log_softmax(-1), clean.exp()), images, start.clamp(0, 1))
+        expected = method.attack.ascend(lambda x: kl(vit(x).log_softmax(-1), clean.exp()), images, start.clamp(0, 1))
     else:
         expected = method.attack(vit, images, labels, draws("cpu", 0))
     torch.testing.assert_close(seen[-1], expected)

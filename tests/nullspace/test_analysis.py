@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nsaug.draws import generator as draws
+from nsaug.models.factory import build_vit
 from nsaug.nullspace import embedding_rms, influence
 from nsaug.nullspace.analysis import (
     Answers,
@@ -21,7 +21,7 @@ from nsaug.nullspace.analysis import (
     random_like,
 )
 from nsaug.nullspace.synthesis import root_mean_square
-from nsaug.vit import build_vit
+from nsaug.utils.rng import make_generator as draws
 from tests.conftest import linear_vit, tiny_vit
 
 
@@ -98,12 +98,12 @@ def test_effects_by_hand():
 
 def test_overlap_is_what_no_image_causes(images):
     vit = tiny_vit().double()  # 12 values of a patch in 24 dimensions
-    reached = vit.activations(images) - vit.activations(torch.zeros_like(images))
-    torch.testing.assert_close(overlap(vit, reached.detach()), torch.zeros(6, dtype=torch.float64))
+    converged = vit.activations(images) - vit.activations(torch.zeros_like(images))
+    torch.testing.assert_close(overlap(vit, converged.detach()), torch.zeros(6, dtype=torch.float64))
     weight = vit.model.patch_embed.proj.weight.flatten(1).detach()
     unreached = torch.linalg.svd(weight).U[:, 12:].T[None].expand(2, -1, -1)
     torch.testing.assert_close(overlap(vit, unreached), torch.ones(2, dtype=torch.float64))
-    half = F.normalize(reached[:1].detach().flatten(1), dim=1).view(1, 16, 24)
+    half = F.normalize(converged[:1].detach().flatten(1), dim=1).view(1, 16, 24)
     other = F.normalize(torch.randn(1, 16, 12, dtype=torch.float64) @ unreached[0], dim=(1, 2))
     torch.testing.assert_close(overlap(vit, half + other / other.norm()), torch.tensor([0.5], dtype=torch.float64))
     random = torch.randn(1, 16_000, 24, dtype=torch.float64, generator=draws("cpu", 1))

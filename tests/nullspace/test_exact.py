@@ -6,9 +6,9 @@ import torch
 from scipy.linalg import null_space, subspace_angles
 from scipy.optimize import minimize
 
+from nsaug.models.factory import build_vit
 from nsaug.nullspace import ExactNullspace
-from nsaug.settings import NsaugError
-from nsaug.vit import build_vit
+from nsaug.utils.errors import UserError
 from tests.conftest import tiny_vit
 
 SMALL = {"depth": 1}
@@ -114,7 +114,7 @@ def test_where_there_is_no_nullspace_nothing_but_the_image_itself_will_do(images
 
 
 def test_images_outside_of_the_box_are_refused(wide, images):
-    with pytest.raises(NsaugError, match=r"have to lie in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"have to lie in \[0, 1\]"):
         ExactNullspace(wide).nearest(images + 1, images)
 
 
@@ -127,10 +127,10 @@ def test_weights_of_a_lower_rank_have_a_larger_nullspace(wide):
 
 def test_what_is_not_one_linear_map_is_refused():
     vit = build_vit("pvt_v2_b0", num_classes=2, img_size=64)
-    with pytest.raises(NsaugError, match="PyramidVisionTransformerV2 is not one linear map per patch"):
+    with pytest.raises(UserError, match="PyramidVisionTransformerV2 is not one linear map per patch"):
         ExactNullspace(vit)
 
 
 def test_images_of_another_grid_are_refused(wide):
-    with pytest.raises(NsaugError, match=r"10 x 8 pixels are not made of patches of \(4, 4\)"):
+    with pytest.raises(UserError, match=r"10 x 8 pixels are not made of patches of \(4, 4\)"):
         ExactNullspace(wide).project(torch.zeros(1, 3, 10, 8))

@@ -5,10 +5,10 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from nsaug.draws import generator as draws
+from nsaug.models.factory import build_vit
 from nsaug.nullspace import NoiseSynthesis, computes_as_eval, embedding_rms, influence
-from nsaug.settings import NsaugError
-from nsaug.vit import build_vit
+from nsaug.utils.errors import UserError
+from nsaug.utils.rng import make_generator as draws
 from tests.conftest import tiny_vit
 
 EASY = NoiseSynthesis(limit=1.0, eps=0.01, steps=5, lr=0.03)
@@ -18,10 +18,10 @@ def rederived(vit, images, synthesis):
     """The algorithm written down again: plain float64, one image or batch at a time, AdamW by its formulas."""
     groups = [images[i : i + 1] for i in range(len(images))] if synthesis.scope == "sample" else [images]
     # The draws are the batch's; the loop is each group's own.
-    shape = (len(groups), *vit.noise_shape(synthesis.site))
+    shape = (len(groups), *vit.noise_shape(synthesis.layer))
     drawn = torch.rand(shape, generator=draws("cpu", 7), dtype=torch.float64) * 2 - 1
-    rms = vit.activations(images, synthesis.site).detach().square().mean().sqrt()
-    found, reached, most = [], [], 0
+    rms = vit.activations(images, synthesis.layer).detach().square().mean().sqrt()
+    found, converged, most = [], [], 0
     for group, start in zip(groups, drawn, strict=True):
         target = vit(group).detach()
         if synthesis.units == "relative":
@@ -31,7 +31,7 @@ def rederived(vit, images, synthesis):
         m, s, good = torch.zeros_like(z), torch.zeros_like(z), None
         for k in range(1, synthesis.steps + 2):
             z = z.detach().requires_grad_()
-            logits = vit(group, z * unit, synthesis.site)
+            logits = vit(group, z * unit, synthesis.layer)
             now = float((logits.softmax(1) - target.softmax(1)).detach().square().sum(1).mean())
             below = now < synthesis.eps
             fine = synthesis.floor * synthesis.eps <= now < synthesis.eps
@@ -54,8 +54,8 @@ def rederived(vit, images, synthesis):
             if synthesis.norm == "held":
                 z = z * before / z.norm()
         found.append((z * unit).detach())
-        reached += [below] * len(group)
-    return torch.cat(found), reached, most
+        converged += [below] * len(group)
+    return torch.cat(found), converged, most
 
 
 @pytest.mark.parametrize("scope", ["sample", "batch"])
@@ -72,16 +72,16 @@ def rederived(vit, images, synthesis):
         {"growth": 1.5, "norm": "held", "steps": 6},
         {"floor": 0.5, "limit": 0.5},
         {"floor": 0.4, "growth": 1.2, "steps": 8},
-        {"site": "blocks.1"},
-        {"site": "blocks.0", "norm": "held"},
+        {"layer": "blocks.1"},
+        {"layer": "blocks.0", "norm": "held"},
     ],
 )
 def test_against_a_plain_rederivation(vit, images, scope, setting):
     synthesis = dataclasses.replace(EASY, scope=scope, **setting)
     found = synthesis.refine(vit, images, draws("cpu", 7))
-    noise, reached, steps = rederived(vit, images, synthesis)
+    noise, converged, steps = rederived(vit, images, synthesis)
     torch.testing.assert_close(found.noise, noise, atol=1e-9, rtol=1e-7)
-    assert found.reached.tolist() == reached
+    assert found.converged.tolist() == converged
     assert found.steps == steps
 
 
@@ -98,7 +98,7 @@ def test_eps_bounds_each_image(vit, images, generator):
     with torch.no_grad():
         measured = influence(vit(images, found.noise), vit(images))
     torch.testing.assert_close(measured, found.influence_after)
-    assert found.reached.all()
+    assert found.converged.all()
     assert measured.max() < EASY.eps
     assert found.influence_before.max() > EASY.eps
     assert found.steps < 50, "it stops as soon as every image is below"
@@ -108,7 +108,7 @@ def test_eps_bounds_the_mean_in_scope_batch(vit, images, generator):
     eps = 0.02
     found = dataclasses.replace(EASY, steps=50, eps=eps, scope="batch").refine(vit, images, generator)
     assert found.noise.shape == (1, *vit.noise_shape())
-    assert found.reached.all()
+    assert found.converged.all()
     assert found.influence_after.mean() < eps < found.influence_before.mean()
     assert found.influence_after.max() > eps, "a mean below eps is all that is asked"
 
@@ -256,7 +256,7 @@ def test_a_growing_limit_ends_at_the_boundary(vit, images):
     assert (grown.norm_after > 1.5 * left.norm_after).all()
     assert grown.influence_after.median() > 0.4 * EASY.eps
     assert grown.influence_after.max() < EASY.eps
-    assert grown.reached.all()
+    assert grown.converged.all()
 
 
 def test_a_floor_lifts_the_influence(vit, images):
@@ -265,7 +265,7 @@ def test_a_floor_lifts_the_influence(vit, images):
     assert low.refine(vit, images, draws("cpu", 7)).influence_after.max() < 0.005
     assert lifted.influence_after.min() >= 0.005
     assert lifted.influence_after.max() < EASY.eps
-    assert lifted.reached.all()
+    assert lifted.converged.all()
 
 
 @pytest.mark.parametrize("scope", ["sample", "batch"])
@@ -278,8 +278,8 @@ def test_a_warm_start_goes_on_from_the_last_noise(vit, images, scope):
     unmoved = dataclasses.replace(synthesis, steps=0).refine(vit, images, last=first.noise, rms=rms)
     again = first.noise[[0, 1, 2, 3, 0, 1]] if scope == "sample" else first.noise
     torch.testing.assert_close(unmoved.noise, again)
-    longer = synthesis.refine(vit, images[:4], last=first.noise, rms=rms)
-    assert longer.influence_after.mean() < first.influence_after.mean()
+    duration_factor = synthesis.refine(vit, images[:4], last=first.noise, rms=rms)
+    assert duration_factor.influence_after.mean() < first.influence_after.mean()
 
 
 @pytest.mark.parametrize(
@@ -308,10 +308,10 @@ def test_bad_settings_are_refused(setting, message):
     ],
 )
 def test_what_is_no_image_is_refused(vit, images, spoil, message):
-    with pytest.raises(NsaugError, match=message):
+    with pytest.raises(UserError, match=message):
         EASY.refine(vit, spoil(images))
 
 
 def test_an_unknown_site_is_refused(vit, images):
-    with pytest.raises(NsaugError, match=r"takes no noise at blocks.7: choose among patch_embed, blocks.0, blocks.1"):
-        dataclasses.replace(EASY, site="blocks.7").refine(vit, images)
+    with pytest.raises(UserError, match=r"takes no noise at blocks.7: choose among patch_embed, blocks.0, blocks.1"):
+        dataclasses.replace(EASY, layer="blocks.7").refine(vit, images)

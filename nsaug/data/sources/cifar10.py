@@ -1,0 +1,56 @@
+"""CIFAR-10, from class folders or as torchvision downloads it."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torchvision
+from PIL import Image
+
+from nsaug.data.dataset import ImageSet
+from nsaug.data.sources.folder import Folder
+from nsaug.utils.errors import UserError
+from nsaug.utils.types import validate_args
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    images: Any
+
+    def __call__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
+
+    def fingerprint(self, index: int) -> str:
+        return hashlib.sha256(self.images[index].tobytes()).hexdigest()
+
+
+class CIFAR10(Folder):
+    """Reads root/train/<class>/ and root/val/<class>/ where they exist, else torchvision's files below root.
+
+    Args:
+        root: where the images are, or are downloaded to.
+        download: let torchvision download the official files (170 MB) where they are missing.
+        kwargs: as for `ImageDataModule`.
+    """
+
+    @validate_args
+    def __init__(self, *, root: str, download: bool = False, **kwargs: Any) -> None:
+        super().__init__(root=root, classes=CLASSES, **kwargs)
+        self.download = download
+
+    def read(self, split: Literal["train", "test"]) -> ImageSet:
+        if (self.root / self.splits[split]).is_dir():
+            return super().read(split)
+        try:
+            data = torchvision.datasets.CIFAR10(str(self.root), train=split == "train", download=self.download)
+        except (RuntimeError, OSError) as error:
+            tried = f"the download failed ({error})" if self.download else "data.download=true fetches it"
+            raise UserError(
+                f"data.root={self.root} holds neither {self._layout()} nor torchvision's CIFAR-10: {tried},"
+                " data.root=PATH names it where you have it"
+            ) from error
+        self.class_names = CLASSES
+        ids = [f"{split}/{index:05d}" for index in range(len(data))]
+        return ImageSet(ids, [int(label) for label in data.targets], _Arrays(data.data))

@@ -1,0 +1,17 @@
+#!/bin/sh
+# The main job on the embedded digits, three seeds: pretrain, finetune twice from each with the same budget, judge.
+set -eu
+python=${PYTHON:-python}
+out=outputs/demo
+rm -rf "$out"
+# More threads add in another order, which ends in other weights; so small a model gains little by them.
+export OMP_NUM_THREADS=1
+quiet="logger=csv logger.pictures=0 trainer=cpu trainer.enable_progress_bar=false val_attack_batches=0"
+
+$python train.py -m experiment=digits_pretrain seed=0,1,2 $quiet \
+    hydra.sweep.dir=$out/pretrained 'hydra.sweep.subdir=seed${seed}'
+$python train.py -m experiment=digits_finetune method=clean,nullspace seed=0,1,2 $quiet \
+    'checkpoint="outputs/demo/pretrained/seed${seed}"' \
+    hydra.sweep.dir=$out 'hydra.sweep.subdir="${hydra:runtime.choices.method}/seed${seed}"'
+$python evaluate.py "checkpoint=[$out/pretrained/*,$out/clean/*,$out/nullspace/*]" suite=demo device=cpu \
+    store=$out/store hydra.run.dir=$out/results

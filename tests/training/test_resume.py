@@ -1,0 +1,211 @@
+"""A run that was stopped and taken up again ends as the one that was never stopped; `make soak` kills processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from nsaug.cli import train
+from nsaug.models import weights
+from nsaug.training import checkpointing
+from nsaug.training.lightning_module import Finetuner
+from nsaug.utils.errors import UserError
+from scripts.fault_injection import SETTINGS, difference
+from tests.commands import FAST, metrics, refusal, run
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+SHORT = [each for each in SETTINGS if "max_epochs" not in each] + ["trainer.max_epochs=2"]
+VARIANTS = {
+    "warm": [],
+    "epoch": ["nullspace=epoch", "nullspace.limit=3"],
+    "accumulated": ["trainer.accumulate_grad_batches=3", "checkpoint_every_n_steps=2"],
+    "trades": ["method=trades", "method.attack.num_steps=2"],
+    "two views": ["method=clean_two_views", "keep=best"],
+    "workers": ["method=clean", "data.num_workers=2"],
+}
+
+
+@pytest.fixture
+def breaks(monkeypatch):
+    """Makes the n-th training step from now on raise, once."""
+    step, left = Finetuner.training_step, []
+
+    def failing(self, *rest):
+        if left:
+            left[0] -= 1
+            if left[0] == 0:
+                left.clear()
+                raise RuntimeError("injected")
+        return step(self, *rest)
+
+    monkeypatch.setattr(Finetuner, "training_step", failing)
+    return left.append
+
+
+SLOW = ("accumulated", "trades", "two views")
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(each, marks=[pytest.mark.slow] if each in SLOW else []) for each in VARIANTS]
+)
+def test_it_ends_bit_by_bit_as_if_it_had_never_stopped(variant, monkeypatch, tmp_path, breaks):
+    """Broken within the first epoch, and again, taken up, in the second."""
+    settings = [*SHORT, *VARIANTS[variant]]
+    run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/whole")
+    for step, more in ((12, []), (17, ["resume=true"])):
+        breaks(step)
+        with pytest.raises(RuntimeError, match="injected"):
+            run(train, monkeypatch, *settings, *more, f"hydra.run.dir={tmp_path}/broken")
+    run(train, monkeypatch, *settings, f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/elsewhere")
+    assert difference(tmp_path / "whole", tmp_path / "broken") == ""
+    assert not (tmp_path / "elsewhere" / "model.safetensors").exists(), "it goes on where it was"
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_each_with_its_own_noise(tmp_path):
+    """DDP on the CPU, killed with all that it started; and one output folder, not one for each rank."""
+    settings = [
+        "nullspace.init=warm", "nullspace.limit=3", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2",
+        "trainer.enable_progress_bar=false", "trainer.max_epochs=2", "checkpoint_every_n_steps=4", "val_attack_batches=1",
+        "logger=csv", "logger.pictures=0",
+    ]  # fmt: skip
+
+    def start(*arguments):
+        command = [sys.executable, str(ROOT / "train.py"), *settings, *arguments]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=env, start_new_session=True, cwd=tmp_path)
+
+    assert start(f"hydra.run.dir={tmp_path}/whole").wait(200) == 0
+    broken = start(f"hydra.run.dir={tmp_path}/broken")
+    while broken.poll() is None and not (tmp_path / "broken" / "last.ckpt").exists():
+        time.sleep(0.02)
+    os.killpg(broken.pid, signal.SIGKILL)
+    assert broken.wait() == -signal.SIGKILL
+    kept = torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] < 20
+    first, second = (each["noise"] for each in kept["method_of_rank"])
+    assert not torch.equal(first, second)
+    assert start(f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/third").wait(200) == 0
+    assert difference(tmp_path / "whole", tmp_path / "broken") == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "third", "whole"]
+    assert {path.name for path in (tmp_path / "third").iterdir()} <= {".hydra", "train.log"}
+
+
+def test_sigterm_is_heard(monkeypatch, tmp_path, capsys):
+    step, done = Finetuner.training_step, []
+
+    def terminated(self, *rest):
+        done.append(1)
+        if len(done) == 10:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *rest)
+
+    settings = [*FAST, "trainer.max_epochs=1"]
+    run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/whole")
+    monkeypatch.setattr(Finetuner, "training_step", terminated)
+    with pytest.raises(SystemExit) as stop:
+        run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/broken")
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)["global_step"] == 10
+    assert f"stopped by SIGTERM: resume={tmp_path}/broken goes on" in capsys.readouterr().out
+    run(train, monkeypatch, *settings, f"resume={tmp_path}/broken/last.ckpt")
+    assert difference(tmp_path / "whole", tmp_path / "broken") == ""
+
+
+def test_a_run_that_was_killed_when_it_had_ended_leaves_its_averaged_weights(monkeypatch, tmp_path):
+    """Between the last checkpoint and the weights for timm."""
+    settings = [*FAST, "trainer.max_epochs=1", "ema=0.9", f"hydra.run.dir={tmp_path}/run"]
+    run(train, monkeypatch, *settings)
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("model.safetensors", "metrics.csv")}
+    (tmp_path / "run" / "model.safetensors").unlink()
+    run(train, monkeypatch, *settings, "resume=true")
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+
+
+def test_without_anything_to_resume_the_run_starts(monkeypatch, tmp_path, capsys):
+    run(train, monkeypatch, *FAST, "trainer.max_steps=2", "resume=true", f"hydra.run.dir={tmp_path}/new")
+    assert f"nothing to resume in {tmp_path}/new: the run starts" in capsys.readouterr().out
+    assert (tmp_path / "new" / "model.safetensors").is_file()
+
+
+def test_another_command_is_refused(monkeypatch, tmp_path, trained, capsys):
+    for change, said in (
+        ("optim.lr=0.5", "optim.lr="), ("seed=3", "seed=0, this command says 3"),
+        ("nullspace.steps=9", "nullspace.steps=3, this command says 9"), ("data.batch_size=32", "data.batch_size=64"),
+    ):  # fmt: skip
+        line = refusal(train, monkeypatch, capsys, *FAST, "trainer.max_epochs=1", f"resume={trained}", change)
+        assert said in line
+        assert line.endswith("type the command that started it")
+    run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"resume={trained}", "data.num_workers=1")
+
+
+def test_paths_that_hold_no_run_are_one_line(monkeypatch, tmp_path, capsys):
+    line = refusal(train, monkeypatch, capsys, *FAST, f"resume={tmp_path}/nowhere")
+    assert line == f"error: resume={tmp_path}/nowhere holds no last.ckpt: name a run's output folder"
+
+
+def damage(path):
+    """Turns some bits in the middle, more than may lie between two tensors."""
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 2, len(content) // 2 + 200):
+        content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(monkeypatch, tmp_path, trained, caplog, capsys):
+    run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/whole")
+    run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/broken")
+    broken = tmp_path / "broken"
+    assert [torch.load(broken / name, weights_only=True)["epoch"] for name in ("previous.ckpt", "last.ckpt")] == [0, 1]
+    damage(broken / "last.ckpt")
+    line = refusal(train, monkeypatch, capsys, *FAST, "trainer.max_epochs=2", f"resume={broken}/last.ckpt")
+    assert line == f"error: resume={broken}/last.ckpt is damaged: type resume={broken}, which knows the one before"
+    run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"resume={broken}")
+    assert f"{broken}/last.ckpt is damaged: the run goes on from previous.ckpt" in capsys.readouterr().out
+    assert difference(tmp_path / "whole", broken) == ""
+    for name in ("last.ckpt", "previous.ckpt"):
+        damage(broken / name)
+    with pytest.raises(UserError, match=r"last.ckpt and previous.ckpt are damaged: start anew"):
+        checkpointing.find_last_checkpoint(broken)
+
+
+def test_a_disk_that_is_full_is_one_line(monkeypatch, tmp_path, capsys):
+    def full(content, path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    kept = (tmp_path / "run" / "last.ckpt").read_bytes()
+    (tmp_path / "run" / "previous.ckpt").unlink(missing_ok=True)
+    monkeypatch.setattr(checkpointing.torch, "save", full)
+    line = refusal(train, monkeypatch, capsys, *FAST, "trainer.max_epochs=1", "seed=1", f"hydra.run.dir={tmp_path}/run")
+    assert line.startswith(f"error: {tmp_path}/run/last.ckpt cannot be written ([Errno 28] No space left on device)")
+    assert line.endswith(f"the one before is whole: make room and type resume={tmp_path}/run")
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == kept
+    assert sorted(path.name for path in (tmp_path / "run").glob(".*.tmp")) == []
+
+
+def test_metrics_go_on_after_those_of_before(monkeypatch, tmp_path, breaks):
+    breaks(30)
+    settings = [*FAST, "trainer.max_epochs=2", "trainer.log_every_n_steps=1", f"hydra.run.dir={tmp_path}/run"]
+    with pytest.raises(RuntimeError, match="injected"):
+        run(train, monkeypatch, *settings)
+    run(train, monkeypatch, *settings, "resume=true")
+    steps = [int(row["step"]) for row in metrics(tmp_path / "run") if row["train/loss"]]
+    assert steps == list(range(40))
+
+
+def test_wandb_goes_on_in_the_run_that_it_was(monkeypatch, tmp_path):
+    settings = [*FAST, "logger=wandb", "logger.wandb=offline", "logger.pictures=0", f"hydra.run.dir={tmp_path}/run"]
+    ids = []
+    for more in (["trainer.max_epochs=1"], ["trainer.max_epochs=1", "resume=true"]):
+        run(train, monkeypatch, *settings, *more)
+        ids.append(weights.read_metadata(tmp_path / "run")["wandb"]["id"])
+    assert ids[0] == ids[1]
+    runs = [path.name for path in (tmp_path / "run" / "wandb").iterdir() if path.name.startswith("offline-run")]
+    assert {name.rsplit("-", 1)[1] for name in runs} == {ids[0]}

@@ -11,10 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 
 from nsaug.data.dataset import ImageSet, UnreadableImage
 from nsaug.utils.errors import UserError
-from nsaug.utils.rng import make_generator, seed_all, seed_scope
-
-ORDER, AUGMENT = 6, 7
-"""First part of the key of a draw, after the seed; see `nsaug.training.lightning_module` for the others."""
+from nsaug.utils.rng import Stream, make_generator, seed_all, seed_scope
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,9 @@ class SeededDataset(Dataset[Any]):
             position = (key[-1] + further) % len(self)
             try:
                 if get_worker_info() is not None:  # whose generators are nobody else's: putting them back is dear
-                    seed_all(self.seed, AUGMENT, *key)
+                    seed_all(self.seed, Stream.AUGMENTATION, *key)
                     return self.images[position]
-                with seed_scope(self.seed, AUGMENT, *key):
+                with seed_scope(self.seed, Stream.AUGMENTATION, *key):
                     return self.images[position]
             except UnreadableImage:
                 self.unreadable[position] = True
@@ -72,7 +69,9 @@ class ResumableSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, done = self.place()
-        order = torch.randperm(self.count, generator=make_generator("cpu", self.key_seed, ORDER, epoch)).tolist()
+        order = torch.randperm(
+            self.count, generator=make_generator("cpu", self.key_seed, Stream.DATA_ORDER, epoch)
+        ).tolist()
         order = (order * 2)[: self.total_size]  # once more at most: there are no fewer images than ranks
         mine = order[self.rank : self.total_size : self.num_replicas]
         batches = len(mine) / self.batch_size

@@ -15,13 +15,9 @@ from torchvision.utils import make_grid, save_image
 from nsaug.methods import Nullspace
 from nsaug.nullspace.pixel_space import to_pixels
 from nsaug.training.lightning_module import Finetuner
-from nsaug.utils.rng import make_generator
+from nsaug.utils.rng import Stream, make_generator
 
 log = logging.getLogger(__name__)
-
-
-PICTURE = 2
-"""First part of the key of the draws for pictures; see TRAINING and VALIDATION in `finetuner`."""
 
 
 class NoiseImageLogger(L.Callback):
@@ -53,7 +49,7 @@ class NoiseImageLogger(L.Callback):
         images = torch.stack([val_set[i][0] for i in range(min(self.images, len(val_set)))])
         images = trainer.precision_plugin.convert_input(images.to(module.device))
         with torch.no_grad():
-            draws = make_generator(module.device, module.seed, PICTURE)
+            draws = make_generator(module.device, module.seed, Stream.NOISE_IMAGES)
             found = method.noise_for(module.vit, images, module.vit(images), draws)
         change = to_pixels(module.vit, found.noise)
         if change is None:

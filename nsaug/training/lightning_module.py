@@ -20,7 +20,7 @@ from nsaug.models.noisy_vit import NoisyViT, check_compile
 from nsaug.training.mixup import Mixup
 from nsaug.training.param_groups import Finetune, freeze, freeze_bn_stats, parameter_groups
 from nsaug.utils.errors import UserError
-from nsaug.utils.rng import GeneratorLike, make_generator, seed_torch
+from nsaug.utils.rng import GeneratorLike, Stream, make_generator, seed_torch
 from nsaug.utils.types import (
     Fraction,
     NonNegativeFloat,
@@ -34,9 +34,6 @@ log = logging.getLogger(__name__)
 
 Attack = Callable[[nn.Module, Tensor, Tensor, GeneratorLike], Tensor]
 Batch = tuple[Tensor, Tensor, Any]
-
-TRAINING, VALIDATION, MIXING, EPOCH, ORDER, LAYERS = 0, 1, 3, 4, 5, 8
-"""First part of the key of a generator's draws, after the seed; 6 and 7 are those of `nsaug.data`."""
 
 
 @validated_dataclass
@@ -110,7 +107,7 @@ class Finetuner(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         freeze_bn_stats(self.vit)
-        draws = make_generator(self.device, self.seed, EPOCH, self.current_epoch)
+        draws = make_generator(self.device, self.seed, Stream.UNIVERSAL_NOISE, self.current_epoch)
         with self.trainer.precision_plugin.forward_context():
             count = int(self.trainer.num_training_batches)
             self.method.start_epoch(self.vit, self._epoch_batches, count, draws, self._reduce_mean)
@@ -122,7 +119,7 @@ class Finetuner(L.LightningModule):
         """The first batches of a round over this epoch's training images, in an order of its own."""
         loader: Any = self.trainer.train_dataloader
         size, ranks = loader.batch_size, self.trainer.world_size
-        key = (self.seed, ORDER, self.current_epoch, number)
+        key = (self.seed, Stream.UNIVERSAL_ORDER, self.current_epoch, number)
         order = torch.randperm(len(loader.dataset), generator=make_generator("cpu", *key))[: count * size * ranks]
         positions: list[Any] = order[self.global_rank :: ranks].tolist()
         if isinstance(loader.dataset, SeededDataset):  # augmented otherwise than in the epoch's own steps
@@ -154,9 +151,9 @@ class Finetuner(L.LightningModule):
         images, labels, _ = batch
         # Batches, not optimiser steps: under gradient accumulation each batch draws anew.
         step, rank = self.trainer.fit_loop.total_batch_idx, self.global_rank
-        images, targets = self.mixing(images, labels, self.vit.model.num_classes, (self.seed, MIXING, step, rank))
-        draws = make_generator(self.device, self.seed, TRAINING, step, rank)
-        seed_torch(self.seed, LAYERS, step, rank)  # what dropout and drop path draw from
+        images, targets = self.mixing(images, labels, self.vit.model.num_classes, (self.seed, Stream.MIXUP, step, rank))
+        draws = make_generator(self.device, self.seed, Stream.TRAINING, step, rank)
+        seed_torch(self.seed, Stream.LAYERS, step, rank)  # what dropout and drop path draw from
         with self.vit.compiled():
             loss, values = self.method.loss(self.vit, images, targets, draws)
         if not self._is_finite(loss):
@@ -175,7 +172,7 @@ class Finetuner(L.LightningModule):
         self.val_top1(logits, labels)
         self.log("val/top1", self.val_top1, prog_bar=True)
         if self.attack is not None and batch_idx < self.val_attack_batches:
-            draws = make_generator(self.device, self.seed, VALIDATION, batch_idx, self.global_rank)
+            draws = make_generator(self.device, self.seed, Stream.VALIDATION, batch_idx, self.global_rank)
             self.val_attacked_top1(self.vit(self.attack(self.vit, images, labels, draws)), labels)
             self.log("val/adv_top1", self.val_attacked_top1, prog_bar=True)
 

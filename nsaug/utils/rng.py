@@ -3,10 +3,30 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Stream(IntEnum):
+    """What a stream of random numbers is for; the first part of a key after the seed, so that streams are independent."""
+
+    TRAINING = 0
+    """What methods draw in a training step, such as noise and random starts."""
+    VALIDATION = 1
+    NOISE_IMAGES = 2
+    """The noise in logged pictures."""
+    MIXUP = 3
+    UNIVERSAL_NOISE = 4
+    """Where the universal noise of an epoch starts."""
+    UNIVERSAL_ORDER = 5
+    """The order of the images that it is learned on."""
+    DATA_ORDER = 6
+    AUGMENTATION = 7
+    LAYERS = 8
+    """Dropout and drop path."""
 
 
 def make_generator(device: torch.device | str, *key: int) -> torch.Generator:

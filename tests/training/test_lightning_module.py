@@ -18,8 +18,9 @@ from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomN
 from nsaug.methods.noise import NoiseMethod
 from nsaug.models.noisy_vit import _run
 from nsaug.nullspace import EpochSynthesis, NoiseSynthesis, Refinement
-from nsaug.training.lightning_module import TRAINING, AdamWConfig, Finetuner, warmup_cosine
+from nsaug.training.lightning_module import AdamWConfig, Finetuner, warmup_cosine
 from nsaug.utils.errors import UserError
+from nsaug.utils.rng import Stream
 from nsaug.utils.rng import make_generator as draws
 from tests.conftest import ROOT, tiny_vit
 
@@ -120,7 +121,7 @@ def test_each_batch_draws_anew():
 
     module = Finetuner(tiny_vit().double(), Recording(), AdamWConfig(), seed=5)
     trainer(max_steps=2, accumulate_grad_batches=2).fit(module, DataLoader(some_data(), batch_size=4))
-    expected = [torch.rand(4, generator=draws("cpu", 5, TRAINING, batch, 0)) for batch in range(4)]
+    expected = [torch.rand(4, generator=draws("cpu", 5, Stream.TRAINING, batch, 0)) for batch in range(4)]
     torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
 
 
@@ -322,7 +323,7 @@ def test_ranks_and_accumulated_batches_are_averaged(name, ranks):
     for rank in range(2):
         for step in range(2):
             mine = slice(rank + 8 * step, 8 * (step + 1), 2)  # as DistributedSampler deals them out
-            loss, _ = method.loss(vit, images[mine], labels[mine], draws("cpu", 0, TRAINING, step, rank))
+            loss, _ = method.loss(vit, images[mine], labels[mine], draws("cpu", 0, Stream.TRAINING, step, rank))
             (loss / 4).backward()
     expected = [parameter.grad for parameter in vit.parameters()]
     torch.testing.assert_close(found[0]["gradients"], expected, atol=1e-12, rtol=1e-9)

@@ -54,8 +54,8 @@ def main(cfg: DictConfig) -> None:
         raise UserError("keep=best needs validation images: set data.val_fraction above 0, or keep=last")
     vit = instantiate(cfg.model, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
     method = instantiate(cfg.method)
-    data.views, data.seed = method.views, cfg.seed
-    if method.views > 1 and not data.augments:
+    data.views, data.seed = method.num_views, cfg.seed
+    if method.num_views > 1 and not data.augments:
         log.warning(
             "%s: all views of an image are the same, set data.crop, data.hflip or data.auto_augment", method.name
         )

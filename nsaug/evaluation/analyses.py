@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
@@ -15,20 +16,20 @@ from torch.utils.data import DataLoader
 from nsaug.data.datamodule import ImageDataModule
 from nsaug.evaluation.cache import AnalysisResult, Measurement
 from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT
-from nsaug.nullspace import EpochSynthesis, ExactNullspace, embedding_rms, match_influence, scaled
+from nsaug.nullspace import ExactNullspace, UniversalConfig, embedding_rms, learn_universal, match_influence
 from nsaug.nullspace.analysis import (
-    Answers,
-    answers,
-    effects,
-    overlap,
-    permuted,
-    permuted_across,
-    permuted_within,
-    radii,
+    Outputs,
+    compute_outputs,
+    noise_effects,
+    nullspace_radius,
+    permute_elements,
+    permute_tokens,
+    permute_within_tokens,
     random_like,
+    unreachable_energy,
 )
+from nsaug.nullspace.noise import root_mean_square, scale_noise
 from nsaug.nullspace.pixel_space import patch_convolution, to_pixels
-from nsaug.nullspace.synthesis import root_mean_square
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import make_generator
 from nsaug.utils.types import (
@@ -106,11 +107,11 @@ class NoiseAnalysis(Analysis):
     Conditions: `learned`; `permuted` (all elements), `permuted within` (each token's), `permuted across` (the tokens);
     `random, same norm`; `random, same influence` (as the learned noise has on the judged images); each at every α that
     it is scaled by. Of every two neighbours `sum`, and `mix` at each weight of the first. Metrics: those of
-    `nsaug.nullspace.analysis.effects`, at α = 1 also `rms`, and of learned and random noise `overlap`; `reached`, the
+    `nsaug.nullspace.analysis.noise_effects`, at α = 1 also `rms`, and of learned and random noise `unreachable_energy`; `reached`, the
     share of noises that were below ε when their learning ended.
     """
 
-    synthesis: EpochSynthesis
+    synthesis: UniversalConfig
     noises: PositiveInt = 20
     alphas: tuple[NonNegativeFloat, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
     mixes: tuple[Fraction, ...] = (0.25, 0.5, 0.75)
@@ -118,7 +119,7 @@ class NoiseAnalysis(Analysis):
     def work(self, count: int) -> int:
         half = min(count, self.images) // 2
         synthesis = self.synthesis
-        learning = math.ceil(4 * half * synthesis.share * synthesis.rounds)
+        learning = math.ceil(4 * half * synthesis.data_fraction * synthesis.num_passes)
         judging = half * (6 * len(self.alphas) + 1 + len(self.mixes))
         return self.noises * (learning + judging)
 
@@ -126,15 +127,19 @@ class NoiseAnalysis(Analysis):
         images, judged, ids = self._halves(vit, loader, seed)
         size, layer, device = loader.batch_size or len(images), self.synthesis.layer, vit.mean.device
         vit.eval()
-        rms = embedding_rms(vit, images[:size], layer)
+        rms = float(embedding_rms(vit, images[:size], layer))
+        synthesis = self.synthesis
+        # Settings count in multiples of rms(u); AdamW's step also in those of the start.
+        unit = synthesis.init_scale * rms
+        synthesis = replace(synthesis, init_scale=unit, lr=synthesis.lr * unit)
         batches = images.split(size)
         learned = []
         for number in range(self.noises):
             draws = make_generator(device, seed, NOISE, number)
-            found = self.synthesis.learn(vit, lambda _: iter(batches), len(batches), draws, rms)
+            found = learn_universal(vit, lambda *_: iter(batches), len(batches), synthesis, draws)
             learned.append((vit.to_tokens(found.noise, layer), bool(found.converged.all())))
-            advance(4 * size * max(1, found.steps))
-        clean = [answers(vit, batch) for batch in judged.split(size)]
+            advance(math.ceil(4 * len(images) * synthesis.data_fraction * synthesis.num_passes))
+        clean = [compute_outputs(vit, batch) for batch in judged.split(size)]
         measures = [
             Measurement("learned", None, "converged", number, converged)
             for number, (_, converged) in enumerate(learned)
@@ -149,9 +154,13 @@ class NoiseAnalysis(Analysis):
             kinds = self._kinds(vit, judged[:size], noise, make_generator(device, seed, CHANGE, number))
             for condition, kind in kinds.items():
                 measures.append(Measurement(condition, 1.0, "rms", number, float(root_mean_square(kind))))
-                share = overlap(vit, kind) if layer == PATCH_EMBED and not condition.startswith("permuted") else None
+                share = (
+                    unreachable_energy(vit, kind)
+                    if layer == PATCH_EMBED and not condition.startswith("permuted")
+                    else None
+                )
                 if share is not None:
-                    measures.append(Measurement(condition, 1.0, "overlap", number, float(share)))
+                    measures.append(Measurement(condition, 1.0, "unreachable_energy", number, float(share)))
                 for alpha in self.alphas:
                     measure(condition, alpha, number, alpha * kind)
             if self.noises > 1:
@@ -166,18 +175,16 @@ class NoiseAnalysis(Analysis):
     def _kinds(self, vit: NoisyViT, images: Tensor, noise: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
         layer = self.synthesis.layer
         random = random_like(noise, draws)
-        clean = answers(vit, images)
-        own = float(effects(answers(vit, images, noise, layer), clean)["influence"].mean())
-        match = match_influence(
-            vit, images, random, clean.logits, max(own, 1e-6), steps=16, tolerance=0.05, layer=layer
-        )
+        clean = compute_outputs(vit, images)
+        own = float(noise_effects(compute_outputs(vit, images, noise, layer), clean)["influence"].mean())
+        match = match_influence(vit, images, random, clean.logits, max(own, 1e-6), num_steps=16, layer=layer)
         return {
             "learned": noise,
-            "permuted": permuted(noise, draws),
-            "permuted within": permuted_within(noise, draws),
-            "permuted across": permuted_across(noise, draws),
+            "permuted": permute_elements(noise, draws),
+            "permuted within": permute_within_tokens(noise, draws),
+            "permuted across": permute_tokens(noise, draws),
             "random, same norm": random,
-            "random, same influence": scaled(random, match.scale),
+            "random, same influence": scale_noise(random, match.scale),
         }
 
     def _pictures(
@@ -187,7 +194,7 @@ class NoiseAnalysis(Analysis):
         if self.synthesis.layer != PATCH_EMBED:
             return [], []
         shown = [("image", image)]
-        for name, each in (("learned", noise), ("permuted", permuted(noise, draws))):
+        for name, each in (("learned", noise), ("permuted", permute_elements(noise, draws))):
             change = to_pixels(vit, each)
             if change is None:
                 return [], []
@@ -201,19 +208,19 @@ class NoiseRadius(Analysis):
     """How large noise grows before it moves the predictions by ε: learned, and merely scaled.
 
     Conditions `learned` and `random`, strength ε. Metrics `radius` (root mean square, in units of the patch
-    embeddings) and `relative radius` (in multiples of theirs); see `nsaug.nullspace.analysis.radii`.
+    embeddings) and `relative radius` (in multiples of theirs); see `nsaug.nullspace.analysis.nullspace_radius`.
     """
 
     eps: tuple[Eps, ...] = (0.01, 0.03, 0.1)
     noises: PositiveInt = 5
-    limits: tuple[PositiveFloat, ...] = (0.5, 1, 2, 4, 8)
-    updates: PositiveInt = 200
+    init_scales: tuple[PositiveFloat, ...] = (0.5, 1, 2, 4, 8)
+    num_updates: PositiveInt = 200
     layer: str = PATCH_EMBED
 
     def work(self, count: int) -> int:
         half = min(count, self.images) // 2
-        learning = 4 * 64 * self.updates * len(self.limits)
-        return self.noises * (learning + 12 * half * (1 + len(self.limits)) * len(self.eps))
+        learning = 4 * half * max(1, round(self.num_updates / math.ceil(half / 64))) * len(self.init_scales)
+        return self.noises * (learning + 12 * half * (1 + len(self.init_scales)) * len(self.eps))
 
     def run(self, vit: NoisyViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> AnalysisResult:
         images, judged, ids = self._halves(vit, loader, seed)
@@ -222,8 +229,16 @@ class NoiseRadius(Analysis):
         measures = []
         for number in range(self.noises):
             draws = make_generator(vit.mean.device, seed, RADIUS, number)
-            found = radii(
-                vit, images, judged, self.eps, draws, self.limits, self.updates, layer=self.layer, advance=advance
+            found = nullspace_radius(
+                vit,
+                images,
+                judged,
+                self.eps,
+                draws,
+                self.init_scales,
+                self.num_updates,
+                layer=self.layer,
+                on_progress=advance,
             )
             for each in found:
                 for condition, value in (("learned", each.learned), ("random", each.random)):
@@ -259,7 +274,7 @@ class NoiseTransfer(Analysis):
         _, judged, ids = self._halves(vit, loader, seed)
         size = loader.batch_size or len(judged)
         vit.eval()
-        clean = [answers(vit, batch) for batch in judged.split(size)]
+        clean = [compute_outputs(vit, batch) for batch in judged.split(size)]
         shape = vit.to_tokens(torch.zeros(1, *vit.noise_shape(self.layer)), self.layer).shape[1:]
         measures = []
         for name, others in noises.items():
@@ -312,11 +327,11 @@ class ExactPair(Analysis):
         return AnalysisResult(measures, ids, titles, pictures)
 
 
-def _effects(vit: NoisyViT, judged: Tensor, noise: Tensor, clean: list[Answers], layer: str) -> dict[str, float]:
+def _effects(vit: NoisyViT, judged: Tensor, noise: Tensor, clean: list[Outputs], layer: str) -> dict[str, float]:
     """Mean effects of one noise over all judged images."""
     size = len(clean[0].logits)
     parts = [
-        effects(answers(vit, batch, noise, layer), before)
+        noise_effects(compute_outputs(vit, batch, noise, layer), before)
         for batch, before in zip(judged.split(size), clean, strict=True)
     ]
     return {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}

@@ -21,7 +21,7 @@ from nsaug.data.testsets.stored_corruptions import StoredCorruption
 from nsaug.evaluation.cache import PerImageResult
 from nsaug.evaluation.metrics import FIELDS, PerImageScores, score_predictions
 from nsaug.models.noisy_vit import NoisyViT
-from nsaug.nullspace import NoiseSynthesis, embedding_rms
+from nsaug.nullspace import NullspaceNoise, embedding_rms, synthesize
 from nsaug.nullspace.pixel_space import to_pixels
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import make_generator
@@ -62,7 +62,7 @@ class Benchmark:
 
     attack: Any = None
     corruption: Any = None
-    noise: NoiseSynthesis | None = None
+    noise: NullspaceNoise | None = None
     vary: str | None = None
     values: tuple[FiniteFloat, ...] = ()
     transfer: bool = False
@@ -83,8 +83,8 @@ class Benchmark:
             raise ValueError("only an attack's images are transferred: set attack, or transfer to false")
         if kinds and self._stored:
             raise ValueError("stored corruptions are judged as they are: set no attack, corruption or noise")
-        if self.noise is not None and self.noise.scope != "sample":
-            raise ValueError("a benchmark judges each image by a noise of its own: set scope to sample")
+        if self.noise is not None and self.noise.scope != "per_image":
+            raise ValueError("a benchmark judges each image by a noise of its own: set scope to per_image")
         for strength in self.values:  # builds each once, so that a bad strength is found before any image is read
             self._at(strength)
 
@@ -138,7 +138,7 @@ class Benchmark:
         if self.attack is not None:
             each += 3 * getattr(self.attack, "num_steps", 1) * getattr(self.attack, "restarts", 1)
         elif self.noise is not None:
-            each += 1 + 3 * self.noise.steps
+            each += 1 + 3 * self.noise.num_steps
         return each * len(self.strengths)
 
     def work(self, count: int) -> int:
@@ -262,7 +262,7 @@ class Benchmark:
             key = (seed, zlib.crc32(kind.name.encode()), kind.severity)
         own = [make_generator("cpu", *key, zlib.crc32(image.encode())) for image in ids]
         if self.noise is not None:
-            refined = kind.refine(vit, images, own, rms=rms)
+            refined = synthesize(vit, images, kind, generator=own, rms=rms)
             change = to_pixels(vit, refined.noise) if show else None
             shown = images if change is None else images + change
             return vit(images, refined.noise, kind.layer), shown, refined.converged.float()

@@ -1,4 +1,4 @@
-"""Plain finetuning, the baseline of everything else, and its two controls."""
+"""Plain finetuning, the baseline, and two controls."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ class Clean(Method):
     """Cross-entropy on the images as they are.
 
     Args:
-        match_compute_of: a method whose compute this one is given, as that many more epochs: the control for what a dearer
-            step could have bought otherwise.
+        match_compute_of: a method with a costlier step; this one then runs for as many more epochs, as a control for
+            what the same compute buys otherwise.
     """
 
     name = "clean"
@@ -26,22 +26,22 @@ class Clean(Method):
             self.name = "clean_same_compute"
             self.duration_factor = match_compute_of.cost
 
-    def loss(self, vit: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
-        logits = vit(images)
+    def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
+        logits = model(images)
         return F.cross_entropy(logits, targets), {"top1": top1(logits, targets)}
 
 
 class TwoViews(Method):
     """CE(f(x1), y) + CE(f(x2), y) for two independent augmentations of each image.
 
-    The control for what the second cross-entropy of `Nullspace` does by its mere presence.
+    The control for what a second cross-entropy does by itself.
     """
 
     name = "clean_two_views"
-    views = 2
+    num_views = 2
     cost = 2.0
 
-    def loss(self, vit: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
-        logits = [vit(view) for view in images.unbind(1)]
-        losses = [F.cross_entropy(each, targets) for each in logits]
+    def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
+        logits = [model(view) for view in images.unbind(1)]
+        losses = [F.cross_entropy(view_logits, targets) for view_logits in logits]
         return sum(losses[1:], losses[0]), {"top1": top1(logits[0], targets)}

@@ -1,4 +1,4 @@
-"""TRADES (Zhang et al., arXiv 1901.08573): accuracy on clean images, and the same answer around each."""
+"""TRADES (Zhang et al., arXiv 1901.08573): accuracy on clean images, and stable predictions around them."""
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ from nsaug.utils.rng import normal
 from nsaug.utils.types import NonNegativeFloat, validate_args
 
 START_STD = 0.001
-"""Standard deviation of the normal start, in pixel units, as in the authors' code: at the image the gradient is 0."""
+"""Standard deviation of the start, in pixel units, as in the authors' code: at the image itself the gradient is 0."""
 
 
 class TRADES(Method):
-    """CE(f(x), y) + beta KL(f(x) || f(x')), x' being where PGD finds that divergence largest, in eval mode.
+    """CE(f(x), y) + beta KL(f(x) || f(x')), x' being where PGD makes that divergence largest, in eval mode.
 
     Args:
-        attack: its radius, steps and step size; without its random start it starts from x + 0.001 N(0, 1), as the
-            authors' does.
+        attack: radius, steps and step size. Without its random start it starts from x + 0.001 N(0, 1), as the authors'
+            does.
         beta: weight of the divergence; 6 in the paper, 1 for more accuracy on clean images.
     """
 
@@ -31,28 +31,28 @@ class TRADES(Method):
         super().__init__()
         if (attack.restarts, attack.loss) != (1, "ce"):
             raise UserError(
-                "method=trades climbs its own divergence, once: leave attack.restarts at 1 and attack.loss at ce"
+                "method=trades maximizes its own divergence, once: set method.attack.restarts=1 method.attack.loss=ce"
             )
         self.attack = attack
         self.beta = beta
         self.cost = (7 + 2 * attack.num_steps) / 3
 
-    def loss(self, vit: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
-        with eval_mode(vit), params_frozen(vit):
+    def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
+        with eval_mode(model), params_frozen(model):
             with torch.no_grad():
-                clean = vit(images).log_softmax(-1)
+                clean = model(images).log_softmax(-1)
             if self.attack.random_start:
                 start = self.attack.start(images, generator)
             else:
                 start = (images + START_STD * normal(images.shape, generator, images)).clamp(0, 1)
-            attacked = self.attack.ascend(lambda x: kl_divergence(vit(x), clean).sum(), images, start)
-        logits, attacked_logits = vit(images), vit(attacked)
+            attacked = self.attack.ascend(lambda x: kl_divergence(model(x), clean).sum(), images, start)
+        logits, attacked_logits = model(images), model(attacked)
         loss = F.cross_entropy(logits, targets)
-        apart = kl_divergence(attacked_logits, logits.log_softmax(-1)).mean()
-        values = {
+        divergence = kl_divergence(attacked_logits, logits.log_softmax(-1)).mean()
+        metrics = {
             "top1": top1(logits, targets),
             "adv_top1": top1(attacked_logits, targets),
             "clean_loss": loss.detach(),
-            "divergence": apart.detach(),
+            "kl": divergence.detach(),
         }
-        return loss + self.beta * apart, values
+        return loss + self.beta * divergence, metrics

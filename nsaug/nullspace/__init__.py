@@ -1,21 +1,24 @@
-"""The paper's idea, knowing nothing of training: noise on the patch embeddings that moves no prediction by much."""
+"""ε-approximate nullspace noise (arXiv 2403.10476): synthesis, controls, the exact nullspace, analysis."""
 
+from nsaug.nullspace.controls import InfluenceMatch, RandomNoise, match_influence
 from nsaug.nullspace.exact import ExactNullspace
 from nsaug.nullspace.influence import influence
-from nsaug.nullspace.scale_search import Match, match_influence, scaled
-from nsaug.nullspace.synthesis import NoiseSynthesis, Refinement, Synthesis, computes_as_eval, embedding_rms
-from nsaug.nullspace.universal import EpochSynthesis
+from nsaug.nullspace.noise import NoiseResult, NoiseSource, embedding_rms
+from nsaug.nullspace.per_image import NullspaceNoise, synthesize
+from nsaug.nullspace.universal import UniversalConfig, UniversalNoise, learn_universal
 
 __all__ = [
-    "EpochSynthesis",
     "ExactNullspace",
-    "Match",
-    "NoiseSynthesis",
-    "Refinement",
-    "Synthesis",
-    "computes_as_eval",
+    "InfluenceMatch",
+    "NoiseResult",
+    "NoiseSource",
+    "NullspaceNoise",
+    "RandomNoise",
+    "UniversalConfig",
+    "UniversalNoise",
     "embedding_rms",
     "influence",
+    "learn_universal",
     "match_influence",
-    "scaled",
+    "synthesize",
 ]

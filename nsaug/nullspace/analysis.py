@@ -1,4 +1,4 @@
-"""What a noise is like: beside its own permutations and random noise, and how large one can grow (sections 3, 5)."""
+"""Properties of noise, beside its own permutations and random noise, and how large it can be (paper, sections 3, 5)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,48 +7,48 @@ import torch
 from torch import Tensor, nn
 
 from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode
+from nsaug.nullspace.controls import match_influence
 from nsaug.nullspace.influence import full_precision, influence
+from nsaug.nullspace.noise import embedding_rms, root_mean_square, scale_noise
 from nsaug.nullspace.pixel_space import patch_projection
-from nsaug.nullspace.scale_search import match_influence, scaled
-from nsaug.nullspace.synthesis import embedding_rms, root_mean_square
-from nsaug.nullspace.universal import EpochSynthesis
+from nsaug.nullspace.universal import UniversalConfig, learn_universal
 from nsaug.utils.rng import uniform
 
 
-def permuted(tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """All elements of each noise (M, N, D) in another order: its norm and its histogram, another direction."""
-    return _shuffled(tokens.flatten(1), generator).view_as(tokens)
+def permute_elements(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """All elements of each noise (M, N, D) permuted: the same norm and histogram in another direction."""
+    return _shuffle_rows(tokens.flatten(1), generator).view_as(tokens)
 
 
-def permuted_within(tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """The elements of each token in another order, which differs from token to token."""
-    return _shuffled(tokens.flatten(0, 1), generator).view_as(tokens)
+def permute_within_tokens(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """The elements of each token permuted, differently for every token."""
+    return _shuffle_rows(tokens.flatten(0, 1), generator).view_as(tokens)
 
 
-def permuted_across(tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Whole tokens in another order."""
+def permute_tokens(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Whole tokens permuted."""
     order = torch.rand(tokens.shape[:2], generator=generator, device=generator.device).argsort(1).to(tokens.device)
     return tokens.gather(1, order[..., None].expand_as(tokens))
 
 
 def random_like(tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform noise of each one's norm."""
+    """Uniform noise with the norm of each one."""
     drawn = uniform(tuple(tokens.shape), [generator] * len(tokens), tokens) * 2 - 1
-    return scaled(drawn, root_mean_square(tokens) / root_mean_square(drawn))
+    return scale_noise(drawn, root_mean_square(tokens) / root_mean_square(drawn))
 
 
-def _shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
+def _shuffle_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
     order = torch.rand(rows.shape, generator=generator, device=generator.device).argsort(1).to(rows.device)
     return rows.gather(1, order)
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model makes of B images.
+class Outputs:
+    """Outputs of a model for B images.
 
     Attributes:
         logits: (B, C).
-        features: (B, F), what its classifier is given.
+        features: (B, F), the input of the classifier.
     """
 
     logits: Tensor
@@ -56,57 +56,59 @@ class Answers:
 
 
 @torch.no_grad()
-def answers(vit: NoisyViT, images: Tensor, noise: Tensor | None = None, layer: str = PATCH_EMBED) -> Answers:
-    """One forward in eval mode, seen at two places."""
-    head = vit.model.get_classifier()
-    seen: list[Tensor] = []
-    # Of two heads, as a distilled model has them, the first.
+def compute_outputs(model: NoisyViT, images: Tensor, noise: Tensor | None = None, layer: str = PATCH_EMBED) -> Outputs:
+    """Logits and features of one forward in eval mode."""
+    head = model.model.get_classifier()
+    captured: list[Tensor] = []
+    # A distilled model has two heads: the first one's input.
     first: nn.Module = head[0] if isinstance(head, tuple | list | nn.ModuleList) else head
-    handle = first.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
+    handle = first.register_forward_pre_hook(lambda module, args: captured.append(args[0].flatten(1)))
     try:
-        with eval_mode(vit):
-            logits = vit(images, noise, layer)
+        with eval_mode(model):
+            logits = model(images, noise, layer)
     finally:
         handle.remove()
-    return Answers(full_precision(logits), full_precision(seen[0]))
+    return Outputs(full_precision(logits), full_precision(captured[0]))
 
 
-def effects(noisy: Answers, clean: Answers) -> dict[str, Tensor]:
-    """What noise changed in each answer, each (B,).
+def noise_effects(noisy: Outputs, clean: Outputs) -> dict[str, Tensor]:
+    """Effect of noise on every image, each value (B,).
 
-    influence: see `nsaug.nullspace.influence`. agreement: 1 where the likeliest class stayed. confidence: change of
-    that class's probability, the clean image's. features: change of what the classifier is given, as a share of its
-    norm.
+    Returns:
+        `influence`: see `nsaug.nullspace.influence`. `agreement`: 1 if the predicted class is the same, else 0.
+        `confidence_change`: of the probability of the class predicted without noise. `feature_change`: norm of the
+        change of the features, as a fraction of their norm.
     """
-    likeliest = clean.logits.argmax(-1, keepdim=True)
-    before, after = (each.logits.softmax(-1).gather(-1, likeliest)[:, 0] for each in (clean, noisy))
+    predicted = clean.logits.argmax(-1, keepdim=True)
+    before, after = (outputs.logits.softmax(-1).gather(-1, predicted)[:, 0] for outputs in (clean, noisy))
     change = (noisy.features - clean.features).norm(dim=-1)
     return {
         "influence": influence(noisy.logits, clean.logits),
-        "agreement": (noisy.logits.argmax(-1) == likeliest[:, 0]).to(change),
-        "confidence": after - before,
-        "features": change / clean.features.norm(dim=-1),
+        "agreement": (noisy.logits.argmax(-1) == predicted[:, 0]).to(change),
+        "confidence_change": after - before,
+        "feature_change": change / clean.features.norm(dim=-1),
     }
 
 
-def overlap(vit: NoisyViT, tokens: Tensor) -> Tensor | None:
-    """Which share of each noise's energy no image causes: that outside of the patch embedding's range.
+def unreachable_energy(model: NoisyViT, tokens: Tensor) -> Tensor | None:
+    """Fraction of the energy of each noise that no image causes: outside the range of the patch embedding.
 
-    It lies in the exact nullspace of the patch embedding's pseudo-inverse. (The exact nullspace of the patch embedding
-    itself holds images, and what a noise has of one through the pseudo-inverse is orthogonal to it.)
+    That part lies in the exact nullspace of the pseudo-inverse of the patch embedding. (The exact nullspace of the
+    patch embedding itself contains images, not embeddings.)
 
     Args:
-        tokens: (M, N, D), at the patch embeddings.
+        tokens: (M, N, D), noise at the patch embeddings.
 
     Returns:
-        (M,) in [0, 1]; for random noise 1 - rank / D. None where the patch embedding is not one linear map per patch.
+        (M,) in [0, 1]; 1 - rank / D on average for random noise. None if the patch embedding is not one linear map per
+        patch.
     """
-    convolution = patch_projection(vit)
+    convolution = patch_projection(model)
     if convolution is None:
         return None
     left, values, _ = torch.linalg.svd(convolution.weight.detach().flatten(1).double(), full_matrices=False)
-    converged = left[:, values > 1e-6 * values.max()]
-    inside = (tokens.double() @ converged).square().sum((1, 2))
+    basis = left[:, values > 1e-6 * values.max()]
+    inside = (tokens.double() @ basis).square().sum((1, 2))
     return (1 - inside / tokens.double().square().sum((1, 2))).clamp(0, 1)
 
 
@@ -116,7 +118,7 @@ class Radius:
 
     Attributes:
         eps: ε.
-        learned: root mean square of the largest learned noise, in units of what it is added to.
+        learned: root mean square of the largest learned noise, in the units of what it is added to.
         random: of random noise, merely scaled.
     """
 
@@ -125,63 +127,61 @@ class Radius:
     random: float
 
 
-def radii(
-    vit: NoisyViT,
+def nullspace_radius(
+    model: NoisyViT,
     images: Tensor,
     held_out: Tensor,
     eps: Sequence[float],
     generator: torch.Generator,
-    limits: Sequence[float] = (0.5, 1, 2, 4, 8),
-    updates: int = 200,
+    init_scales: Sequence[float] = (0.5, 1, 2, 4, 8),
+    num_updates: int = 200,
     batch_size: int = 64,
     layer: str = PATCH_EMBED,
-    advance: Callable[[int], None] = lambda forwards: None,
+    on_progress: Callable[[int], None] = lambda forwards: None,
 ) -> list[Radius]:
-    """The radius of the ε-approximate nullspace as far as it can be found: one noise for all images, made large.
+    """A lower bound of the radius of the ε-approximate nullspace: the largest noise for all images that was found.
 
-    From one random direction at each limit noise is learned with its norm held, so that it turns to where the
-    predictions move least; it is then scaled until its mean influence on the held-out images is just below ε. The
-    largest counts: a lower bound of the true radius.
+    From one random direction, scaled to each `init_scale`, noise is learned with its norm kept, so that it turns to
+    where the predictions change least. It is then scaled until its mean influence on the held-out images is just below
+    ε; the largest counts.
 
     Args:
         images: (B, 3, H, W) in [0, 1], to learn on.
-        held_out: likewise, to decide on.
-        eps: each in (0, 2).
-        generator: draws the direction; on the model's device.
-        limits: in multiples of the root mean square of what is added to.
-        updates: that noise is learned with, at each limit.
-        batch_size: of these.
-        advance: called with how many images went forward (a backward counts as two).
+        held_out: likewise, to measure on.
+        eps: values in (0, 2).
+        generator: draws the direction; on the device of the model.
+        init_scales: in multiples of rms(u).
+        num_updates: of the noise, for each scale.
+        batch_size: for all forwards.
+        on_progress: called with the number of images that were forwarded (a backward counts as two).
     """
-    with torch.no_grad(), eval_mode(vit):
-        clean = torch.cat([vit(batch) for batch in held_out.split(batch_size)])
-    rms = embedding_rms(vit, held_out[:batch_size], layer)
-    direction = rms * (uniform((1, *vit.noise_shape(layer)), generator, held_out) * 2 - 1)
+    with torch.no_grad(), eval_mode(model):
+        clean = torch.cat([model(batch) for batch in held_out.split(batch_size)])
+    rms = float(embedding_rms(model, held_out[:batch_size], layer))
+    direction = rms * (uniform((1, *model.noise_shape(layer)), generator, held_out) * 2 - 1)
     batches = images.split(batch_size)
     candidates = []
-    for limit in limits:
-        synthesis = EpochSynthesis(
-            eps=1e-12,  # nothing gets below: all updates are made
-            limit=limit,
-            lr=0.05,
-            weight_decay=0.0,
-            init="warm",
-            norm="held",
-            rounds=max(1, round(updates / len(batches))),
-            share=1.0,
+    for scale in init_scales:
+        config = UniversalConfig(
+            eps=1e-12,  # never below: all updates are made
+            lr=0.05 * scale * rms,
+            num_passes=max(1, round(num_updates / len(batches))),
+            data_fraction=1.0,
             layer=layer,
         )
-        found = synthesis.learn(vit, lambda _: iter(batches), len(batches), rms=rms, last=limit * direction)
-        advance(4 * found.steps * batch_size)
-        candidates.append(found.noise)
+        result = learn_universal(
+            model, lambda *_: iter(batches), len(batches), config, start=scale * direction, keep_norm=True
+        )
+        on_progress(4 * config.num_passes * len(images))
+        candidates.append(result.noise)
 
     def largest(noises: list[Tensor], bound: float) -> float:
-        with eval_mode(vit):
-            matches = [
-                match_influence(vit, held_out, noise, clean, bound, steps=12, tolerance=0.05, layer=layer)
+        with eval_mode(model):
+            scales = [
+                match_influence(model, held_out, noise, clean, bound, num_steps=12, layer=layer).scale
                 for noise in noises
             ]
-        advance(12 * len(held_out) * len(noises))
-        return max(float(match.scale * root_mean_square(noise)) for match, noise in zip(matches, noises, strict=True))
+        on_progress(12 * len(held_out) * len(noises))
+        return max(float(scale * root_mean_square(noise)) for scale, noise in zip(scales, noises, strict=True))
 
     return [Radius(bound, largest(candidates, bound), largest([direction], bound)) for bound in eps]

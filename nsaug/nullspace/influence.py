@@ -1,23 +1,26 @@
-"""How far a perturbation moves the predictions: the number that ε bounds."""
+"""Influence: how much noise changes the predicted probabilities; the number that ε bounds."""
 
 from torch import Tensor
 
 
 def influence(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """Summed squared change of each image's predicted probabilities (the paper's ε-approximate nullspace).
+    """Squared L2 distance between the predicted probabilities with and without noise (arXiv 2403.10476).
 
     Args:
-        logits: (B, C), the logits of the perturbed images.
-        clean_logits: (B, C), those of the clean ones.
+        logits: (B, C), with noise.
+        clean_logits: (B, C), without.
 
     Returns:
-        (B,) in float32 or better, each in [0, 2]: 0 where the prediction did not move, 2 where all probability went
-        from one class to another.
+        (B,), float32 or wider, in [0, 2]: 0 if no probability changed, 2 if all of it moved from one class to another.
     """
-    change = full_precision(logits).softmax(-1) - full_precision(clean_logits).softmax(-1)
-    return change.square().sum(-1)
+    return probability_change(logits, clean_logits).square().sum(-1)
+
+
+def probability_change(logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """softmax(logits) - softmax(clean_logits), (B, C), in float32 or wider."""
+    return full_precision(logits).softmax(-1) - full_precision(clean_logits).softmax(-1)
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Half precision widened to float32: it cannot resolve ε, the square of a small change of a probability."""
+    """Half precision widened to float32, since it cannot resolve ε, the square of a small change of probability."""
     return values if values.element_size() >= 4 else values.float()

@@ -91,19 +91,13 @@ class Finetuner(L.LightningModule):
         self.attack = attack
         self.val_attack_batches = val_attack_batches
         self.mixing = mixing
-        method.check(vit)
+        method.setup(vit)
         freeze(vit.model, finetune)
         accuracy = partial(MulticlassAccuracy, num_classes=vit.model.num_classes, average="micro")
         self.max_nonfinite_batches = max_nonfinite_batches
         self.skipped = 0
-        self._memory: list[dict[str, Any]] = []
-        """The method's, of each rank, where a checkpoint is resumed."""
         self.val_top1 = accuracy()
         self.val_attacked_top1 = accuracy()
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self.trainer.fit_loop.total_batch_idx == 0:
-            self.method.prepare(self.vit, batch[0], self._reduce_mean)
 
     def on_train_epoch_start(self) -> None:
         freeze_bn_stats(self.vit)
@@ -139,7 +133,7 @@ class Finetuner(L.LightningModule):
         step = self.trainer.fit_loop.total_batch_idx
         if self.skipped > self.max_nonfinite_batches:
             raise NonFiniteLoss(
-                f"batch {step}: the loss is {float(loss.detach()):g}; lower optim.lr or nullspace.limit, or let"
+                f"batch {step}: the loss is {float(loss.detach()):g}; lower optim.lr or nullspace.init_scale, or let"
                 f" max_nonfinite_batches={self.skipped} batches go by"
             )
         log.warning(
@@ -177,21 +171,14 @@ class Finetuner(L.LightningModule):
             self.log("val/adv_top1", self.val_attacked_top1, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        found: list[Any] = [self.method.remembered()]
-        if self.trainer.world_size > 1:
-            own, found = found[0], [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(found, own)
-        checkpoint["method_of_rank"] = found
         checkpoint["skipped"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._memory, self.skipped = checkpoint["method_of_rank"], checkpoint["skipped"]
+        self.skipped = checkpoint["skipped"]
 
     def on_fit_start(self) -> None:
         if self.vit.compile_forward:
             check_compile(self.device)
-        if self.global_rank < len(self._memory):
-            self.method.recall(self._memory[self.global_rank])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optim = self.optim

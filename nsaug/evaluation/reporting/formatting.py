@@ -11,7 +11,7 @@ from nsaug.evaluation.benchmarks import CONDITIONS
 from nsaug.evaluation.corruption_error import ERRORS, SUMMARY
 from nsaug.evaluation.reporting.aggregate import SCORE
 
-SCALED = ("influence", "agreement", "confidence", "features", "rms", "overlap")
+SCALED = ("influence", "agreement", "confidence_change", "feature_change", "rms", "unreachable_energy")
 """What analyses measure of a noise at each α."""
 FOREMOST = ("converged", "rms", "influence", "agreement", "radius", "nullity")
 """What is shown where there is no room for all metrics."""

@@ -1,0 +1,74 @@
+"""Finetuning on noise at the patch embeddings; with nullspace noise, the method of arXiv 2403.10476."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nsaug.methods.base import LossAndMetrics, Method, kl_divergence, top1
+from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT
+from nsaug.nullspace.noise import Batches, ReduceMean, root_mean_square
+from nsaug.utils.errors import UserError
+from nsaug.utils.types import NonNegativeFloat, validate_args
+
+
+class NoiseAugmentation(Method):
+    """CE(f(u), y) + CE(f(u + v), y), u being the patch embeddings of the images and v noise.
+
+    Args:
+        noise: where v comes from, a `NoiseSource`: nullspace noise, random noise, or one of your own.
+        kl_weight: weight of KL(f(u) || f(u + v)), a third term that asks for equal predictions; 0 in the paper, whose
+            code contains such a term on the logits, switched off.
+    """
+
+    @validate_args
+    def __init__(self, noise: Any, kl_weight: NonNegativeFloat = 0.0) -> None:
+        super().__init__()
+        self.noise = noise
+        self.kl_weight = kl_weight
+        self.name = noise.name
+        self.cost = 5 / 3 + noise.cost
+
+    def setup(self, model: NoisyViT) -> None:
+        layer = self.noise.layer
+        model.noise_shape(layer)  # raises UserError for an unknown layer
+        if model.grad_checkpointing and layer != PATCH_EMBED:
+            raise UserError(
+                f"gradient checkpointing recomputes blocks without the noise at {layer}: set"
+                f" model.grad_checkpointing=false, or nullspace.layer={PATCH_EMBED}"
+            )
+        if hasattr(self.noise, "setup"):
+            self.noise.setup(model)
+
+    def start_epoch(
+        self,
+        model: NoisyViT,
+        batches: Batches,
+        num_batches: int,
+        generator: torch.Generator,
+        reduce_mean: ReduceMean,
+    ) -> None:
+        if hasattr(self.noise, "start_epoch"):
+            self.noise.start_epoch(model, batches, num_batches, generator, reduce_mean)
+
+    def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
+        clean_logits = model(images)
+        result = self.noise(model, images, targets, clean_logits.detach(), generator)
+        clean_loss = F.cross_entropy(clean_logits, targets)
+        noisy_loss = F.cross_entropy(result.logits, targets)
+        loss = clean_loss + noisy_loss
+        metrics = {
+            "top1": top1(clean_logits, targets),
+            "clean_loss": clean_loss.detach(),
+            "noisy_loss": noisy_loss.detach(),
+            "influence_before": result.influence_before.mean(),
+            "influence": result.influence_after.mean(),
+            "noise_rms": root_mean_square(result.noise).mean(),
+            "converged": result.converged.float().mean(),
+        }
+        if self.kl_weight:
+            divergence = kl_divergence(result.logits, clean_logits.log_softmax(-1)).mean()
+            loss = loss + self.kl_weight * divergence
+            metrics["kl"] = divergence.detach()
+        return loss, metrics

@@ -1,0 +1,123 @@
+"""Random noise as a control for nullspace noise: as drawn, or of the same norm or influence in a random direction."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode
+from nsaug.nullspace.influence import influence
+from nsaug.nullspace.noise import NoiseResult, matches_eval_mode, measure_noise, root_mean_square, scale_noise
+from nsaug.utils.rng import GeneratorLike
+from nsaug.utils.types import validate_args
+
+NUM_BISECTIONS = 10
+"""Forwards that matching the influence takes in training."""
+
+
+class RandomNoise(nn.Module):
+    """Random noise beside a source of nullspace noise, with the same scope, layer and distribution of the start.
+
+    Args:
+        reference: the source that the noise is compared with.
+        match: `init`: the noise that the reference starts from, by far the cheapest; `norm`: scaled to the norm of the
+            noise that the reference ends with; `influence`: scaled to an influence just below ε.
+    """
+
+    @validate_args
+    def __init__(self, reference: Any, match: Literal["init", "norm", "influence"] = "norm") -> None:
+        super().__init__()
+        self.reference = reference
+        self.match = match
+        self.name = "random_noise" if match == "norm" else f"random_noise_{match}"
+        self.eps: float = reference.eps
+        self.layer: str = reference.layer
+        self.advice: str = reference.advice
+        self.cost = 1 / 3 + {"init": 0.0, "norm": reference.cost, "influence": NUM_BISECTIONS / 3}[match]
+
+    def setup(self, model: NoisyViT) -> None:
+        if hasattr(self.reference, "setup"):
+            self.reference.setup(model)
+
+    def start_epoch(self, *args: Any) -> None:
+        if hasattr(self.reference, "start_epoch"):
+            self.reference.start_epoch(*args)
+
+    def forward(
+        self,
+        model: NoisyViT,
+        images: Tensor,
+        targets: Tensor | None = None,
+        clean_logits: Tensor | None = None,
+        generator: GeneratorLike = None,
+    ) -> NoiseResult:
+        noise = self.reference.start(model, images, generator)
+        with torch.no_grad():
+            if self.match == "norm":
+                other = self.reference(model, images, targets, clean_logits, generator).noise
+                noise = scale_noise(noise, root_mean_square(other) / root_mean_square(noise))
+            elif self.match == "influence":
+                with eval_mode(model):
+                    known = clean_logits is not None and matches_eval_mode(model)
+                    clean = clean_logits.detach() if known and clean_logits is not None else model(images)
+                    matched = match_influence(model, images, noise, clean, self.eps, NUM_BISECTIONS, self.layer)
+                noise = scale_noise(noise, matched.scale)
+        return measure_noise(model, images, noise, clean_logits, self.eps, self.layer)
+
+
+@dataclass(frozen=True)
+class InfluenceMatch:
+    """Scales of M noises.
+
+    Attributes:
+        scale: (M,), what to multiply each noise by.
+        influence: (M,), at that scale; below ε.
+    """
+
+    scale: Tensor
+    influence: Tensor
+
+
+@torch.no_grad()
+def match_influence(
+    model: NoisyViT,
+    images: Tensor,
+    noise: Tensor,
+    clean_logits: Tensor,
+    eps: float,
+    num_steps: int = 10,
+    layer: str = PATCH_EMBED,
+) -> InfluenceMatch:
+    """Find the scale at which noise has an influence just below ε, by bisection on forwards alone.
+
+    The scale is doubled or halved until ε is bracketed, then the bracket is halved, both on a logarithmic axis. Since
+    the influence of small noise grows with the square of its scale, the first guess starts from that law.
+
+    Args:
+        model: in a mode that computes the same as eval mode.
+        images: (B, 3, H, W) in [0, 1].
+        noise: (B, ...), one for each image, or (1, ...), for the mean influence over the batch.
+        clean_logits: (B, C), without noise.
+        eps: the influence to reach, in (0, 2].
+        num_steps: forwards.
+        layer: where the noise is added.
+
+    Returns:
+        The largest scale that was tried with an influence below ε; 0 if there was none.
+    """
+    scale = torch.ones(len(noise), device=noise.device, dtype=noise.dtype)
+    low, best = torch.zeros_like(scale), torch.zeros_like(scale)
+    high = torch.full_like(scale, float("inf"))
+    for step in range(num_steps):
+        current = influence(model(images, scale_noise(noise, scale), layer), clean_logits).to(scale.dtype)
+        current = current if len(noise) == len(images) else current.mean(0, keepdim=True)
+        below = current < eps
+        low, best = torch.where(below, scale, low), torch.where(below, current, best)
+        high = torch.where(below, high, scale)
+        if step == 0:
+            guess = scale * (0.9 * eps / current).sqrt().clamp(1e-3, 1e3)
+        else:
+            guess = torch.where(high.isinf(), 2 * low, torch.where(low == 0, high / 2, (low * high).sqrt()))
+        scale = guess
+    return InfluenceMatch(low, best)

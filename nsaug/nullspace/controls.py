@@ -91,7 +91,7 @@ def match_influence(
 ) -> InfluenceMatch:
     """Find the scale at which noise has an influence just below ε, by bisection on forwards alone.
 
-    The scale is doubled or halved until ε is bracketed, then the bracket is halved, both on a logarithmic axis. Since
+    The scale grows or shrinks by 4 until ε is bracketed, then the bracket is halved on a logarithmic axis. Since
     the influence of small noise grows with the square of its scale, the first guess starts from that law.
 
     Args:
@@ -118,6 +118,6 @@ def match_influence(
         if step == 0:
             guess = scale * (0.9 * eps / current).sqrt().clamp(1e-3, 1e3)
         else:
-            guess = torch.where(high.isinf(), 2 * low, torch.where(low == 0, high / 2, (low * high).sqrt()))
+            guess = torch.where(high.isinf(), 4 * low, torch.where(low == 0, high / 4, (low * high).sqrt()))
         scale = guess
     return InfluenceMatch(low, best)

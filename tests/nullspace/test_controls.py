@@ -39,7 +39,7 @@ def test_ten_forwards_suffice_on_a_transformer(vit, images, generator, size):
     clean = vit(images).detach()
     matched = match_influence(vit, images, noise, clean, EPS)
     actual = influence(vit(images, scale_noise(noise, matched.scale)), clean).detach()
-    assert ((actual >= 0.8 * EPS) & (actual < EPS)).all()
+    assert ((actual >= 0.7 * EPS) & (actual < EPS)).all()
 
 
 def test_shared_noise_is_scaled_by_the_mean_influence(vit, images, generator):
@@ -85,7 +85,7 @@ def test_random_noise_matches_its_reference(vit, images, reference, match):
     assert result.logits.requires_grad
     if match == "influence":
         mean = result.influence_after if len(start) > 1 else result.influence_after.mean()
-        assert (mean >= 0.8 * EPS).all()
+        assert (mean >= 0.7 * EPS).all()
         assert result.converged.all()
 
 

@@ -16,7 +16,7 @@ from nsaug.utils.errors import UserError
 from nsaug.utils.rng import make_generator
 from tests.conftest import linear_vit, tiny_vit
 
-CONFIG = NullspaceNoise(eps=0.05, init_scale=0.5, num_steps=3)
+CONFIG = NullspaceNoise(eps=0.02, init_scale=0.5, num_steps=3)
 SCOPES = ["per_image", "per_batch"]
 
 

@@ -114,7 +114,7 @@ def test_keep_norm_turns_the_noise_without_shrinking_it(vit, batches):
     result = learn(vit.eval(), batches, start=start, keep_norm=True)
     torch.testing.assert_close(result.noise.norm(), start.norm())
     assert result.influence_after.mean() < result.influence_before.mean()
-    assert learn(vit, batches, start=start).noise.norm() < 0.99 * start.norm()
+    assert abs(learn(vit, batches, start=start).noise.norm() / start.norm() - 1) > 0.01
 
 
 def test_dropout_is_off_and_the_model_unchanged(batches):

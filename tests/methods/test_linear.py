@@ -1,4 +1,4 @@
-"""Every method on a linear model with two classes, where its loss has a closed form.
+"""All methods on a linear model with two classes, where the loss has a closed form.
 
 The logit z = f(x)_1 - f(x)_0 is linear: z(x + d) = z(x) + w·d, and noise v on the patch embeddings adds a·v.
 """
@@ -10,14 +10,15 @@ import torch
 from torch.nn import functional as F
 
 from nsaug.attacks import FGSMRS, PGD
-from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomNoise, TwoViews
+from nsaug.methods import TRADES, AdversarialTraining, Clean, NoiseAugmentation, TwoViews
 from nsaug.methods.trades import START_STD
-from nsaug.nullspace import NoiseSynthesis
-from nsaug.utils.rng import make_generator as draws
+from nsaug.nullspace import NullspaceNoise, RandomNoise, embedding_rms
+from nsaug.nullspace.per_image import LEVEL
+from nsaug.utils.rng import make_generator
 from tests.conftest import linear_vit
 
 EPS = 0.05
-SYNTHESIS = NoiseSynthesis(limit=2.0, eps=0.01, lr=0.1, steps=1)
+NOISE = NullspaceNoise(init_scale=1.0, eps=0.01, num_steps=1)
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def vit():
 
 @pytest.fixture
 def images():
-    """Away from 0 and 1, so that no attack is cut off there."""
+    """Far enough from 0 and 1 for no attack to be clipped."""
     return 0.4 + 0.2 * torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
@@ -42,7 +43,7 @@ def logit(vit, images, noise=None):
 
 
 def slopes(vit, images):
-    """w, the logit's gradient to an image, and a, its gradient to the patch embeddings."""
+    """Gradients of the logit: w to an image, a to its patch embeddings."""
     image, noise = images[:1].clone().requires_grad_(), torch.zeros(1, *vit.noise_shape(), dtype=torch.float64)
     logits = vit(image, noise.requires_grad_())
     return torch.autograd.grad(logits[0, 1] - logits[0, 0], (image, noise))
@@ -53,8 +54,8 @@ def cross_entropy(z, labels):
 
 
 def loss_of(method, vit, images, labels):
-    method.double().prepare(vit, images, lambda value: value)
-    loss, values = method.loss(vit, images, labels, draws("cpu", 0))
+    method.double().setup(vit)
+    loss, values = method.loss(vit, images, labels, make_generator("cpu", 0))
     return loss.detach(), values
 
 
@@ -79,9 +80,9 @@ def test_pgd_moves_the_logit_by_eps_times_the_slope_l1_norm(vit, images, labels)
 
 
 def test_fgsm_rs_steps_from_its_draw_and_stays_in_the_ball(vit, images, labels):
-    loss, _ = loss_of(AdversarialTraining(FGSMRS(eps=EPS, step=1.25)), vit, images, labels)
+    loss, _ = loss_of(AdversarialTraining(FGSMRS(eps=EPS, step=1.25), "fgsm_rs"), vit, images, labels)
     w, _ = slopes(vit, images)
-    draw = 2 * torch.rand(images.shape, generator=draws("cpu", 0), dtype=torch.float64) - 1
+    draw = 2 * torch.rand(images.shape, generator=make_generator("cpu", 0), dtype=torch.float64) - 1
     grad = torch.where(labels == 1, -1, 1).view(-1, 1, 1, 1) * w.sign()
     change = EPS * (draw + 1.25 * grad).clamp(-1, 1)
     expected = logit(vit, images) + (w * change).sum((1, 2, 3))
@@ -94,96 +95,54 @@ def test_trades_adds_the_divergence_at_the_ball_edge(vit, images, labels, random
     loss, values = loss_of(TRADES(attack, beta=3.0), vit, images, labels)
     w, _ = slopes(vit, images)
     if random_start:
-        start = EPS * (2 * torch.rand(images.shape, generator=draws("cpu", 0), dtype=torch.float64) - 1)
+        start = EPS * (2 * torch.rand(images.shape, generator=make_generator("cpu", 0), dtype=torch.float64) - 1)
     else:
-        start = START_STD * torch.randn(images.shape, generator=draws("cpu", 0), dtype=torch.float64)
-    away = (w * start).sum((1, 2, 3)).sign()  # the divergence grows to the side that the start lies on
+        start = START_STD * torch.randn(images.shape, generator=make_generator("cpu", 0), dtype=torch.float64)
+    away = (w * start).sum((1, 2, 3)).sign()  # the divergence grows on the side of the start
     z = logit(vit, images)
     moved = z + away * EPS * w.abs().sum()
-    clean, attacked = (torch.distributions.Bernoulli(logits=each) for each in (z, moved))
-    apart = torch.distributions.kl_divergence(clean, attacked).mean()
-    torch.testing.assert_close(values["divergence"], apart)
-    torch.testing.assert_close(loss, cross_entropy(z, labels) + 3.0 * apart)
+    clean, attacked = (torch.distributions.Bernoulli(logits=logits) for logits in (z, moved))
+    divergence = torch.distributions.kl_divergence(clean, attacked).mean()
+    torch.testing.assert_close(values["kl"], divergence)
+    torch.testing.assert_close(loss, cross_entropy(z, labels) + 3.0 * divergence)
 
 
-def test_random_noise_as_it_starts(vit, images, labels):
-    method = RandomNoise(SYNTHESIS, match="start")
-    loss, values = loss_of(method, vit, images, labels)
+def test_random_noise(vit, images, labels):
+    loss, metrics = loss_of(NoiseAugmentation(RandomNoise(NOISE, match="init")), vit, images, labels)
     _, a = slopes(vit, images)
-    shape = (6, *vit.noise_shape())
-    noise = 2.0 * method.rms * (2 * torch.rand(shape, generator=draws("cpu", 0), dtype=torch.float64) - 1)
+    start = 2 * torch.rand((6, *vit.noise_shape()), generator=make_generator("cpu", 0), dtype=torch.float64) - 1
+    noise = embedding_rms(vit, images) * start
     z = logit(vit, images)
     noisy = z + (a * noise).sum((1, 2))
     torch.testing.assert_close(loss, cross_entropy(z, labels) + cross_entropy(noisy, labels))
-    torch.testing.assert_close(values["influence"], (2 * (noisy.sigmoid() - z.sigmoid()).square()).mean())
+    torch.testing.assert_close(metrics["influence"], (2 * (noisy.sigmoid() - z.sigmoid()).square()).mean())
 
 
-def test_random_noise_of_the_influence_eps(vit, images, labels):
-    loss, values = loss_of(RandomNoise(SYNTHESIS, match="influence"), vit, images, labels)
-    assert values["matched"] == 1
-    assert 0.9 * SYNTHESIS.eps <= values["influence"] < SYNTHESIS.eps
-    # Each image's probability moves by sqrt(ε / 2), less a twentieth, to the side of its noise.
-    z = logit(vit, images)
+def test_nullspace_noise(vit, images, labels):
+    """Far from where a step is cut, one Newton step moves the probability to first order onto the level set."""
+    config = dataclasses.replace(NOISE, init_scale=0.5, eps=1e-3)
+    loss, metrics = loss_of(NoiseAugmentation(config), vit, images, labels)
     _, a = slopes(vit, images)
-    draw = 2 * torch.rand((6, *vit.noise_shape()), generator=draws("cpu", 0), dtype=torch.float64) - 1
-    side = (a * draw).sum((1, 2)).sign()
-    below, above = (z.sigmoid() + side * (share * SYNTHESIS.eps / 2) ** 0.5 for share in (0.9, 1.0))
-    ends = torch.stack([F.binary_cross_entropy(p, labels.double(), reduction="none") for p in (below, above)])
-    clean = cross_entropy(z, labels)
-    assert clean + ends.amin(0).mean() <= loss <= clean + ends.amax(0).mean()
-
-
-@pytest.mark.parametrize("of", ["logits", "kl"])
-@pytest.mark.parametrize("unreached", ["keep", "drop"])
-def test_consistency_adds_the_distance_of_the_answers(vit, images, labels, of, unreached):
-    synthesis = dataclasses.replace(SYNTHESIS, steps=0, eps=0.05)
-    method = Nullspace(synthesis, unreached, consistency=3.0, consistency_of=of)
-    loss, values = loss_of(method, vit, images, labels)
-    without, _ = loss_of(Nullspace(synthesis, unreached), vit, images, labels)
-    start = 2 * torch.rand((6, *vit.noise_shape()), generator=draws("cpu", 0), dtype=torch.float64) - 1
-    noise = 2.0 * method.rms * start
-    clean, noisy = vit(images), vit(images, noise)
-    if of == "logits":
-        apart = (noisy - clean).square().sum(1)
-    else:
-        apart = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=z) for z in (clean, noisy)))
-    moved = 2 * (logit(vit, images, noise).sigmoid() - logit(vit, images).sigmoid()).square()
-    if unreached == "drop":
-        assert 0 < (moved < 0.05).sum() < 6, "both kinds of images are in the batch"
-        apart = apart * (moved < 0.05)
-    torch.testing.assert_close(values["inconsistency"], apart.mean().detach())
-    torch.testing.assert_close(loss, (without + 3.0 * apart.mean()).detach())
-
-
-@pytest.mark.parametrize("scope", ["sample", "batch"])
-def test_random_noise_of_the_nullspace_noise_norm(vit, images, labels, scope):
-    synthesis = dataclasses.replace(SYNTHESIS, scope=scope, eps=1e-9, steps=5, weight_decay=0.5)
-    method = RandomNoise(synthesis, match="norm")
-    loss, values = loss_of(method, vit, images, labels)
-    rng = draws("cpu", 0)
-    start = synthesis.start(vit, images, rng, method.rms)
-    found = synthesis.refine(vit, images, rng, rms=method.rms)
-    norm = start.flatten(1).square().mean(1).sqrt()
-    assert (found.norm_after < 0.95 * found.norm_before).all(), "the norms to match are not the start's"
-    noise = start * (found.norm_after / norm).view(-1, 1, 1)
-    _, a = slopes(vit, images)
+    start = 2 * torch.rand((6, *vit.noise_shape()), generator=make_generator("cpu", 0), dtype=torch.float64) - 1
+    noise = 0.5 * embedding_rms(vit, images) * start
     z = logit(vit, images)
-    torch.testing.assert_close(loss, cross_entropy(z, labels) + cross_entropy(z + (a * noise).sum((1, 2)), labels))
-    torch.testing.assert_close(values["noise_rms"], found.norm_after.square().mean().sqrt())
+    p, q = z.sigmoid(), (z + (a * noise).sum((1, 2))).sigmoid()
+    target, phi = (LEVEL * config.eps) ** 0.5, 2**0.5 * (q - p).abs()
+    change = (phi - target) * (q - p).sign() / (2**0.5 * q * (1 - q))
+    assert (change.abs() / a.norm() < 0.5 * noise.flatten(1).norm(dim=1)).all(), "no step is cut"
+    scale = torch.where(phi**2 >= config.eps, target / phi, 1.0)
+    noisy = z + scale * ((a * noise).sum((1, 2)) - change)
+    torch.testing.assert_close(loss, cross_entropy(z, labels) + cross_entropy(noisy, labels))
+    assert metrics["influence_before"] > metrics["influence"]
 
 
-def test_nullspace_noise_after_one_step(vit, images, labels):
-    """AdamW's first step is lr times the sign of the gradient of |A v|, after the decay."""
-    method = Nullspace(SYNTHESIS)
-    loss, _ = loss_of(method, vit, images, labels)
-    weight = vit.model.head.weight.detach()
-    start = 2 * torch.rand((6, *vit.noise_shape()), generator=draws("cpu", 0), dtype=torch.float64) - 1
-    unit = 2.0 * method.rms
-    z = logit(vit, images)
-    _, a = slopes(vit, images)
-    gradient = ((unit * start).flatten(1) @ weight.T @ weight).view_as(start)
-    stepped = start * (1 - SYNTHESIS.lr * SYNTHESIS.weight_decay) - SYNTHESIS.lr * gradient.sign()
-    influence = 2 * ((z + unit * (a * start).sum((1, 2))).sigmoid() - z.sigmoid()).square()
-    noise = unit * torch.where((influence < SYNTHESIS.eps).view(-1, 1, 1), start, stepped)
-    expected = cross_entropy(z, labels) + cross_entropy(z + (a * noise).sum((1, 2)), labels)
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+def test_kl_weight_adds_the_divergence_of_the_predictions(vit, images, labels):
+    config = dataclasses.replace(NOISE, num_steps=0)
+    loss, metrics = loss_of(NoiseAugmentation(config, kl_weight=3.0), vit, images, labels)
+    without, _ = loss_of(NoiseAugmentation(config), vit, images, labels)
+    start = 2 * torch.rand((6, *vit.noise_shape()), generator=make_generator("cpu", 0), dtype=torch.float64) - 1
+    noise = embedding_rms(vit, images) * start
+    clean, noisy = (torch.distributions.Bernoulli(logits=logit(vit, images, v)) for v in (None, noise))
+    divergence = torch.distributions.kl_divergence(clean, noisy).mean()
+    torch.testing.assert_close(metrics["kl"], divergence)
+    torch.testing.assert_close(loss, without + 3.0 * divergence)

@@ -37,7 +37,7 @@ def rederive(vit, images, config):
             noise = noise.detach().requires_grad_()
             bounded = (vit(group, noise, config.layer).softmax(1) - clean).pow(2).sum(1).mean()
             (gradient,) = torch.autograd.grad(bounded, noise)  # of phi^2; that of phi is gradient / (2 phi)
-            phi, before = float(bounded) ** 0.5, noise.detach()
+            phi, before = float(bounded.detach()) ** 0.5, noise.detach()
             slope = gradient / (2 * phi)
             change = (phi - math.sqrt(LEVEL * config.eps)) * slope / slope.pow(2).sum()
             if change.norm() > MAX_STEP * before.norm():

@@ -42,7 +42,7 @@ class TRADES(Method):
             with torch.no_grad():
                 clean = model(images).log_softmax(-1)
             if self.attack.random_start:
-                start = self.attack.start(images, generator)
+                start = self.attack.random_init(images, generator)
             else:
                 start = (images + START_STD * normal(images.shape, generator, images)).clamp(0, 1)
             attacked = self.attack.ascend(lambda x: kl_divergence(model(x), clean).sum(), images, start)

@@ -70,11 +70,12 @@ def convolve(images: Tensor, kernel: Tensor) -> Tensor:
 
 def _reflect_pad(images: Tensor, padding: int) -> Tensor:
     """Reflection padding that, unlike torch's, may be larger than the image."""
-    rows, columns = (
-        (size - 1)
-        - ((torch.arange(-padding, size + padding, device=images.device) % (2 * size - 2)) - (size - 1)).abs()
-        for size in images.shape[-2:]
-    )
+
+    def reflected_indices(size: int) -> Tensor:
+        positions = torch.arange(-padding, size + padding, device=images.device) % (2 * size - 2)
+        return (size - 1) - (positions - (size - 1)).abs()
+
+    rows, columns = map(reflected_indices, images.shape[-2:])
     return images[..., rows, :][..., columns]
 
 

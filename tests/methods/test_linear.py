@@ -79,7 +79,7 @@ def test_pgd_moves_the_logit_by_eps_times_the_slope_l1_norm(vit, images, labels)
 
 
 def test_fgsm_rs_steps_from_its_draw_and_stays_in_the_ball(vit, images, labels):
-    loss, _ = loss_of(AdversarialTraining(FGSMRS(eps=EPS, step=1.25)), vit, images, labels)
+    loss, _ = loss_of(AdversarialTraining(FGSMRS(eps=EPS, alpha_ratio=1.25)), vit, images, labels)
     w, _ = slopes(vit, images)
     draw = 2 * torch.rand(images.shape, generator=draws("cpu", 0), dtype=torch.float64) - 1
     grad = torch.where(labels == 1, -1, 1).view(-1, 1, 1, 1) * w.sign()

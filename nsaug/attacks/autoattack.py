@@ -1,6 +1,6 @@
-"""The standard AutoAttack (Croce and Hein, arXiv 2003.01690), by the library pyautoattack."""
+"""AutoAttack (Croce and Hein, arXiv 2003.01690), by pyautoattack."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,50 +11,49 @@ from nsaug.utils.optional_imports import optional_import
 from nsaug.utils.rng import GeneratorLike
 from nsaug.utils.types import NonNegativeFloat, validated_dataclass
 
-Part = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
-FULL: tuple[Part, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
-TARGETS = 9
-"""Target classes of the standard version: it wants ten classes at least."""
+AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+STANDARD: tuple[AttackName, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
+NUM_TARGETS = 9
+"""Target classes of the standard version, which requires at least ten classes."""
 
 
 @validated_dataclass
 class AutoAttack:
-    """APGD on cross-entropy, targeted APGD, targeted FAB, and Square, one after another on what still stands.
+    """An ensemble of attacks; every attack runs on the images that withstood those before it.
 
-    A model with fewer than ten classes gets as many target classes as there are others, and with fewer than four no
-    targeted APGD, whose loss compares four. What it finds depends on the batch: the library seeds itself once for all
-    its images. It logs what it doubts: a randomised model, gradients of 0, outputs that are probabilities.
+    With fewer than ten classes, all wrong classes are targets; with fewer than four, targeted APGD is left out, since
+    its loss compares four logits. The library seeds itself once per batch, so an image's result depends on its batch.
+    It logs a warning if the model is randomized, returns probabilities, or has zero gradients.
     """
 
     eps: NonNegativeFloat = 4 / 255
     """Radius of the ball, in pixel units."""
     norm: Literal["Linf", "L2"] = "Linf"
-    attacks: tuple[Part, ...] = FULL
-    """Fewer of them are no AutoAttack, but quicker."""
+    attacks: tuple[AttackName, ...] = STANDARD
+    """A subset is faster, but its accuracy is not comparable to published AutoAttack numbers."""
 
-    num_steps = 1000
-    """About how many forwards an image costs, which the forecast of the time left goes by."""
+    num_steps: ClassVar[int] = 1000
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: GeneratorLike = None) -> Tensor:
-        """Attacked images, (B, 3, H, W) in [0, 1]; arguments as for `PGD`.
+        """Return the adversarial images; see `Attack`.
 
         Raises:
             UserError: pyautoattack is not installed.
         """
         if self.eps == 0:  # the library divides by it
             return images
-        attack = optional_import("attacks", "pyautoattack").AutoAttack
+        library = optional_import("attacks", "pyautoattack")
         labels, seed = as_labels(labels), draw_seed(generator)
         with preserve_state(model, seed):
             with torch.no_grad():
-                classes = model(images[:1]).shape[1]
-            found = attack(
+                num_classes = model(images[:1]).shape[1]
+            ensemble = library.AutoAttack(
                 model, norm=self.norm, eps=self.eps, seed=seed, device=images.device, version="custom",
-                attacks=[part for part in self.attacks if part != "apgd-t" or classes > 3],
+                attacks=[name for name in self.attacks if name != "apgd-t" or num_classes > 3],
             )  # fmt: skip
-            targets = min(TARGETS, classes - 1)
-            # The standard version's settings, which the library sets for ten classes and more alone.
-            found.apgd_targeted.n_target_classes = found.fab.n_target_classes = targets
-            found.apgd.n_restarts = found.apgd_targeted.n_restarts = found.fab.n_restarts = 1
-            attacked, _ = found.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
+            # The settings of version="standard", which the library offers for ten or more classes only.
+            num_targets = min(NUM_TARGETS, num_classes - 1)
+            ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = num_targets
+            ensemble.apgd.n_restarts = ensemble.apgd_targeted.n_restarts = ensemble.fab.n_restarts = 1
+            attacked, _ = ensemble.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
         return attacked.detach().clamp(0, 1)

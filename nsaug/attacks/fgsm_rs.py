@@ -1,4 +1,6 @@
-"""One step from a random start, what fast adversarial training uses (Wong et al., arXiv 2001.03994)."""
+"""FGSM from a random start, as in fast adversarial training (Wong et al., arXiv 2001.03994)."""
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -9,16 +11,16 @@ from nsaug.utils.types import PixelEps, PositiveFloat, validated_dataclass
 
 @validated_dataclass
 class FGSMRS:
-    """A uniform draw from the eps ball, then one step along the sign of the gradient, projected back into the ball."""
+    """A uniform start in the eps ball, then one step along the gradient's sign, projected back into the ball."""
 
     eps: PixelEps = 4 / 255
     """Radius of the L-inf ball, in pixel units."""
-    step: PositiveFloat = 1.25
-    """Size of the step in units of eps; 1.25 in the paper, which finds that 2 overfits catastrophically."""
+    alpha_ratio: PositiveFloat = 1.25
+    """Step size divided by eps. The paper uses 1.25; at 2 training overfits catastrophically."""
 
-    num_steps = 1
+    num_steps: ClassVar[int] = 1
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: GeneratorLike = None) -> Tensor:
-        """Attacked images, (B, 3, H, W) in [0, 1]; arguments as for `PGD`."""
-        once = PGD(eps=self.eps, num_steps=self.num_steps, step_size=min(1.0, self.step * self.eps))
-        return once(model, images, labels, generator)
+        """Return the adversarial images; see `Attack`."""
+        pgd = PGD(eps=self.eps, num_steps=self.num_steps, step_size=min(1.0, self.alpha_ratio * self.eps))
+        return pgd(model, images, labels, generator)

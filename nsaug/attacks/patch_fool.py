@@ -1,4 +1,4 @@
-"""Patch-Fool: everything into a few patches, chosen and lit up by attention (Fu et al., arXiv 2203.08392)."""
+"""Patch-Fool (Fu et al., arXiv 2203.08392): perturbs a few patches, guided by attention."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,106 +21,110 @@ from nsaug.utils.types import (
     validated_dataclass,
 )
 
+MIN_ATTENTION = 1e-12
+"""Lower bound on attention, whose logarithm is maximized."""
+
 
 @validated_dataclass
 class PatchFool:
-    """Changes `patches` patches of each image as it likes; no other pixel changes.
+    """Perturbs the `num_patches` patches that receive the most attention in one layer.
 
-    The patches are those that one layer attends to most. Adam climbs the cross-entropy together with the attention that
-    all layers pay to them; where the two gradients point apart, the attention's loses what works against the other.
-    For a ViT whose blocks hold timm's attention, as `nsaug.models.noisy_vit.NoisyViT` or timm's model.
+    Adam maximizes the cross-entropy and the attention that all layers pay to these patches. Where the two gradients
+    conflict, the attention's is projected. The model is a plain ViT with timm's attention: a
+    `nsaug.models.noisy_vit.NoisyViT` or timm's own.
     """
 
-    patches: PositiveInt = 1
-    """How many patches of each image are changed."""
+    num_patches: PositiveInt = 1
+    """Number of perturbed patches per image."""
     num_steps: NonNegativeInt = 250
     step_size: PositiveFloat = 0.05
-    """Of Adam, in pixel units; it falls by a twentieth every ten steps. The paper's 0.2 is of normalised images."""
-    layer: NonNegativeInt = 4
-    """Whose attention chooses the patches, counted from 0; the last one where the model has fewer."""
-    attention: NonNegativeFloat = 0.002
+    """Initial learning rate of Adam, in pixel units; the paper's 0.2 is for normalized images."""
+    attn_layer: NonNegativeInt = 4
+    """Layer that selects the patches, counted from 0; the last one if the model has fewer."""
+    attn_weight: NonNegativeFloat = 0.002
     """Weight of the attention's gradient."""
     decay: PositiveFraction = 0.95
+    """Factor on the learning rate every ten steps."""
     eps: PixelEps = 1.0
-    """How far a pixel of these patches may move; 1 is as far as it likes."""
+    """Largest change of a pixel in the selected patches; 1 leaves it unbounded."""
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: GeneratorLike = None) -> Tensor:
-        """Attacked images, (B, 3, H, W) in [0, 1]; arguments as for `PGD`: `generator` draws what the patches start as.
+        """Return the adversarial images; see `Attack`.
 
         Raises:
-            UserError: the model has no attention to read, or its tokens are not a grid of patches.
+            UserError: the model has no readable attention, or its tokens are not a square grid of patches.
         """
         images, labels = images.detach(), as_labels(labels)
         with attention_maps(model) as maps:
             with torch.no_grad():
                 model(images)
-            mask, chosen = self._chosen(maps, images)
+            mask, tokens = self._select_patches(maps, images)
             low, high = (images - self.eps).clamp(min=0), (images + self.eps).clamp(max=1)
-            start = uniform(tuple(images.shape), generator, images)
-            attacked = torch.where(mask, low + (high - low) * start, images).requires_grad_()
+            noise = uniform(tuple(images.shape), generator, images)
+            attacked = torch.where(mask, low + (high - low) * noise, images).requires_grad_()
             optimizer = torch.optim.Adam([attacked], lr=self.step_size)
-            schedule = torch.optim.lr_scheduler.StepLR(optimizer, 10, self.decay)
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, self.decay)
             objective = cross_entropy(model, labels)
             for _ in range(self.num_steps):
                 maps.clear()
                 with torch.enable_grad():
                     loss = objective(attacked)
-                    paid = torch.stack([_paid(each).gather(1, chosen).log().sum() for each in maps]).sum()
+                    attention = torch.stack([attention_received(layer).gather(1, tokens).log().sum() for layer in maps])
                     grad = torch.autograd.grad(loss, attacked, retain_graph=True)[0]
-                    lit = torch.autograd.grad(paid, attacked)[0]
-                attacked.grad = -(grad + self.attention * _agreeing(lit, grad)) * mask
+                    attn_grad = torch.autograd.grad(attention.sum(), attacked)[0]
+                attacked.grad = -(grad + self.attn_weight * project_conflicting(attn_grad, grad)) * mask
                 optimizer.step()
-                schedule.step()
+                scheduler.step()
                 with torch.no_grad():
                     attacked.copy_(torch.where(mask, torch.clamp(attacked, low, high), images))
         return attacked.detach()
 
-    def _chosen(self, maps: list[Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-        """The pixels of the chosen patches, (B, 1, H, W), and their tokens, (B, patches)."""
-        if any(len({*each.shape[-2:], *maps[0].shape[-2:]}) > 1 or len(each) != len(images) for each in maps):
-            raise UserError(
-                "Patch-Fool takes a model whose tokens are the same in all blocks, such as a plain ViT or DeiT"
-            )
-        paid = _paid(maps[min(self.layer, len(maps) - 1)])
-        side = int(len(paid[0]) ** 0.5)  # class and register tokens are fewer than a row of patches
-        prefix = len(paid[0]) - side * side
+    def _select_patches(self, maps: list[Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+        """Select patches by attention: their pixels, (B, 1, H, W), and token indices, (B, num_patches)."""
+        num_tokens = maps[0].shape[-1]
+        if any(layer.shape[-2:] != (num_tokens, num_tokens) or len(layer) != len(images) for layer in maps):
+            raise UserError("Patch-Fool needs a model with the same tokens in all blocks: choose a plain ViT or DeiT")
+        side = int(num_tokens**0.5)  # there are fewer class and register tokens than patches in a row
+        num_prefix_tokens = num_tokens - side * side
         height, width = images.shape[-2:]
-        if height % side or width % side or self.patches > side * side:
+        if height % side or width % side or self.num_patches > side * side:
             raise UserError(
-                f"Patch-Fool takes a model whose tokens are a square grid of at least {self.patches} patches; here are"
-                f" {len(paid[0])} tokens for {height} x {width} pixels"
+                f"Patch-Fool needs a square grid of at least {self.num_patches} patches, but the model has"
+                f" {num_tokens} tokens for {height} x {width} pixels: choose another model or lower num_patches"
             )
-        chosen = paid[:, prefix:].topk(self.patches, 1).indices
-        grid = torch.zeros(len(images), side * side, device=images.device).scatter(1, chosen, 1.0)
+        received = attention_received(maps[min(self.attn_layer, len(maps) - 1)])
+        patches = received[:, num_prefix_tokens:].topk(self.num_patches, 1).indices
+        grid = torch.zeros(len(images), side * side, device=images.device).scatter(1, patches, 1.0)
         mask = F.interpolate(grid.view(-1, 1, side, side), size=(height, width), mode="nearest") > 0
-        return mask, chosen + prefix
+        return mask, patches + num_prefix_tokens
 
 
-def _paid(attention: Tensor) -> Tensor:
-    """The attention that each token is paid, (B, N): (B, heads, N, N) averaged over heads and over who pays."""
-    return attention.mean((1, 2)).clamp_min(1e-12)
+def attention_received(attention: Tensor) -> Tensor:
+    """Mean attention that every token receives, (B, N), from attention maps (B, heads, N, N)."""
+    return attention.mean((1, 2)).clamp_min(MIN_ATTENTION)
 
 
-def _agreeing(gradient: Tensor, main: Tensor) -> Tensor:
-    """A gradient (B, ...) without what works against another, image by image (PCGrad, arXiv 2001.06782)."""
-    flat, along = gradient.flatten(1), main.flatten(1)
-    share = (flat * along).sum(1) / along.square().sum(1).clamp_min(torch.finfo(along.dtype).tiny)
-    return (flat - share.clamp(max=0)[:, None] * along).view_as(gradient)
+def project_conflicting(grad: Tensor, main: Tensor) -> Tensor:
+    """Remove from every image's gradient the component opposed to `main` (PCGrad, arXiv 2001.06782)."""
+    flat, flat_main = grad.flatten(1), main.flatten(1)
+    squared_norm = flat_main.square().sum(1).clamp_min(torch.finfo(main.dtype).tiny)
+    coefficient = (flat * flat_main).sum(1) / squared_norm
+    return (flat - coefficient.clamp(max=0)[:, None] * flat_main).view_as(grad)
 
 
 @contextmanager
 def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects each forward's attention maps, (B, heads, N, N), layer by layer; afterwards the model is as it was.
+    """Record the attention maps of every forward, one (B, heads, N, N) per layer; restores the model on exit.
 
-    Fused attention computes none, so it is switched off, module by module: timm reads its global setting when a module
-    is built.
+    Fused kernels return no attention maps and are disabled per module: timm reads its global setting only when a
+    module is built.
 
     Raises:
-        UserError: the model has no such attention.
+        UserError: the model has no attention of timm's.
     """
     layers: list[Any] = [part for part in model.modules() if hasattr(part, "fused_attn") and hasattr(part, "attn_drop")]
     if not layers:
-        raise UserError(f"{type(model).__name__} has no attention of timm's to read: choose a plain ViT or DeiT")
+        raise UserError(f"{type(model).__name__} has no attention that can be read: choose a plain ViT or DeiT of timm")
     maps: list[Tensor] = []
     fused = [layer.fused_attn for layer in layers]
     handles = [
@@ -131,7 +135,7 @@ def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
             layer.fused_attn = False
         yield maps
     finally:
-        for layer, before in zip(layers, fused, strict=True):
-            layer.fused_attn = before
+        for layer, was_fused in zip(layers, fused, strict=True):
+            layer.fused_attn = was_fused
         for handle in handles:
             handle.remove()

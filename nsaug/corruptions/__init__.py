@@ -1,4 +1,4 @@
-"""Common corruptions on the fly: pure functions of images, strength and draws, in torch, on the images' device."""
+"""Common corruptions on the fly: pure functions of images, severity and random parameters, on the images' device."""
 
 from nsaug.corruptions.corruption import Corruption
 from nsaug.corruptions.gaussian_noise import GaussianNoise

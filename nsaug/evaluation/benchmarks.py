@@ -271,7 +271,7 @@ class Benchmark:
             if not 0 <= float(changed.min()) <= float(changed.max()) <= 1:  # NaN is not either
                 raise RuntimeError(f"{type(kind).__name__} left [0, 1], or gave images that are not finite")
         else:
-            changed = kind(images, [kind.draw(tuple(images.shape[1:]), draw) for draw in own])
+            changed = kind(images, [kind.make_params(tuple(images.shape[1:]), draw) for draw in own])
         return vit(changed), changed, _nothing(images)
 
     def _reference(self, vit: NoisyViT, loader: DataLoader[Any], device: torch.device) -> Tensor | None:

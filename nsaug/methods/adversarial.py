@@ -1,11 +1,10 @@
 """Adversarial training: with PGD (Madry et al., arXiv 1706.06083) or one step (Wong et al., arXiv 2001.03994)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nsaug.attacks import Attack
 from nsaug.methods.base import LossAndMetrics, Method, top1
 from nsaug.models.noisy_vit import NoisyViT, eval_mode, params_frozen
 from nsaug.utils.types import validate_args
@@ -20,7 +19,7 @@ class AdversarialTraining(Method):
     """
 
     @validate_args
-    def __init__(self, attack: Any, name: str = "pgd") -> None:
+    def __init__(self, attack: Attack, name: str = "pgd") -> None:
         super().__init__()
         self.attack = attack
         self.name = name

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsaug.attacks import PGD
+from nsaug.attacks import PGDBase
 from nsaug.methods.base import LossAndMetrics, Method, kl_divergence, top1
 from nsaug.models.noisy_vit import NoisyViT, eval_mode, params_frozen
 from nsaug.utils.errors import UserError
@@ -27,7 +27,7 @@ class TRADES(Method):
     name = "trades"
 
     @validate_args
-    def __init__(self, attack: PGD, beta: NonNegativeFloat = 6.0) -> None:
+    def __init__(self, attack: PGDBase, beta: NonNegativeFloat = 6.0) -> None:
         super().__init__()
         if (attack.restarts, attack.loss) != (1, "ce"):
             raise UserError(
@@ -42,7 +42,7 @@ class TRADES(Method):
             with torch.no_grad():
                 clean = model(images).log_softmax(-1)
             if self.attack.random_start:
-                start = self.attack.start(images, generator)
+                start = self.attack.random_init(images, generator)
             else:
                 start = (images + START_STD * normal(images.shape, generator, images)).clamp(0, 1)
             attacked = self.attack.ascend(lambda x: kl_divergence(model(x), clean).sum(), images, start)

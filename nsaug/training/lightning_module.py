@@ -2,25 +2,26 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchmetrics.classification import MulticlassAccuracy
 
+from nsaug.attacks import Attack
 from nsaug.data import SeededDataset
 from nsaug.methods import Method
 from nsaug.models.noisy_vit import NoisyViT, check_compile
 from nsaug.training.mixup import Mixup
 from nsaug.training.param_groups import Finetune, freeze, freeze_bn_stats, parameter_groups
 from nsaug.utils.errors import UserError
-from nsaug.utils.rng import GeneratorLike, Stream, make_generator, seed_torch
+from nsaug.utils.rng import Stream, make_generator, seed_torch
 from nsaug.utils.types import (
     Fraction,
     NonNegativeFloat,
@@ -32,7 +33,6 @@ from nsaug.utils.types import (
 
 log = logging.getLogger(__name__)
 
-Attack = Callable[[nn.Module, Tensor, Tensor, GeneratorLike], Tensor]
 Batch = tuple[Tensor, Tensor, Any]
 
 

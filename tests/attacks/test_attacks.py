@@ -1,147 +1,128 @@
-"""Attacks against foolbox's and torchattack's, and what every attack has to keep."""
+"""Properties of every attack."""
 
 import dataclasses
+import logging
+import random
 
-import foolbox
+import numpy as np
 import pytest
 import torch
-import torchattack
+from torch.nn import functional as F
 
-from nsaug.attacks import FGSM, MIFGSM, PGD, PGDL2
+from nsaug.attacks import CW, FGSM, FGSMRS, MIFGSM, PGD, PGDL2, Attack, AutoAttack, DeepFool, PatchFool
 from nsaug.attacks.objectives import margin
-from nsaug.utils.rng import make_generator as draws
+from nsaug.utils.errors import UserError
+from nsaug.utils.rng import make_generator
+from tests.conftest import tiny_vit
 
-ATTACKS = [
-    FGSM(eps="8/255"),
-    PGD(eps="8/255", num_steps=5),
-    PGD(eps="8/255", num_steps=5, random_start=False),
-    PGD(eps="8/255", num_steps=5, restarts=3, loss="margin"),
-    MIFGSM(eps="8/255", num_steps=5),
-]
-ROUND = [PGDL2(eps=0.4, num_steps=5), PGDL2(eps=0.4, num_steps=5, restarts=2, loss="margin")]
+ATTACKS = {
+    "fgsm": FGSM(eps="8/255"),
+    "fgsm_rs": FGSMRS(eps="8/255"),
+    "pgd": PGD(eps="8/255", num_steps=5),
+    "pgd_without_random_start": PGD(eps="8/255", num_steps=5, random_start=False),
+    "pgd_with_restarts": PGD(eps="8/255", num_steps=5, restarts=3, loss="margin"),
+    "pgd_l2": PGDL2(eps=0.4, num_steps=5),
+    "pgd_l2_with_restarts": PGDL2(eps=0.4, num_steps=5, restarts=2, loss="margin"),
+    "mifgsm": MIFGSM(eps="8/255", num_steps=5),
+    "patch_fool": PatchFool(eps=0.5, num_patches=2, num_steps=5),
+    "autoattack": AutoAttack(eps=8 / 255, attacks=("apgd-ce", "apgd-t")),
+    "autoattack_l2": AutoAttack(eps=0.4, norm="L2", attacks=("apgd-ce", "fab-t")),
+    "deepfool": DeepFool(eps=0.4),
+    "cw": CW(eps=0.4, num_steps=30, binary_search_steps=3),
+}
+L2 = {"pgd_l2", "pgd_l2_with_restarts", "autoattack_l2", "deepfool", "cw"}
+THIRD_PARTY = {"autoattack", "autoattack_l2", "deepfool", "cw"}
 
-
-def foolbox_images(vit, images, labels, attack, eps):
-    model = foolbox.PyTorchModel(vit.eval(), bounds=(0, 1), device="cpu")
-    return attack(model, images, labels, epsilons=eps)[1]
-
-
-@pytest.mark.parametrize("eps", [1 / 255, 8 / 255, 0.3])
-def test_fgsm_is_foolboxs(vit, images, labels, eps):
-    theirs = foolbox_images(vit, images, labels, foolbox.attacks.LinfFastGradientAttack(), eps)
-    torch.testing.assert_close(FGSM(eps=eps)(vit, images, labels), theirs, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("eps", [1 / 255, 8 / 255, 0.3])
-@pytest.mark.parametrize("step_size", [None, 0.01])
-def test_pgd_is_foolboxs(vit, images, labels, eps, step_size):
-    ours = PGD(eps=eps, num_steps=7, step_size=step_size, random_start=False)
-    step = 2.5 * eps / 7 if step_size is None else step_size
-    theirs = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=7, random_start=False)
-    expected = foolbox_images(vit, images, labels, theirs, eps)
-    torch.testing.assert_close(ours(vit, images, labels), expected, atol=1e-5, rtol=0)
-    assert not torch.equal(expected, images)
+all_attacks = pytest.mark.parametrize("name", ATTACKS)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_images_stay_in_ball_and_box_and_lose(vit, images, labels, attack):
-    vit.eval()
-    attacked = attack(vit, images, labels, draws("cpu", 0))
-    assert (attacked - images).abs().max() <= attack.eps + 1e-12
-    assert attacked.min() >= 0
-    assert attacked.max() <= 1
-    loss = torch.nn.functional.cross_entropy
-    assert loss(vit(attacked), labels) > loss(vit(images), labels)
-    assert not attacked.requires_grad
+@pytest.fixture
+def dtype(name):
+    return torch.float32 if name in THIRD_PARTY else torch.float64
 
 
-@pytest.mark.parametrize("attack", ROUND)
-def test_images_stay_in_the_l2_ball(vit, images, labels, attack):
-    vit.eval()
-    attacked = attack(vit, images, labels, draws("cpu", 0))
-    distance = (attacked - images).flatten(1).norm(dim=1)
-    assert distance.max() <= attack.eps + 1e-12
-    assert distance.min() > 0.3
+@pytest.fixture
+def vit(dtype):
+    return tiny_vit().to(dtype).eval()
+
+
+@pytest.fixture
+def images(images, dtype):
+    return images.to(dtype)
+
+
+@pytest.fixture
+def labels(vit, images):
+    return vit(images).argmax(1)
+
+
+@all_attacks
+def test_satisfies_protocol(name):
+    assert isinstance(ATTACKS[name], Attack)
+    assert ATTACKS[name].num_steps >= 1
+
+
+@all_attacks
+def test_stays_in_ball_and_increases_loss(vit, images, labels, name):
+    attack = ATTACKS[name]
+    attacked = attack(vit, images, labels, make_generator("cpu", 0))
+    delta = (attacked - images).flatten(1)
+    distance = delta.norm(dim=1) if name in L2 else delta.abs().amax(1)
+    assert distance.max() <= attack.eps + (1e-5 if name in THIRD_PARTY else 1e-12)
     assert 0 <= attacked.min() <= attacked.max() <= 1
-    loss = torch.nn.functional.cross_entropy
-    assert loss(vit(attacked), labels) > loss(vit(images), labels)
+    assert not attacked.requires_grad
+    assert F.cross_entropy(vit(attacked), labels) > F.cross_entropy(vit(images), labels)
+    if name in THIRD_PARTY:
+        assert (margin(vit(attacked), labels) > 0).float().mean() > 0.5
+    if isinstance(attack, PGDL2):
+        assert distance.min() > 0.3
 
 
-@pytest.mark.parametrize("eps", [0.1, 1.0])
-@pytest.mark.parametrize("step_size", [None, 0.07])
-def test_l2_pgd_is_foolboxs(vit, images, labels, eps, step_size):
-    ours = PGDL2(eps=eps, num_steps=7, step_size=step_size, random_start=False)
-    step = 2.5 * eps / 7 if step_size is None else step_size
-    theirs = foolbox.attacks.L2PGD(abs_stepsize=step, steps=7, random_start=False)
-    expected = foolbox_images(vit, images, labels, theirs, eps)
-    torch.testing.assert_close(ours(vit, images, labels), expected, atol=1e-5, rtol=0)
+@all_attacks
+def test_zero_eps_returns_images(vit, images, labels, name):
+    attack = dataclasses.replace(ATTACKS[name], eps=0)
+    assert torch.equal(attack(vit, images, labels, make_generator("cpu", 0)), images)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
-def test_mim_is_torchattacks(vit, images, labels, decay):
-    vit.eval()
-    theirs = torchattack.MIFGSM(vit, eps=8 / 255, steps=6, decay=decay, device="cpu")
-    expected = theirs(images, labels)
-    torch.testing.assert_close(
-        MIFGSM(eps=8 / 255, num_steps=6, decay=decay)(vit, images, labels), expected, atol=1e-6, rtol=0
-    )
-    assert (expected - images).abs().max() > 7 / 255
+@all_attacks
+def test_same_generator_gives_same_images(vit, images, labels, name):
+    first, second = (ATTACKS[name](vit, images, labels, make_generator("cpu", 0)) for _ in range(2))
+    assert torch.equal(first, second)
 
 
-def test_the_margin_is_above_zero_where_the_answer_is_wrong(vit, images):
-    logits = vit.eval()(images).detach()
-    right = logits.argmax(1)
-    assert (margin(logits, right) < 0).all()
-    assert (margin(logits, (right + 1) % 10) > 0).all()
-    top = logits.topk(2).values
-    torch.testing.assert_close(margin(logits, right), top[:, 1] - top[:, 0])
-    torch.testing.assert_close(margin(logits, torch.nn.functional.one_hot(right, 10).double()), top[:, 1] - top[:, 0])
-
-
-def test_a_start_in_the_l2_ball_is_uniform():
-    """The distance's d-th power is, d being the number of values."""
-    images = torch.full((4000, 3, 1, 1), 0.5)
-    start = PGDL2(eps=0.3).start(images, draws("cpu", 0))
-    share = ((start - images).flatten(1).norm(dim=1) / 0.3) ** 3
-    assert abs(float(share.mean()) - 0.5) < 0.02
-    assert abs(float(share.var()) - 1 / 12) < 0.01
-    assert abs(float((start - images).mean())) < 0.01
-
-
-@pytest.mark.parametrize("make", [PGD, PGDL2])
-def test_restarts_keep_the_worst(vit, images, labels, make):
-    vit.eval()
-    attack = make(eps=0.02, num_steps=1, restarts=5)
-    rng = draws("cpu", 0)
-    once = dataclasses.replace(attack, restarts=1)
-    attempts = [once(vit, images, labels, rng) for _ in range(5)]
-    margins = torch.stack([margin(vit(attempt), labels) for attempt in attempts]).detach()
-    kept = margin(vit(attack(vit, images, labels, draws("cpu", 0))), labels).detach()
-    torch.testing.assert_close(kept, margins.amax(0))
-    assert (margins.amax(0) > margins[0]).any()
-
-
-@pytest.mark.parametrize("attack", [*ATTACKS, *ROUND])
-def test_eps_zero_changes_nothing(vit, images, labels, attack):
-    assert torch.equal(dataclasses.replace(attack, eps=0)(vit, images, labels, draws("cpu", 0)), images)
-
-
-@pytest.mark.parametrize("attack", [*ATTACKS, *ROUND])
-def test_it_leaves_everything_as_it_was(vit, images, labels, attack):
+@all_attacks
+def test_has_no_side_effects(vit, images, labels, name, caplog):
+    caplog.set_level(logging.INFO)
     vit.train()
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
+    grads = [torch.full_like(parameter, 0.25) for parameter in vit.parameters()]
+    for parameter, grad in zip(vit.parameters(), grads, strict=True):
+        parameter.grad = grad
+    seed_global_generators()
+    expected = torch.rand(2), np.random.rand(), random.random()
+    seed_global_generators()
+    num_hooks = sum(len(module._forward_hooks) for module in vit.modules())
     with torch.no_grad():
-        attack(vit, images, labels, draws("cpu", 0))
-    assert torch.equal(torch.rand(3), expected)
-    assert all(parameter.grad is None for parameter in vit.parameters())
+        ATTACKS[name](vit, images.transpose(2, 3), labels, make_generator("cpu", 0))  # not contiguous
+    assert torch.equal(torch.rand(2), expected[0])
+    assert (np.random.rand(), random.random()) == expected[1:]
+    assert all(parameter.grad is grad for parameter, grad in zip(vit.parameters(), grads, strict=True))
+    assert all((grad == 0.25).all() for grad in grads)
+    assert all(parameter.requires_grad for parameter in vit.parameters())
+    assert sum(len(module._forward_hooks) for module in vit.modules()) == num_hooks
     assert vit.training
+    assert not caplog.text
+    logging.getLogger("test").info("logging is enabled again")
+    assert caplog.text
 
 
-def test_the_random_start_is_drawn_from_the_generator(vit, images, labels):
-    attack = PGD(eps="8/255", num_steps=0)
-    first, again, other = (attack(vit, images, labels, draws("cpu", key)) for key in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert (first - images).abs().max() > 7 / 255
+def seed_global_generators():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+
+
+@pytest.mark.parametrize(("name", "module"), [("autoattack", "pyautoattack"), ("deepfool", "foolbox.attacks")])
+def test_missing_library_is_named(vit, images, labels, name, module, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(UserError, match=rf"this needs {module}: pip install 'nsaug\[attacks\]'"):
+        ATTACKS[name](vit, images, labels)

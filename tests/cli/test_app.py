@@ -33,7 +33,7 @@ def test_the_defaults_are_accepted():
 def test_every_choice_of_every_group_is_accepted(group):
     needed = {"timm": "model.name=deit_tiny_patch16_224", "folder": "data.root=somewhere"}
     for file in sorted((ROOT / "conf" / group).glob("*.yaml")):
-        if file.stem != "checkpoint":  # evaluate.py's
+        if file.stem not in ("checkpoint", "custom"):  # evaluate.py's; incomplete without a target
             extra = [needed[file.stem]] if file.stem in needed else []
             assert refused(f"{group}={file.stem}", *extra) is None
 

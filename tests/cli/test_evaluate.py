@@ -231,7 +231,7 @@ def test_stored_corruptions_stand_beside_those_made_on_the_fly(judge_imagenet, s
                     sample[label], tmp_path / "data" / "imagenet-c" / name / severity / wnids()[label]
                     / sample[label].name, size=224,
                 )  # fmt: skip
-    drop = [f"~suite.benchmarks.{name}" for name in ("fgsm_rs", "pgd_margin", "mim", "autoattack", "deepfool", "cw")]
+    drop = [f"~suite.benchmarks.{name}" for name in ("fgsm_rs", "pgd_margin", "mifgsm", "autoattack", "deepfool", "cw")]
     names = tmp_path / "list.txt"
     names.write_text("".join(f"{sample[label].name}\n" for label in labels))
     rows = judge_imagenet(

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from nsaug.corruptions.corruption import Name
+from nsaug.corruptions.corruption import CorruptionName
 from nsaug.data.dataset import ImageSet, read_image
 from nsaug.data.sources.cifar10 import CLASSES
 from nsaug.data.sources.folder import file_fingerprint, find_images, folder_names, relative_ids
@@ -34,7 +34,9 @@ class StoredCorruption(TestDataset):
     condition = "corrupted"
 
     @validate_args
-    def __init__(self, *, corruption: Name, severities: tuple[Severity, ...] = (1, 2, 3, 4, 5), **kwargs: Any) -> None:
+    def __init__(
+        self, *, corruption: CorruptionName, severities: tuple[Severity, ...] = (1, 2, 3, 4, 5), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.corruption = str(corruption)
         self.severities = severities

@@ -51,11 +51,11 @@ def is_no_weaker(ours, theirs, clean, count):
 def test_on_digits(monkeypatch, tmp_path, elsewhere, kind, library, eps):
     run(train, monkeypatch, *FAST, "method=clean", "trainer.max_epochs=12", f"hydra.run.dir={tmp_path}/run")
     vit = build_vit(**find_models(f"{tmp_path}/run", None)[0].model()).eval()
-    data = Digits()
+    data = Digits().test_dataset()
     data.setup("test")
-    data.configure_for(vit.data_config)
-    images = torch.stack([image for image, _, _ in data.test_images])
-    labels = torch.tensor(data.test_images.labels)
+    data.configure(vit.data_config)
+    images = torch.stack([image for image, _, _ in data.images])
+    labels = torch.tensor(data.images.labels)
     ours, theirs = robust_accuracies(vit, images, labels, kind, library, eps)
     clean = (vit(images).argmax(1) == labels).float().mean()
     assert clean > 0.7, "an untrained model says nothing of an attack"

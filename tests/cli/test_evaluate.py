@@ -260,12 +260,12 @@ def test_a_suite_of_other_classes_is_one_line(trained, monkeypatch, tmp_path, ca
 
 def test_a_folder_of_ones_own_is_a_shift_too(trained, monkeypatch, tmp_path, capsys):
     """The digits turned white on black to black on white, in folders."""
-    digits = Digits()
+    digits = Digits().test_dataset()
     digits.setup("test")
     for index in range(0, 60):
-        folder = tmp_path / "inverted" / "val" / str(digits.test_images.labels[index])
+        folder = tmp_path / "inverted" / "val" / str(digits.images.labels[index])
         folder.mkdir(parents=True, exist_ok=True)
-        ImageOps.invert(digits.test_images.load(index)).save(folder / f"{index}.png")
+        ImageOps.invert(digits.images.load(index)).save(folder / f"{index}.png")
     run(
         evaluate, monkeypatch, f"checkpoint={trained}", "device=cpu", f"hydra.run.dir={tmp_path}/judged",
         "+suite.benchmarks.inverted={_target_: nsaug.evaluation.Benchmark,"

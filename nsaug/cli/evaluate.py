@@ -253,7 +253,7 @@ def data_opener(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
             node["batch_size"] = cfg.batch_size
         key = json.dumps(node, sort_keys=True)
         if key not in opened:
-            opened[key] = as_test_dataset(instantiate(OmegaConf.create(node)), cfg.split)
+            opened[key] = as_test_dataset(instantiate(OmegaConf.create(node)), split=cfg.split)
             opened[key].setup("test")
         return opened[key]
 

@@ -157,7 +157,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def progress(self) -> tuple[int, int]:
-        """The current epoch and the number of its batches that are done (at its start, of the previous epoch's)."""
+        """The current epoch, and how many of its batches are done; between epochs, all batches of the last one."""
         if self.trainer is None:
             return 0, 0
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
@@ -213,7 +213,7 @@ class _SplitDataset(TestDataset):
         return {"class": type(self.source).__qualname__}
 
 
-def as_test_dataset(data: Any, split: Literal["test", "val"] = "test") -> Any:
+def as_test_dataset(data: Any, *, split: Literal["test", "val"] = "test") -> Any:
     """Return the split of an `ImageDataModule` as a `TestDataset`, and anything else unchanged.
 
     Raises:

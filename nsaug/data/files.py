@@ -69,7 +69,7 @@ def find_images_in(folders: Sequence[Path]) -> list[list[str]]:
             continue
         visited.add(real)
         with os.scandir(folder) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):  # the same link wins on every machine
                 if is_hidden(entry.name):
                     continue
                 if not entry.is_symlink() and entry.is_dir():

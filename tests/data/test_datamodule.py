@@ -126,6 +126,6 @@ def test_test_dataset_of_the_validation_split():
 def test_as_test_dataset():
     data = Digits().test_dataset()
     assert as_test_dataset(data) is data
-    assert len(open_test(as_test_dataset(Digits(), "val")).images) == 144
+    assert len(open_test(as_test_dataset(Digits(), split="val")).images) == 144
     with pytest.raises(UserError, match="split=val: Digits has no validation images, choose split=test"):
-        as_test_dataset(data, "val")
+        as_test_dataset(data, split="val")

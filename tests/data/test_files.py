@@ -83,6 +83,14 @@ def test_class_folder_that_links_to_another_class_is_empty(tmp_path):
     assert ids_and_labels(tmp_path, "cat", "dog") == {"dog/0.png": 1}
 
 
+def test_first_of_several_links_wins(tmp_path):
+    save(tmp_path / "store" / "0.png")
+    (tmp_path / "cat").mkdir()
+    for name in ("b", "a", "c"):
+        (tmp_path / "cat" / name).symlink_to("../store")
+    assert relative_ids(find_images(tmp_path / "cat"), tmp_path) == ["cat/a/0.png"]
+
+
 def test_numeric_class_names_sort_by_value():
     assert sort_classes(["10", "9", "0", "100"]) == ["0", "9", "10", "100"]
     assert sort_classes(["010", "009", "100"]) == ["009", "010", "100"]

@@ -215,7 +215,7 @@ def test_strict_suites_refuse_missing_data(judge_imagenet, capsys, tmp_path):
     with pytest.raises(SystemExit):
         judge_imagenet("suite=shift", "suite.strict=true")
     line = capsys.readouterr().err.strip()
-    assert line.startswith("error: ReaL: its labels go by names such as ILSVRC2012_val_00000001.JPEG, and")
+    assert line.startswith("error: ReaL: labels belong to names such as ILSVRC2012_val_00000001.JPEG, and")
     assert f"; DAmageNet: there is no folder {tmp_path}/data/DAmageNet; it is published at https://" in line
     assert line.endswith("(suite.strict=false goes on without)")
     assert "\n" not in line

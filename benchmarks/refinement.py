@@ -99,7 +99,7 @@ def main() -> None:
     vit = build_vit(**subject.model()).to(device).train()
     data = instantiate(OmegaConf.create(subject.record["data"] | {"batch_size": options.batch}))
     data.setup("fit")
-    data.configure_for(vit.data_config)
+    data.configure(vit.data_config)
     batches = [(x.to(device), y.to(device)) for x, y, _ in itertools.islice(data.train_dataloader(), options.batches)]
     rms = embedding_rms(vit, batches[0][0])
     print(f"{'plain':>6} {'before':>7} {'after':>7} {'reached':>8} {'rms':>5}   eps {options.eps:g}, {device}")

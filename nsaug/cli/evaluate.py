@@ -15,7 +15,7 @@ from nsaug.cli.app import entry_point, instantiate, validate_config, validate_va
 from nsaug.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from nsaug.data import ImageDataModule
+    from nsaug.data import TestDataset
     from nsaug.evaluation import EvalModel, NamedBenchmark, Subset
     from nsaug.models.noisy_vit import NoisyViT
 
@@ -93,10 +93,10 @@ def main(cfg: DictConfig) -> None:
         if not by_model_group(cfg, subject):
             subject.model()
 
-    def opened(subject: "EvalModel") -> "tuple[NoisyViT, ImageDataModule]":
+    def opened(subject: "EvalModel") -> "tuple[NoisyViT, TestDataset]":
         data = open_data(subject)
         vit = open_model(cfg, subject, data).to(device)
-        data.configure_for(vit.data_config)
+        data.configure(vit.data_config)
         if averaged := subject.record.get("settings", {}).get("ema"):
             log.info("%s: the moving average of its weights (ema=%g) is judged", subject.label, averaged)
         return vit, data
@@ -162,11 +162,11 @@ def without_data(entries: "list[NamedBenchmark]") -> dict[str, list[str]]:
     return absent
 
 
-def check_data(entries: "list[NamedBenchmark]", data: "ImageDataModule", subject: "EvalModel") -> None:
+def check_data(entries: "list[NamedBenchmark]", data: "TestDataset", subject: "EvalModel") -> None:
     """Refuses benchmarks that a model's classes cannot answer."""
     for entry in entries:
         name, other = entry.name, entry.benchmark.data or data
-        if getattr(entry.benchmark, "attack", None) and other.test_images.has_label_sets:
+        if getattr(entry.benchmark, "attack", None) and other.images.has_label_sets:
             raise UserError(
                 f"suite.benchmarks.{name}: an attack needs one label for each image, these have sets of them"
             )
@@ -178,10 +178,10 @@ def check_data(entries: "list[NamedBenchmark]", data: "ImageDataModule", subject
             )
 
 
-def selected(entry: "NamedBenchmark", data: "ImageDataModule", selection: "Subset") -> Any:
+def selected(entry: "NamedBenchmark", data: "TestDataset", selection: "Subset") -> Any:
     """The images that an entry judges."""
     other = entry.benchmark.data
-    return selection.of((other or data).test_images, entry.benchmark.class_subset(data), listed=other is None)[0]
+    return selection.of((other or data).images, entry.benchmark.class_subset(data), listed=other is None)[0]
 
 
 def facts(cfg: DictConfig, device: Any) -> dict[str, str]:
@@ -238,11 +238,13 @@ def check_settings(cfg: DictConfig) -> None:
             ) from error
 
 
-def data_opener(cfg: DictConfig) -> "Callable[[EvalModel], ImageDataModule]":
+def data_opener(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     """A function from a model to the data it is judged on: those of `data=`, else those it was trained on."""
-    opened: dict[str, ImageDataModule] = {}
+    from nsaug.data.datamodule import as_test_dataset
 
-    def open_data(subject: "EvalModel") -> "ImageDataModule":
+    opened: dict[str, TestDataset] = {}
+
+    def open_data(subject: "EvalModel") -> "TestDataset":
         node = OmegaConf.to_container(cfg.data, resolve=True) or subject.record.get("data")
         if not node:
             raise UserError(f"{subject.checkpoint or subject.name} does not say what it was trained on: add data=...")
@@ -251,8 +253,7 @@ def data_opener(cfg: DictConfig) -> "Callable[[EvalModel], ImageDataModule]":
             node["batch_size"] = cfg.batch_size
         key = json.dumps(node, sort_keys=True)
         if key not in opened:
-            opened[key] = instantiate(OmegaConf.create(node))
-            opened[key].judged = cfg.split
+            opened[key] = as_test_dataset(instantiate(OmegaConf.create(node)), split=cfg.split)
             opened[key].setup("test")
         return opened[key]
 
@@ -268,7 +269,7 @@ def by_model_group(cfg: DictConfig, subject: "EvalModel") -> bool:
     )
 
 
-def open_model(cfg: DictConfig, subject: "EvalModel", data: "ImageDataModule") -> "NoisyViT":
+def open_model(cfg: DictConfig, subject: "EvalModel", data: "TestDataset") -> "NoisyViT":
     """Builds a model and makes sure that its classes are those of the data."""
     from nsaug.models.factory import build_vit
 

@@ -54,12 +54,11 @@ def main(cfg: DictConfig) -> None:
         raise UserError("keep=best needs validation images: set data.val_fraction above 0, or keep=last")
     vit = instantiate(cfg.model, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
     method = instantiate(cfg.method)
-    data.views, data.seed = method.num_views, cfg.seed
     if method.num_views > 1 and not data.augments:
         log.warning(
             "%s: all views of an image are the same, set data.crop, data.hflip or data.auto_augment", method.name
         )
-    data.configure_for(vit.data_config)
+    data.configure(vit.data_config, seed=cfg.seed, num_views=method.num_views)
     attack = instantiate(cfg.attack) if cfg.val_attack_batches else None
     optim, mixing = instantiate(cfg.optim), instantiate(cfg.mixing)
     finetuner = Finetuner(

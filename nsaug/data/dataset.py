@@ -1,4 +1,4 @@
-"""Images with an id and a label, by position."""
+"""Images with an id and a label, accessed by position."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -14,24 +14,27 @@ from torch.utils.data import Dataset
 from nsaug.utils.errors import UserError, first_line
 
 Label = int | tuple[int, ...]
-"""The class index that is right, or all that are."""
+"""The correct class index, or all of them where several are correct."""
 PAD_LABEL = -1
-"""Fills up a set of labels in a batch."""
+"""Pads the label sets of a batch to the same length."""
 
 
 class MissingData(UserError):
-    """A data set that is not where it was looked for."""
+    """A data set that is not at the configured path."""
 
 
 class UnreadableImage(UserError):
-    """An image of a data set that cannot be opened or decoded."""
+    """An image that cannot be opened or decoded."""
 
 
 def read_image(file: Any, name: str) -> Image.Image:
-    """An image file or its path, RGB.
+    """Read an image file, given as a path or file object, as RGB.
+
+    Args:
+        name: what error messages call the image.
 
     Raises:
-        UnreadableImage: it cannot be opened, or is cut off; the message calls it by its name.
+        UnreadableImage: it cannot be opened, or is truncated.
     """
     try:
         with Image.open(file) as image:
@@ -41,10 +44,10 @@ def read_image(file: Any, name: str) -> Image.Image:
 
 
 class Loader(Protocol):
-    """Where a source's images come from, by position. A class, so that worker processes can be handed one."""
+    """Loads the images of a source by position. Has to be picklable, for worker processes."""
 
     def __call__(self, index: int) -> Any:
-        """The image, RGB; whatever it is, the set's transform takes it.
+        """Load an RGB image, or whatever the transform of the image set takes.
 
         Raises:
             UnreadableImage: it cannot be opened or decoded.
@@ -58,9 +61,9 @@ class Loader(Protocol):
 
 @dataclass
 class ImageSet(Dataset[tuple[Tensor, int | Tensor, str]]):
-    """Images by position: each an RGB image, its label and an id that no other image of the source has.
+    """Images with a label and a unique id.
 
-    All labels are class indices, or all are sets of them.
+    Labels are class indices, or sets of them for all images.
     """
 
     ids: Sequence[str]
@@ -72,26 +75,26 @@ class ImageSet(Dataset[tuple[Tensor, int | Tensor, str]]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor, str]:
-        """The image (3, H, W) in [0, 1], its label, a set of labels as (k,) filled up with `NO_CLASS`, and its id."""
-        assert self.transform is not None, "call ImageDataModule.configure_for before loading images"
-        label = self.labels[index]
-        told = torch.tensor([*label, *[PAD_LABEL] * (self._most - len(label))]) if isinstance(label, tuple) else label
-        return self.transform(self.load(index)), told, self.ids[index]
+        """Return image (3, H, W) in [0, 1], label, and id; a label set is (k,), padded with `PAD_LABEL`."""
+        assert self.transform is not None, "call configure() of the data before loading images"
+        label: int | Tensor | tuple[int, ...] = self.labels[index]
+        if isinstance(label, tuple):
+            label = torch.tensor([*label, *[PAD_LABEL] * (self._max_labels - len(label))])
+        return self.transform(self.load(index)), label, self.ids[index]
 
     @property
     def has_label_sets(self) -> bool:
         return any(isinstance(label, tuple) for label in self.labels)
 
     @cached_property
-    def _most(self) -> int:
-        """Size of the largest set of labels."""
+    def _max_labels(self) -> int:
         return max(len(label) for label in self.labels if isinstance(label, tuple))
 
     def digest(self) -> str:
-        """SHA-256 of what the images are: ids, labels, and each image's content (of a file: its size and date)."""
+        """SHA-256 over ids, labels, and fingerprints (of a file: size and modification time)."""
         total = hashlib.sha256()
-        for index, (image, label) in enumerate(zip(self.ids, self.labels, strict=True)):
-            total.update(f"{image}\0{label}\0{self.load.fingerprint(index)}\n".encode())
+        for index, (image_id, label) in enumerate(zip(self.ids, self.labels, strict=True)):
+            total.update(f"{image_id}\0{label}\0{self.load.fingerprint(index)}\n".encode())
         return total.hexdigest()
 
     def subset(self, indices: Iterable[int]) -> "ImageSet":
@@ -103,7 +106,7 @@ class ImageSet(Dataset[tuple[Tensor, int | Tensor, str]]):
 
 @dataclass(frozen=True)
 class _Reindexed:
-    """A loader seen through a list of positions."""
+    """The images of a loader at a list of positions."""
 
     load: Loader
     positions: list[int]
@@ -120,5 +123,5 @@ def label_set(label: Label) -> tuple[int, ...]:
 
 
 def preview(names: Sequence[str]) -> str:
-    """The first few of them, in a line."""
+    """The first three names, as text."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

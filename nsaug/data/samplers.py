@@ -1,6 +1,7 @@
-"""How images come to a model: in which order, augmented by which draws, and what becomes of unreadable ones."""
+"""Order and augmentation of training images as functions of seed and epoch; unreadable images in batches."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,24 +17,27 @@ from nsaug.utils.rng import Stream, make_generator, seed_all, seed_scope
 
 @dataclass(frozen=True)
 class SeededDataset(Dataset[Any]):
-    """Training images whose augmentation is a function of where they are asked for, whoever asks and when.
+    """Training images whose augmentation depends on the seed and the key alone.
 
-    Its keys are whole numbers of which the last is an image's position: (epoch, position), say.
+    A key is a tuple of integers that ends with the position of an image, such as (epoch, position).
+
+    Attributes:
+        unreadable: whether an image could not be read and was replaced by the next one, by position; in shared
+            memory, so that all worker processes fill the same tensor.
     """
 
     images: ImageSet
     seed: int
     unreadable: Tensor
-    """Whether an image, by position, could not be read and gave its place to the next; shared by all processes."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, ...]) -> Any:
-        for further in range(len(self)):
-            position = (key[-1] + further) % len(self)
+        for offset in range(len(self)):
+            position = (key[-1] + offset) % len(self)
             try:
-                if get_worker_info() is not None:  # whose generators are nobody else's: putting them back is dear
+                if get_worker_info() is not None:  # a worker has generators of its own: no need to restore them
                     seed_all(self.seed, Stream.AUGMENTATION, *key)
                     return self.images[position]
                 with seed_scope(self.seed, Stream.AUGMENTATION, *key):
@@ -44,10 +48,13 @@ class SeededDataset(Dataset[Any]):
 
 
 class ResumableSampler(DistributedSampler[Any]):
-    """Keys of an `Augmented` set in an order that is a function of (seed, epoch), from wherever the run stands.
+    """Keys (epoch, position) in an order that depends on seed and epoch; resumes in mid-epoch.
 
-    Each rank has as many as any other: what is left over is left out where `whole` batches are wanted, else the first
-    ones come again. A kind of DistributedSampler, so that Lightning leaves it alone.
+    All ranks get equally many: surplus images are dropped with `drop_last`, else the first ones are repeated. It is
+    a DistributedSampler so that Lightning does not replace it.
+
+    Args:
+        progress: returns the epoch and the number of its batches that are done; called when iteration starts.
     """
 
     def __init__(
@@ -55,35 +62,33 @@ class ResumableSampler(DistributedSampler[Any]):
         count: int,
         seed: int,
         batch_size: int,
-        whole: bool,
-        place: Callable[[], tuple[int, int]],
-        ranks: int = 1,
+        drop_last: bool,
+        progress: Callable[[], tuple[int, int]],
+        num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        """`place` tells the epoch, and how many of its batches are done; it is asked when the first key is."""
-        super().__init__(range(count), num_replicas=ranks, rank=rank, drop_last=whole)  # type: ignore[arg-type]
+        super().__init__(range(count), num_replicas, rank, drop_last=drop_last)  # type: ignore[arg-type]
         self.count = count
-        self.key_seed = seed
+        self.order_seed = seed
         self.batch_size = batch_size
-        self.place = place
+        self.progress = progress
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, done = self.place()
-        order = torch.randperm(
-            self.count, generator=make_generator("cpu", self.key_seed, Stream.DATA_ORDER, epoch)
-        ).tolist()
-        order = (order * 2)[: self.total_size]  # once more at most: there are no fewer images than ranks
-        mine = order[self.rank : self.total_size : self.num_replicas]
-        batches = len(mine) / self.batch_size
-        batches = int(batches) if self.drop_last else math.ceil(batches)
-        return iter([(epoch, position) for position in mine[done % batches * self.batch_size :]])
+        epoch, num_done = self.progress()
+        generator = make_generator("cpu", self.order_seed, Stream.DATA_ORDER, epoch)
+        order = torch.randperm(self.count, generator=generator).tolist()
+        order = (order * 2)[: self.total_size]  # twice is enough to pad: there are at least as many images as ranks
+        positions = order[self.rank : self.total_size : self.num_replicas]
+        num_batches = len(positions) / self.batch_size
+        num_batches = int(num_batches) if self.drop_last else math.ceil(num_batches)
+        return iter([(epoch, position) for position in positions[num_done % num_batches * self.batch_size :]])
 
 
 class ResumableDataLoader(DataLoader[Any]):
-    """Goes on where a run stands by itself, and says so to Lightning by having a state, of which there is none."""
+    """Resumes mid-epoch by itself; the empty state_dict marks it as resumable for Lightning."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Asks for the first batch no sooner than it is wanted: Lightning makes the iterator before it restores a run.
+        # A generator starts on the first batch. Lightning creates the iterator before it restores the progress.
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,7 +100,7 @@ class ResumableDataLoader(DataLoader[Any]):
 
 @dataclass(frozen=True)
 class SkipUnreadable(Dataset[Any]):
-    """An image set that gives None for an image that cannot be read."""
+    """An image set that returns None in place of an unreadable image."""
 
     images: ImageSet
 
@@ -110,5 +115,29 @@ class SkipUnreadable(Dataset[Any]):
 
 
 def collate_readable(batch: list[Any]) -> Any:
-    found = [each for each in batch if each is not None]
-    return default_collate(found) if found else None
+    """Collate without the unreadable images; None if no image is left."""
+    readable = [sample for sample in batch if sample is not None]
+    return default_collate(readable) if readable else None
+
+
+def default_num_workers() -> int:
+    """One process per core, at most 8."""
+    return min(8, os.cpu_count() or 1)
+
+
+def make_loader(
+    images: Dataset[Any],
+    batch_size: int,
+    num_workers: int,
+    loader_class: type[DataLoader[Any]] = DataLoader,
+    **kwargs: Any,
+) -> DataLoader[Any]:
+    """Load batches of images (B, 3, H, W) in [0, 1], labels (B,), and ids; `kwargs` go to the DataLoader."""
+    return loader_class(
+        images,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        **kwargs,
+    )

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nsaug.data.datamodule import ImageDataModule
+from nsaug.data import TestDataset
 from nsaug.evaluation.cache import AnalysisResult, Measurement
 from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT
 from nsaug.nullspace import ExactNullspace, UniversalConfig, embedding_rms, learn_universal, match_influence
@@ -68,7 +68,7 @@ class Analysis:
         """All that its results depend on, defaults included, as plain values."""
         return to_plain(self)
 
-    def class_subset(self, own: ImageDataModule) -> None:
+    def class_subset(self, own: TestDataset) -> None:
         """Analyses take all answers as they are."""
 
     def work(self, count: int) -> int:

@@ -5,16 +5,18 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nsaug.attacks.checks import attack_warnings
 from nsaug.corruptions import Corruption
-from nsaug.data.datamodule import ImageDataModule
+from nsaug.data import TestDataset
+from nsaug.data.datamodule import as_test_dataset
 from nsaug.data.dataset import PAD_LABEL
 from nsaug.data.testsets.imagenet_variants import class_subset_indices
 from nsaug.data.testsets.stored_corruptions import StoredCorruption
@@ -54,8 +56,8 @@ class Benchmark:
         vary: the setting of whichever it is that is its strength.
         values: the strengths, in that setting's unit.
         transfer: whether the attack's images are made on each of the other models in turn, and not on the judged one.
-        data: other images than the judged model's own data, an `ImageDataModule` of the same classes: its test split. Those
-            that hold every image at several severities have no further strengths.
+        data: test images other than the model's own, of the same classes: a `TestDataset`, or an `ImageDataModule` for
+            its test split. Stored corruptions have their severities as strengths.
         classes: the class indices that images and answers are restricted to, or the list that names them; where None
             those that the data count.
     """
@@ -66,7 +68,7 @@ class Benchmark:
     vary: str | None = None
     values: tuple[FiniteFloat, ...] = ()
     transfer: bool = False
-    data: Any = None
+    data: Annotated[Any, BeforeValidator(as_test_dataset)] = None
     classes: Literal["imagenet_a", "imagenet_r"] | tuple[NonNegativeInt, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class Benchmark:
             raise ValueError(
                 "a benchmark with an attack, a corruption or noise says what to vary and its values; no other does"
             )
-        if self.data is not None and not isinstance(self.data, ImageDataModule):
+        if self.data is not None and not isinstance(self.data, TestDataset):
             raise ValueError("data has to be one of nsaug.data")
         if self.transfer and self.attack is None:
             raise ValueError("only an attack's images are transferred: set attack, or transfer to false")
@@ -118,9 +120,9 @@ class Benchmark:
     @property
     def settings(self) -> dict[str, Any]:
         """All that its results depend on beside the images, defaults included, as plain values."""
-        return to_plain(replace(self, data=None)) | {"data": self.data and self.data.told}
+        return to_plain(replace(self, data=None)) | {"data": self.data and self.data.cache_fields}
 
-    def class_subset(self, own: ImageDataModule) -> list[int] | None:
+    def class_subset(self, own: TestDataset) -> list[int] | None:
         """Class indices that images and answers are restricted to, `own` being the model's data; None for all."""
         if self.classes is not None:
             return class_subset_indices(self.classes) if isinstance(self.classes, str) else sorted(self.classes)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nsaug.corruptions import TEST_CORRUPTIONS
-from nsaug.data import ImageDataModule, ImageNet
+from nsaug.data import ImageNet, TestDataset
 from nsaug.evaluation.runner import BenchmarkResult
 from nsaug.evaluation.statistics import mean_over_images
 from nsaug.utils.errors import UserError
@@ -49,9 +49,9 @@ class CorruptionError:
     alexnet: bool = False
     """Whether to normalise by AlexNet's errors, which mean nothing on other data than ImageNet."""
 
-    def check(self, data: ImageDataModule) -> None:
+    def check(self, data: TestDataset) -> None:
         """Raises UserError where normalising by AlexNet is asked for off ImageNet."""
-        if self.alexnet and not isinstance(data, ImageNet):
+        if self.alexnet and not isinstance(getattr(data, "source", None), ImageNet):
             raise UserError(
                 "suite.corruption_error.alexnet=true: mCE is normalised by AlexNet's errors on ImageNet-C and means"
                 " nothing on other data; set it to false, and the mean corruption error is reported"

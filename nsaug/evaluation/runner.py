@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nsaug.data.datamodule import ImageDataModule
+from nsaug.data import TestDataset
 from nsaug.data.dataset import ImageSet, preview
 from nsaug.evaluation.analyses import Analysis, NoiseTransfer
 from nsaug.evaluation.benchmarks import Benchmark
@@ -62,7 +62,7 @@ class BenchmarkResult:
 def run_suite(
     subjects: list[EvalModel],
     entries: list[NamedBenchmark],
-    opened: Callable[[EvalModel], tuple[NoisyViT, ImageDataModule]],
+    opened: Callable[[EvalModel], tuple[NoisyViT, TestDataset]],
     store: ResultCache,
     selection: Subset,
     advance: Callable[[str, int], None],
@@ -104,7 +104,7 @@ def _judged(
     learned: dict[str, dict[str, np.ndarray]],
     source: EvalModel | None = None,
     *,
-    opened: Callable[[EvalModel], tuple[NoisyViT, ImageDataModule]],
+    opened: Callable[[EvalModel], tuple[NoisyViT, TestDataset]],
     store: ResultCache,
     selection: Subset,
     advance: Callable[[str, int], None],
@@ -167,7 +167,7 @@ def _judged(
 class _Chosen:
     """The images that each benchmark judges a model on."""
 
-    def __init__(self, vit: NoisyViT, data: ImageDataModule, selection: Subset) -> None:
+    def __init__(self, vit: NoisyViT, data: TestDataset, selection: Subset) -> None:
         self.vit = vit
         self.data = data
         self.selection = selection
@@ -180,8 +180,8 @@ class _Chosen:
         if key not in self._known:
             source = self.data if other is None else other
             source.setup("test")
-            source.configure_for(self.vit.data_config)
-            images, choice = self.selection.of(source.test_images, classes, listed=other is None)
+            source.configure(self.vit.data_config)
+            images, choice = self.selection.of(source.images, classes, listed=other is None)
             self._known[key] = images, f"{images.digest()} {classes}", [*source.notes, *choice]
         images, digest, notes = self._known[key]
         on_the_fly = ["made on the fly"] if other is None and benchmark.corrupted_by else []

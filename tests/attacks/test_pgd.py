@@ -93,11 +93,11 @@ def digits_vit(tmp_path_factory):
     ids=["linf", "l2"],
 )
 def test_no_weaker_than_foolbox_on_digits(digits_vit, attack, reference, eps):
-    data = Digits()
+    data = Digits().test_dataset()
     data.setup("test")
-    data.configure_for(digits_vit.data_config)
-    images = torch.stack([image for image, _, _ in data.test_images])
-    labels = torch.tensor(data.test_images.labels)
+    data.configure(digits_vit.data_config)
+    images = torch.stack([image for image, _, _ in data.images])
+    labels = torch.tensor(data.images.labels)
     ours, theirs = accuracies_over_seeds(digits_vit, images, labels, attack, reference, eps)
     clean = accuracy(digits_vit, images, labels)
     assert clean > 0.7

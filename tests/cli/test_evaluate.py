@@ -215,7 +215,7 @@ def test_strict_suites_refuse_missing_data(judge_imagenet, capsys, tmp_path):
     with pytest.raises(SystemExit):
         judge_imagenet("suite=shift", "suite.strict=true")
     line = capsys.readouterr().err.strip()
-    assert line.startswith("error: ReaL: its labels go by names such as ILSVRC2012_val_00000001.JPEG, and")
+    assert line.startswith("error: ReaL: labels belong to names such as ILSVRC2012_val_00000001.JPEG, and")
     assert f"; DAmageNet: there is no folder {tmp_path}/data/DAmageNet; it is published at https://" in line
     assert line.endswith("(suite.strict=false goes on without)")
     assert "\n" not in line
@@ -260,12 +260,12 @@ def test_a_suite_of_other_classes_is_one_line(trained, monkeypatch, tmp_path, ca
 
 def test_a_folder_of_ones_own_is_a_shift_too(trained, monkeypatch, tmp_path, capsys):
     """The digits turned white on black to black on white, in folders."""
-    digits = Digits()
+    digits = Digits().test_dataset()
     digits.setup("test")
     for index in range(0, 60):
-        folder = tmp_path / "inverted" / "val" / str(digits.test_images.labels[index])
+        folder = tmp_path / "inverted" / "val" / str(digits.images.labels[index])
         folder.mkdir(parents=True, exist_ok=True)
-        ImageOps.invert(digits.test_images.load(index)).save(folder / f"{index}.png")
+        ImageOps.invert(digits.images.load(index)).save(folder / f"{index}.png")
     run(
         evaluate, monkeypatch, f"checkpoint={trained}", "device=cpu", f"hydra.run.dir={tmp_path}/judged",
         "+suite.benchmarks.inverted={_target_: nsaug.evaluation.Benchmark,"

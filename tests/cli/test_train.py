@@ -122,7 +122,7 @@ def test_missing_data_and_weights_are_one_line(monkeypatch, tmp_path, capsys, im
     where = f"hydra.run.dir={tmp_path}/run"
     said = refusal(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where)
     assert said.startswith(
-        f"error: data.root={tmp_path}/imagenet does not exist: type data.root=PATH, a folder that holds"
+        f"error: data.root={tmp_path}/imagenet does not exist: type data.root=PATH, a folder that contains"
     )
     small = [f"data.root={imagenet}", "data.val_fraction=0.25"]
     said = refusal(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where, *small)

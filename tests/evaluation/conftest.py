@@ -45,8 +45,8 @@ class Images:
 def data_of(images, labels):
     """Enough of an ImageDataModule."""
     return SimpleNamespace(
-        test_images=Images(images, labels), readable_loader=lambda found: found, notes=[], class_subset=None,
-        class_names=[str(i) for i in range(10)], setup=lambda stage: None, configure_for=lambda config: None,
+        images=Images(images, labels), readable_loader=lambda found: found, notes=[], class_subset=None,
+        class_names=[str(i) for i in range(10)], setup=lambda stage: None, configure=lambda config: None,
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def vars_of(benchmark):
 
 def run(benchmark, vit, images, labels, size=4, seed=0):
     forwards = []
-    own = Digits()
+    own = Digits().test_dataset()
     result = benchmark.run(
         vit, Images(images, labels, size), seed, forwards.append, class_subset=benchmark.class_subset(own)
     )

@@ -92,7 +92,7 @@ def test_what_is_made_on_the_fly_is_a_number_of_its_own(outcomes):
 
 
 def test_mce_is_refused_off_imagenet():
-    CorruptionError(alexnet=True).check(ImageNet(root="nowhere"))
+    CorruptionError(alexnet=True).check(ImageNet(root="nowhere").test_dataset())
     CorruptionError().check(ImageNetV2(root="nowhere"))
     with pytest.raises(UserError, match="means nothing on other data"):
         CorruptionError(alexnet=True).check(ImageNetV2(root="nowhere"))

@@ -74,11 +74,11 @@ def pictures(root, broken=0, count=40):
 def test_unreadable_images_are_named_counted_and_replaced(monkeypatch, tmp_path, capsys, workers):
     told = pictures(tmp_path / "images", broken=2)
     run(
-        train, monkeypatch, *FAST, *told, "data.unreadable=0.05", f"data.num_workers={workers}", "trainer.max_epochs=1",
-        f"hydra.run.dir={tmp_path}/run",
+        train, monkeypatch, *FAST, *told, "data.max_unreadable=0.05", f"data.num_workers={workers}",
+        "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run",
     )  # fmt: skip
     said = capsys.readouterr().out
-    assert "2 of 40 training images cannot be read (train/0/00.png, train/1/01.png): others take their places" in said
+    assert "2 of 40 training images cannot be read (train/0/00.png, train/1/01.png): others replace them" in said
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
@@ -86,18 +86,18 @@ def test_unreadable_images_are_named_counted_and_replaced(monkeypatch, tmp_path,
 def test_too_many_unreadable_images_end_the_run(monkeypatch, tmp_path, capsys, workers):
     told = pictures(tmp_path / "images", broken=3)
     line = refusal(
-        train, monkeypatch, capsys, *FAST, *told, "data.unreadable=0.05", f"data.num_workers={workers}",
+        train, monkeypatch, capsys, *FAST, *told, "data.max_unreadable=0.05", f"data.num_workers={workers}",
         f"hydra.run.dir={tmp_path}/run",
     )  # fmt: skip
     assert "of 40 training images cannot be read (train/" in line
-    assert line.endswith("and data.unreadable=0.05 of them may be: mend or remove them, or raise it")
+    assert line.endswith("more than data.max_unreadable=0.05: repair or remove them, or raise the limit")
 
 
 def test_an_unreadable_image_gives_its_place_to_the_next(tmp_path):
     pictures(tmp_path, broken=2)
     data = Folder(root=str(tmp_path), val_fraction=0, crop="none", hflip=0)
     data.setup("fit")
-    data.configure_for(tiny_vit().data_config)
+    data.configure(tiny_vit().data_config)
     lost = torch.zeros(40, dtype=torch.bool)
     images = SeededDataset(data.train_set, 0, lost)
     assert images[0, 0][2] == images[0, 1][2] == "train/0/02.png"

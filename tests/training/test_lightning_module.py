@@ -9,13 +9,13 @@ from unittest import mock
 import lightning as L
 import pytest
 import torch
+from nsaug.methods.noise import NoiseMethod
 from torch._dynamo.utils import counters
 from torch.profiler import profile
 from torch.utils.data import DataLoader, DistributedSampler
 
 from nsaug.attacks import FGSM, FGSMRS, PGD
 from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomNoise
-from nsaug.methods.noise import NoiseMethod
 from nsaug.models.noisy_vit import _run
 from nsaug.nullspace import EpochSynthesis, NoiseSynthesis, Refinement
 from nsaug.training.lightning_module import AdamWConfig, Finetuner, warmup_cosine

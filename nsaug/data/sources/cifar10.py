@@ -1,4 +1,4 @@
-"""CIFAR-10, from class folders or as torchvision downloads it."""
+"""CIFAR-10, from class folders or from torchvision's files."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 @dataclass(frozen=True)
-class _Arrays:
+class _ArrayLoader:
     images: Any
 
     def __call__(self, index: int) -> Image.Image:
@@ -27,12 +27,12 @@ class _Arrays:
 
 
 class CIFAR10(Folder):
-    """Reads root/train/<class>/ and root/val/<class>/ where they exist, else torchvision's files below root.
+    """CIFAR-10 in root/train/CLASS/ and root/val/CLASS/, or else in torchvision's files in root.
 
     Args:
         root: where the images are, or are downloaded to.
-        download: let torchvision download the official files (170 MB) where they are missing.
-        kwargs: as for `ImageDataModule`.
+        download: let torchvision download missing files (170 MB).
+        kwargs: see `Folder`.
     """
 
     @validate_args
@@ -46,11 +46,11 @@ class CIFAR10(Folder):
         try:
             data = torchvision.datasets.CIFAR10(str(self.root), train=split == "train", download=self.download)
         except (RuntimeError, OSError) as error:
-            tried = f"the download failed ({error})" if self.download else "data.download=true fetches it"
+            hint = f"the download failed ({error})" if self.download else "data.download=true downloads it"
             raise UserError(
-                f"data.root={self.root} holds neither {self._layout()} nor torchvision's CIFAR-10: {tried},"
-                " data.root=PATH names it where you have it"
+                f"data.root={self.root} has neither {self._layout()} nor torchvision's CIFAR-10: {hint},"
+                " data.root=PATH names your own copy"
             ) from error
         self.class_names = CLASSES
         ids = [f"{split}/{index:05d}" for index in range(len(data))]
-        return ImageSet(ids, [int(label) for label in data.targets], _Arrays(data.data))
+        return ImageSet(ids, [int(label) for label in data.targets], _ArrayLoader(data.data))

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits (UCI): 1,797 images of 8 x 8 pixels, inside the package."""
+"""scikit-learn's handwritten digits (UCI): 1,797 images of 8 x 8 pixels, included in the package."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +10,12 @@ from sklearn.datasets import load_digits
 from nsaug.data.datamodule import ImageDataModule
 from nsaug.data.dataset import ImageSet
 
-TEST_SHARE = 0.2
+TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class _ArrayLoader:
     images: np.ndarray
 
     def __call__(self, index: int) -> Image.Image:
@@ -26,7 +26,7 @@ class _Pixels:
 
 
 class Digits(ImageDataModule):
-    """The embedded data set: needs no download. The set has no test split of its own; a fixed fifth is kept for it."""
+    """Digits without a download. A fixed fifth of the images is the test split, which the source does not define."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -34,9 +34,9 @@ class Digits(ImageDataModule):
 
     def read(self, split: Literal["train", "test"]) -> ImageSet:
         digits = load_digits()
-        pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 to 16
+        pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 17 gray levels, 0 to 16
         order = np.random.default_rng(SPLIT_SEED).permutation(len(pixels))
-        tests = round(TEST_SHARE * len(pixels))
+        num_test = round(TEST_FRACTION * len(pixels))
         ids = [f"digits/{index:04d}" for index in range(len(pixels))]
-        everything = ImageSet(ids, [int(label) for label in digits.target], _Pixels(pixels))
-        return everything.subset(np.sort(order[:tests] if split == "test" else order[tests:]).tolist())
+        images = ImageSet(ids, [int(label) for label in digits.target], _ArrayLoader(pixels))
+        return images.subset(np.sort(order[:num_test] if split == "test" else order[num_test:]).tolist())

@@ -1,5 +1,6 @@
-"""ImageNet-1k as it is distributed: train/<wnid>/ and val/<wnid>/."""
+"""ImageNet-1k as it is distributed: train/WNID/ and val/WNID/."""
 
+import re
 from functools import cache
 from typing import Any
 
@@ -8,18 +9,18 @@ from timm.data import ImageNetInfo
 from nsaug.data.sources.folder import Folder
 from nsaug.utils.types import validate_args
 
+VAL_IMAGE_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
+"""Name of a validation image; its number starts at 1."""
+
 
 @cache
 def wnids() -> list[str]:
-    """The WordNet ids of the 1,000 classes by index, as every pretrained model knows them; timm's list."""
+    """WordNet ids of the 1,000 classes by index, as in all pretrained models; timm's list."""
     return list(ImageNetInfo("imagenet-1k").label_names())
 
 
 class ImageNet(Folder):
-    """Labels are the 1,000 indices that every pretrained model knows, from timm's list of wnids.
-
-    A tree that lacks classes keeps them: a folder is never renumbered.
-    """
+    """ImageNet-1k, or a part of it: labels are the 1,000 indices of pretrained models whichever folders exist."""
 
     images_expected = 50_000
 

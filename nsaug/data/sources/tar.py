@@ -1,6 +1,5 @@
-"""Class folders in tar files, by timm's reader."""
+"""Class folders in tar files, through timm's reader."""
 
-import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -11,63 +10,62 @@ from PIL import Image
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from nsaug.data.dataset import MissingData, UnreadableImage, read_image
+from nsaug.data.files import is_hidden
 from nsaug.utils.errors import first_line
 
-log = logging.getLogger(__name__)
 
-
-def is_tarred(place: Path) -> bool:
-    """Whether a place is a tar file, or a folder of them."""
-    return place.suffix == ".tar" if place.is_file() else any(place.glob("*.tar"))
+def is_tarred(path: Path) -> bool:
+    """Whether a path is a tar file, or a folder of tar files."""
+    if path.is_file():
+        return path.suffix == ".tar"
+    return any(not is_hidden(tar.name) for tar in path.glob("*.tar"))
 
 
 @dataclass(frozen=True)
 class TarLoader:
-    """The images of one tar file with class folders, of a tar of one tar for each class, or of a folder of such.
+    """Loads images from a tar file with class folders, a tar of one tar per class, or a folder of such tars.
 
-    Each image is read by opening the tar anew: processes that load share no file's position.
-
-    Args:
-        place: the tar file, or the folder.
+    The tar is opened for every image, because worker processes must not share a file position.
 
     Raises:
-        MissingData: it cannot be read, or holds no image in a class folder.
+        MissingData: the path cannot be read, or has no image in a class folder.
     """
 
-    place: Path
+    path: Path
     reader: Any
 
     @classmethod
-    def at(cls, place: Path) -> "TarLoader":
+    def open(cls, path: Path) -> "TarLoader":
         try:
-            # Of what is larger than 10 GB timm keeps an index beside it, where that can be written.
-            index = None if os.access(place.parent if place.is_file() else place, os.W_OK) else False
-            reader = ReaderImageInTar(str(place), cache_tarfiles=False, cache_tarinfo=index)
-        except Exception as error:  # tarfile's own, pickle's of an index, timm's of an empty one
-            raise MissingData(f"{place} holds no images in class folders ({first_line(error)})") from error
-        return cls(place, reader)
+            # Beside tars above 10 GB in total timm stores an index, which needs a writable folder.
+            index = None if os.access(path.parent if path.is_file() else path, os.W_OK) else False
+            reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=index)
+            visible = [not _has_hidden_part(sample[0].path) for sample in reader.samples]
+            reader.samples, reader.targets = reader.samples[visible], reader.targets[visible]
+            assert len(reader.samples), "all of its images are hidden"
+        except Exception as error:  # of tarfile, of timm, or of pickle for the index
+            raise MissingData(f"{path} has no images in class folders ({first_line(error)})") from error
+        return cls(path, reader)
 
     @property
     def classes(self) -> list[str]:
-        """The class of each image: the name of its folder, or of its own tar."""
+        """The class of each image: the name of its folder, or of its tar."""
         names = self.reader.class_idx_to_name
         return [names[target] for target in self.reader.targets.tolist()]
 
     @property
     def names(self) -> list[str]:
-        """A name of each image: class and file name, as in a folder tree; its whole path where that is not enough."""
-        short = [
-            f"{name}/{os.path.basename(sample[0].path)}"
-            for name, sample in zip(self.classes, self.reader.samples, strict=True)
-        ]
-        twice = {name for name, count in Counter(short).items() if count > 1}
+        """CLASS/FILE for each image, as in a folder tree; CLASS/PATH where that is not unique."""
+        members = [sample[0].path for sample in self.reader.samples]
+        short = [f"{name}/{os.path.basename(path)}" for name, path in zip(self.classes, members, strict=True)]
+        counts = Counter(short)
         return [
-            f"{name.split('/')[0]}/{sample[0].path}" if name in twice else name
-            for name, sample in zip(short, self.reader.samples, strict=True)
+            name if counts[name] == 1 else f"{name.split('/')[0]}/{path}"
+            for name, path in zip(short, members, strict=True)
         ]
 
     def __call__(self, index: int) -> Image.Image:
-        name = f"{self.place}: {self.reader.samples[index][0].path}"
+        name = f"{self.path}: {self.reader.samples[index][0].path}"
         try:
             file, _ = self.reader[index]
         except Exception as error:
@@ -77,5 +75,9 @@ class TarLoader:
 
     def fingerprint(self, index: int) -> str:
         member, parent, _ = self.reader.samples[index]
-        status = os.stat(self.place / parent if parent else self.place)
+        status = os.stat(self.path / parent if parent else self.path)
         return f"{status.st_size} {status.st_mtime_ns} {member.path} {member.offset_data}"
+
+
+def _has_hidden_part(path: str) -> bool:
+    return any(is_hidden(part) for part in path.split("/") if part not in (".", ".."))

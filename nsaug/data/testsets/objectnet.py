@@ -1,4 +1,4 @@
-"""ObjectNet: objects in unusual views and places, of which 113 classes are ImageNet's too."""
+"""ObjectNet: objects from unusual viewpoints and in unusual places; ImageNet shares 113 of its classes."""
 
 import json
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from nsaug.data.dataset import ImageSet, Label, label_set
-from nsaug.data.sources.folder import FileLoader
-from nsaug.data.testsets.imagenet_variants import ClassFolders
+from nsaug.data.dataset import Label, label_set
+from nsaug.data.files import FileLoader
+from nsaug.data.testsets.published import ClassFolders
 from nsaug.utils.errors import UserError
 
 BORDER = 2
-"""Pixels cut off each side: the images have a red border of one, blurred by JPEG where they were converted."""
+"""Pixels cropped on every side: the red border is one pixel wide, and JPEG copies blur it."""
 
 
 @dataclass(frozen=True)
-class _WithoutBorder(FileLoader):
+class _BorderlessLoader(FileLoader):
     def __call__(self, index: int) -> Image.Image:
         image = super().__call__(index)
         return image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))
@@ -26,62 +26,56 @@ class _WithoutBorder(FileLoader):
 class ObjectNet(ClassFolders):
     """root/images/CLASS/ and root/mappings/ (Barbu et al., NeurIPS 2019).
 
-    A class can be several of ImageNet's: an answer is right where it is one of them. Answers are taken among the
-    ImageNet classes that ObjectNet shares; images of its other classes are left out.
+    A class can correspond to several of ImageNet's, all of them correct. Predictions are made among the ImageNet
+    classes that ObjectNet shares; images of its other classes are left out.
     """
 
     title = "ObjectNet"
     homepage = "https://objectnet.dev"
-    below = ("images", "")
+    subdirs = ("images", "")
     images_expected = 18_574
 
-    def find(self) -> ImageSet:
-        images = super().find()
-        self.class_subset = sorted(
-            {each for label in self._index.values() if label is not None for each in label_set(label)}
-        )
-        return images
+    def make_loader(self, paths: list[str]) -> FileLoader:
+        return _BorderlessLoader(paths)
 
-    def files(self, paths: list[str]) -> FileLoader:
-        return _WithoutBorder(paths)
-
-    def index(self) -> dict[str, Label | None]:
-        """By the set's own mappings: folder to ObjectNet's name, to ImageNet's descriptions, to their indices."""
-        to_name = self._mapping("folder_to_objectnet_label.json")
-        to_descriptions = self._mapping("objectnet_to_imagenet_1k.json")
-        to_line = self._mapping("pytorch_to_imagenet_2012_id.json")
-        lines = [line.strip() for line in self._text("imagenet_to_label_2012_v2").splitlines()]
-        place = {lines[int(line)]: int(index) for index, line in to_line.items() if int(line) < len(lines)}
-        self._index: dict[str, Label | None] = {}
-        for folder, name in to_name.items():
-            descriptions = [each.strip() for each in to_descriptions.get(name, "").split(";") if each.strip()]
-            if unknown := [each for each in descriptions if each not in place]:
+    def label_index(self) -> dict[str, Label | None]:
+        """Map folders to ObjectNet's names, these to ImageNet's descriptions, and these to class indices."""
+        names = self._read_mapping("folder_to_objectnet_label.json")
+        descriptions = self._read_mapping("objectnet_to_imagenet_1k.json")
+        lines = [line.strip() for line in self._read("imagenet_to_label_2012_v2").splitlines()]
+        line_numbers = self._read_mapping("pytorch_to_imagenet_2012_id.json")
+        class_indices = {lines[int(line)]: int(label) for label, line in line_numbers.items() if int(line) < len(lines)}
+        index: dict[str, Label | None] = {}
+        for folder, name in names.items():
+            shared = [part.strip() for part in descriptions.get(name, "").split(";") if part.strip()]
+            if unknown := [description for description in shared if description not in class_indices]:
                 raise UserError(f"{self.root}/mappings: {name} is {unknown[0]}, which imagenet_to_label_2012_v2 lacks")
-            self._index[folder] = tuple(sorted(place[each] for each in descriptions)) or None
-        self._check({each: place[each] for names in to_descriptions.values() for each in names.split("; ")})
-        return self._index
+            index[folder] = tuple(sorted(class_indices[description] for description in shared)) or None
+        used = [description for joined in descriptions.values() for description in joined.split("; ")]
+        self._check_class_indices({description: class_indices[description] for description in used})
+        self.class_subset = sorted({part for label in index.values() if label is not None for part in label_set(label)})
+        return index
 
-    def _check(self, place: dict[str, int]) -> None:
-        """Holds the mappings against timm's list of classes: a shift by one line would go unnoticed in the numbers."""
+    def _check_class_indices(self, class_indices: dict[str, int]) -> None:
+        """Compare with timm's class names: a mapping shifted by one line gives wrong numbers without an error."""
         info = ImageNetInfo("imagenet-1k")
-        for description, index in place.items():
-            known = info.index_to_description(index)
-            if description.split(",")[0].strip().lower() not in known.lower():
+        for description, label in class_indices.items():
+            expected = info.index_to_description(label)
+            if description.split(",")[0].strip().lower() not in expected.lower():
                 raise UserError(
-                    f"{self.root}/mappings gives {description!r} class {index}, which is {known!r}:"
+                    f"{self.root}/mappings gives {description!r} class {label}, which is {expected!r}:"
                     " unpack the published archive again"
                 )
 
-    def _mapping(self, name: str) -> dict[str, Any]:
+    def _read_mapping(self, name: str) -> dict[str, Any]:
         try:
-            found = json.loads(self._text(name))
+            return dict(json.loads(self._read(name)))
         except ValueError as error:
             raise UserError(
-                f"{self.root / 'mappings' / name} is no JSON: unpack the published archive again"
+                f"{self.root / 'mappings' / name} is not valid JSON: unpack the published archive again"
             ) from error
-        return dict(found)
 
-    def _text(self, name: str) -> str:
+    def _read(self, name: str) -> str:
         path = self.root / "mappings" / name
         if not path.is_file():
             raise self.missing(f"there is no file {path}")

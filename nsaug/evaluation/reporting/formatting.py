@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from rich.table import Table
 
-from nsaug.data.datamodule import VALIDATION
+from nsaug.data.datamodule import VALIDATION_NOTE
 from nsaug.evaluation.benchmarks import CONDITIONS
 from nsaug.evaluation.corruption_error import ERRORS, SUMMARY
 from nsaug.evaluation.reporting.aggregate import SCORE
@@ -125,7 +125,7 @@ def caption(rows: pd.DataFrame, groups: pd.DataFrame) -> str:
     counts = dict.fromkeys(str(int(n)) for n in (rows["n"].min(), rows["n"].max()))
     over = [kind for kind in ("seeds", "images") if kind in set(groups["over"])]
     spread = {"seeds": "± 95 % interval over seeds (t)", "images": "[95 % interval over images (bootstrap)]"}
-    judged = VALIDATION if rows["notes"].astype(str).str.contains(VALIDATION).any() else "test images"
+    judged = VALIDATION_NOTE if rows["notes"].astype(str).str.contains(VALIDATION_NOTE).any() else "test images"
     return f"top-1 in %, {' to '.join(counts)} {judged}; {', '.join(spread[kind] for kind in over)}"
 
 

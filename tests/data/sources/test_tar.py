@@ -1,0 +1,150 @@
+import io
+import shutil
+import tarfile
+
+import pytest
+import torch
+from PIL import Image
+
+from nsaug.data import Folder, ImageNet, UnreadableImage
+from nsaug.utils.errors import UserError
+from tests.data.helpers import config, fit_data, open_test
+
+SPLITS = ("train", "val")
+
+
+def tar_of_class_folders(tree, root):
+    for split in SPLITS:
+        with tarfile.open(root / f"{split}.tar", "w") as tar:
+            for folder in sorted((tree / split).iterdir(), reverse=True):
+                tar.add(folder, f"./{folder.name}")
+
+
+def tar_of_tars(tree, root):
+    """One tar per class in a tar, as ImageNet's training images are distributed."""
+    for split in SPLITS:
+        with tarfile.open(root / f"{split}.tar", "w") as outer:
+            for folder in sorted((tree / split).iterdir(), reverse=True):
+                content = io.BytesIO()
+                with tarfile.open(fileobj=content, mode="w") as inner:
+                    for path in folder.iterdir():
+                        inner.add(path, path.name)
+                member = tarfile.TarInfo(f"{folder.name}.tar")
+                member.size = content.tell()
+                content.seek(0)
+                outer.addfile(member, content)
+
+
+def folder_of_tars(tree, root):
+    for split in SPLITS:
+        (root / split).mkdir()
+        (root / split / "._n0.tar").write_bytes(b"resource fork of another system")
+        for folder in (tree / split).iterdir():
+            with tarfile.open(root / split / f"{folder.name}.tar", "w") as tar:
+                for path in folder.iterdir():
+                    tar.add(path, path.name)
+
+
+LAYOUTS = [tar_of_class_folders, tar_of_tars, folder_of_tars]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tars_match_the_folders_that_they_contain(layout, imagenet, tmp_path):
+    """The same ids, order, labels, splits and pixels, with worker processes too."""
+    layout(imagenet, tmp_path)
+    options = {"num_workers": 2, "val_fraction": 0.25}
+    folders, tars = (fit_data(ImageNet(root=str(root), **options), config(32)) for root in (imagenet, tmp_path))
+    test_folders, test_tars = (open_test(data.test_dataset(), config(32)) for data in (folders, tars))
+    pairs = [
+        (tars.train_set, folders.train_set),
+        (tars.val_set, folders.val_set),
+        (test_tars.images, test_folders.images),
+    ]
+    for ours, theirs in pairs:
+        assert ours.ids == theirs.ids
+        assert ours.labels == theirs.labels
+    test_tars.images[0]  # read in this process before worker processes are forked from it
+    loaders = (data.readable_loader(data.images) for data in (test_tars, test_folders))
+    for ours, theirs in zip(*loaders, strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+    assert test_tars.images.digest() == test_tars.images.digest() != test_folders.images.digest()
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two classes with one image per split."""
+    for split in SPLITS:
+        for position, name in enumerate(("n10", "n9")):
+            folder = tmp_path / "tree" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (80 * position, 0, 0)).save(folder / "a.png")
+    return tmp_path / "tree"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_classes_are_sorted_as_folders_are(layout, tree, tmp_path):
+    layout(tree, tmp_path)
+    data = open_test(Folder(root=str(tmp_path)).test_dataset())
+    assert data.class_names == ["n10", "n9"], "as text, unlike in timm's reader"
+    assert data.images.ids == ["val/n10/a.png", "val/n9/a.png"]
+    assert data.images.labels == [0, 1]
+    assert [round(255 * float(data.images[index][0][0, 0, 0])) for index in range(2)] == [0, 80]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_numeric_classes_are_sorted_by_value(layout, tree, tmp_path):
+    for split in SPLITS:
+        for name in ("n9", "n10"):
+            (tree / split / name).rename(tree / split / name.removeprefix("n"))
+    layout(tree, tmp_path)
+    data = open_test(Folder(root=str(tmp_path)).test_dataset())
+    assert data.class_names == ["9", "10"]
+    assert data.images.ids == ["val/10/a.png", "val/9/a.png"]
+    assert data.images.labels == [1, 0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hidden_images_are_skipped(layout, tree, tmp_path):
+    for split in SPLITS:
+        shutil.copytree(tree / split / "n9", tree / split / "n9" / ".ipynb_checkpoints")
+        shutil.copy(tree / split / "n9" / "a.png", tree / split / "n9" / "._a.png")
+    layout(tree, tmp_path)
+    data = open_test(Folder(root=str(tmp_path)).test_dataset())
+    assert data.class_names == ["n10", "n9"]
+    assert data.images.ids == ["val/n10/a.png", "val/n9/a.png"]
+
+
+def test_images_of_the_same_name_have_different_ids(tree, tmp_path):
+    shutil.copytree(tree / "val" / "n9", tree / "val" / "part" / "n9")
+    tar_of_class_folders(tree, tmp_path)
+    images = open_test(Folder(root=str(tmp_path), classes=["n10", "n9"]).test_dataset()).images
+    assert len(set(images.ids)) == 3
+
+
+def test_tars_without_class_folders_are_refused(tree, tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        tar.add(tree / "train" / "n9" / "a.png", "a.png")
+    with pytest.raises(UserError, match=r"train.tar has 1 folders that are not classes|train.tar has no images in"):
+        Folder(root=str(tmp_path), classes=["n9"]).setup("fit")
+    (tmp_path / "train.tar").write_bytes(b"not a tar")
+    with pytest.raises(UserError, match=r"train.tar has no images in class folders"):
+        Folder(root=str(tmp_path)).setup("fit")
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        tar.add(tree / "train" / "n9" / "a.png", "n9/._a.png")
+    with pytest.raises(UserError, match=r"train.tar has no images in class folders \(all of its images are hidden\)"):
+        Folder(root=str(tmp_path)).setup("fit")
+
+
+def test_tars_of_other_classes_are_refused(tree, tmp_path):
+    tar_of_class_folders(tree, tmp_path)
+    with pytest.raises(UserError, match=r"has 2 folders that are not classes \(n10, n9\)"):
+        ImageNet(root=str(tmp_path)).setup("fit")
+
+
+def test_unreadable_images_are_named(tree, tmp_path):
+    (tree / "val" / "n9" / "a.png").write_bytes(b"not an image")
+    tar_of_class_folders(tree, tmp_path)
+    data = open_test(Folder(root=str(tmp_path)).test_dataset())
+    with pytest.raises(UnreadableImage, match=r"val.tar: \./n9/a.png cannot be read"):
+        data.images[1]

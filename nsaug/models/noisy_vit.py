@@ -1,4 +1,4 @@
-"""A timm vision transformer that takes images in [0, 1] and, optionally, noise on its patch embeddings or in a block."""
+"""A timm vision transformer for images in [0, 1] that can add noise to its patch embeddings or in a block."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

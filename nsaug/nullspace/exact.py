@@ -51,8 +51,8 @@ class ExactNullspace:
         convolution = patch_convolution(vit)
         if convolution is None:
             raise UserError(
-                f"the patch embedding of {type(vit.model).__name__} is not one convolution without overlap, so nsaug"
-                " does not compute its exact nullspace: choose a model such as vit_small_patch16_224"
+                f"the patch embedding of {type(vit.model).__name__} is not one linear map per patch"
+                " (overlapping patches, or several convolutions): its exact nullspace is not computed"
             )
         size: Any = convolution.kernel_size
         self.patch: tuple[int, int] = size

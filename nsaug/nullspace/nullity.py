@@ -56,7 +56,10 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(FAMILIES), help="timm names; default: one per family")
     parser.add_argument("--pretrained", action="store_true", help="use the hub's weights instead of random ones")
     parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE, help="singular values below this fraction of the largest count as 0"
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="singular values below this fraction of the largest count as 0",
     )
     args = parser.parse_args()
     table = Table(title=f"singular values below {args.tolerance:g} of the largest count as 0", title_justify="left")

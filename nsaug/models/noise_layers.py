@@ -79,11 +79,12 @@ def find_noise_layers(
     layers = {layer: calls[0][1:] for layer, calls in shapes.items() if len(calls) == 1 and calls[0] is not None}
     if "patch_embed" not in layers:
         calls = len(shapes.get("patch_embed", []))
-        reason = {
-            0: f"never calls its {name}",
-            1: f"has no embeddings (B, N, D) or (B, D, H, W) in the output of its {name}",
-        }
-        raise _no_patch_embed(model, input_size, reason.get(calls, f"calls its {name} {calls} times, not once"))
+        reason = f"calls its {name} {calls} times, not once"
+        if calls == 0:
+            reason = f"never calls its {name}"
+        elif calls == 1:
+            reason = f"has no embeddings (B, N, D) or (B, D, H, W) in the output of its {name}"
+        raise _no_patch_embed(model, input_size, reason)
     ordered = {"patch_embed": layers.pop("patch_embed")} | layers
     return NoiseLayers(name, inputs[0] is image, ordered)
 

@@ -1,8 +1,8 @@
 """The exact nullspace of a patch embedding: image changes that leave all patch embeddings equal (arXiv 2403.10476).
 
-A patch embedding that starts with one linear map per patch, W p + b with D outputs for the 3 h w values of a patch p, has
-a nullspace of dimension 3 h w - rank(W) per patch. All computations are in float64 and in pixel units: the normalization
-before W scales its columns by channel.
+A patch embedding that starts with one linear map per patch, W p + b with D outputs for the 3 h w values of a patch p,
+has a nullspace of dimension 3 h w - rank(W) per patch. All computations are in float64 and in pixel units: the
+normalization before W scales its columns by channel.
 """
 
 from typing import Any

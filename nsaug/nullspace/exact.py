@@ -83,7 +83,7 @@ class ExactNullspace:
 
         Solves min ||z - t||^2 with R z = R p and 0 <= z <= 1 for every patch p with target t, where the rows of R are
         an orthonormal basis of the row space of W. The dual is smooth: z = clip(t + R^T y, 0, 1) for the multipliers y
-        that maximize it, found by L-BFGS. A final projection makes the patch embeddings equal up to about 1e-9.
+        that maximize it, found by L-BFGS.
 
         Args:
             images, targets: (B, 3, H, W) in [0, 1].

@@ -5,9 +5,9 @@ import timm
 import torch
 from torch import nn
 
-from nsaug.methods import Nullspace
+from nsaug.methods import NoiseAugmentation
 from nsaug.models.noisy_vit import eval_mode, params_frozen
-from nsaug.nullspace import NoiseSynthesis
+from nsaug.nullspace import NullspaceNoise
 from nsaug.utils.errors import UserError
 from tests.conftest import TINY, tiny_vit
 
@@ -72,10 +72,10 @@ def test_gradient_checkpointing_keeps_gradients(noise, images):
 
 
 def test_block_noise_with_gradient_checkpointing_raises():
-    method = Nullspace(NoiseSynthesis(layer="blocks.1"))
-    method.check(tiny_vit())
+    method = NoiseAugmentation(NullspaceNoise(layer="blocks.1"))
+    method.setup(tiny_vit())
     with pytest.raises(UserError, match="model.grad_checkpointing=false, or nullspace.layer=patch_embed"):
-        method.check(tiny_vit(grad_checkpointing=True))
+        method.setup(tiny_vit(grad_checkpointing=True))
 
 
 def test_params_frozen_restores_requires_grad():

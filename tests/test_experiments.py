@@ -66,7 +66,7 @@ def test_finetune_trains_from_a_local_checkpoint(monkeypatch, tmp_path, imagenet
 def test_imagenet_trains_on_real_images(monkeypatch, tmp_path, imagenet, model):
     run(
         train, monkeypatch, *FAST, "experiment=imagenet", f"model={model}", "trainer.max_steps=2",
-        "nullspace.num_passes=1", f"data.root={imagenet}", "data.batch_size=2", "data.val_fraction=0.1", "model.pretrained=false",
-        f"hydra.run.dir={tmp_path}",
+        "nullspace.num_passes=1", f"data.root={imagenet}", "data.batch_size=2", "data.val_fraction=0.1",
+        "model.pretrained=false", f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000

@@ -57,7 +57,7 @@ def build_vit(
         name: a timm name, with or without a weight tag.
         num_classes: number of classes; None: that of the weights.
         pretrained: load the hub's weights; a `checkpoint` takes precedence.
-        checkpoint: a run's output folder, or a .safetensors, .pth or .ckpt file.
+        checkpoint: a run's output folder, or a weights file (.safetensors, .pth, .ckpt, ...).
         img_size: input size in pixels, one number or (H, W); None: that of the weights.
         patch_size: patch size in pixels; None: the model's own.
         patch_embed: name of the module that is the patch embedding; None: the checkpoint's, else find it.

@@ -5,6 +5,7 @@ A run's output folder holds `model.safetensors` and `config.json`, which plain t
 under the key `nsaug`, which timm ignores.
 """
 
+import argparse
 import json
 import logging
 import pickle
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def save_config(folder: str | Path, vit: NoisyViT, metadata: dict[str, Any]) -> None:
@@ -110,7 +111,7 @@ def run_name(path: str | Path) -> str:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict from a .safetensors, .pth, .pt, .bin or Lightning .ckpt file, on the CPU, with timm's keys.
+    """Read the state dict from a weights file (see SUFFIXES), on the CPU, with timm's keys.
 
     Wrappers are removed (`model`, `state_dict`; the EMA version is preferred), and so are the prefixes that training
     adds. Pickled objects are not executed (`weights_only`).
@@ -124,7 +125,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's model_best.pth.tar
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"checkpoint={path} is damaged or holds pickled objects, which are not loaded: save only the state dict"

@@ -156,7 +156,7 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 def test_experiments_compose(experiment):
     root = ["data.root=somewhere"] if experiment == "finetune" else []
     assert refused(f"experiment={experiment}", *root) is None
-    assert refused(f"experiment={experiment}", *root, "method=trades", "nullspace=batch", "trainer=ddp") is None
+    assert refused(f"experiment={experiment}", *root, "method=trades", "nullspace=per_batch", "trainer=ddp") is None
 
 
 @pytest.mark.parametrize("method", ["pgd", "fgsm_rs", "trades"])

@@ -1,3 +1,4 @@
+import argparse
 import os
 import pickle
 
@@ -51,6 +52,13 @@ def test_wrappers_and_prefixes_are_removed(tmp_path):
         loaded = read_weights(path)
         assert loaded.keys() == state.keys(), name
         assert all(torch.equal(loaded[key], state[key]) for key in state), name
+
+
+def test_checkpoint_of_timms_train_script(tmp_path):
+    state = {"a": torch.ones(1)}
+    args = argparse.Namespace(model="vit_tiny_patch16_224", lr=0.1)
+    torch.save({"epoch": 3, "state_dict": state, "args": args, "version": 2}, tmp_path / "model_best.pth.tar")
+    assert torch.equal(read_weights(tmp_path / "model_best.pth.tar")["a"], state["a"])
 
 
 class Evil:

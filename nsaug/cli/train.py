@@ -90,7 +90,7 @@ def main(cfg: DictConfig) -> None:
         trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, **length)
         if trainer.is_global_zero:  # at once: whatever ends the run, its last.ckpt can be judged
             record["wandb"] = wandb_run_info(loggers)
-            weights.save_config(folder, vit.model, vit.model_args, record)
+            weights.save_config(folder, vit, record)
         trainer.fit(finetuner, datamodule=data, ckpt_path=going_on)
         finished = not trainer.interrupted
     except SIGTERMException:

@@ -1,7 +1,5 @@
-"""A timm vision transformer that takes images in [0, 1] and, if asked, noise on its patch embeddings or in a block."""
+"""A timm vision transformer for images in [0, 1] that can add noise to its patch embeddings or in a block."""
 
-import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,35 +9,36 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from nsaug.models.noise_layers import find_noise_layers, is_channels_last, unwrap_tokens
 from nsaug.utils.errors import UserError, first_line
 
-log = logging.getLogger(__name__)
-
 PATCH_EMBED = "patch_embed"
-BLOCK = re.compile(r"(.+\.)?blocks\.\d+")
-"""Which of a timm model's modules are blocks; nested in Swin's and PVT's stages."""
+"""The layer that is the output of the patch embedding, whatever timm calls that module."""
 
 
 class NoisyViT(nn.Module):
-    """Wraps a timm model: normalises inside, adds noise at a site, is timm's own in all else.
+    """A timm model with normalization inside and a forward that can add noise at a layer.
 
-    The encoder's forward is timm's. The noise enters through hooks: on what `patch_embed` returns, before class token
-    and positions, or on what a block is given (`blocks.3`), class token included. `state_dict()` has the keys of the
-    timm model, without a prefix.
+    The forward is timm's. Hooks add the noise: to the output of the patch embedding, before class token and position
+    embeddings, or to the input of a block (`blocks.3`), class token included. `state_dict()` has the keys of the timm
+    model, without a prefix.
+
+    Args:
+        model: a timm model.
+        model_args: arguments of `timm.create_model` besides name and class count, to be saved with the weights.
+        patch_embed: name of the module in `model` that is the patch embedding; None: find it.
+        compile: use torch.compile while `compiled` is open.
+        grad_checkpointing: recompute the activations of blocks in the backward instead of storing them.
 
     Attributes:
-        model: the timm model.
-        compile_forward: whether forwards go through torch.compile while `compiled` is open.
-        compiles: whether they do now.
-        grad_checkpointing: whether blocks keep no activations but compute them again in the backward.
-        model_args: what `timm.create_model` was given beyond name and class count.
-        sites: where noise can be added, and the shape of one image's values there. Those of `patch_embed` are in the
-            model's own grid: (N, D), (H, W, D) or (D, H, W).
-        data_config: timm's description of the images it takes: `input_size` (3, H, W), `interpolation`, `crop_pct`,
+        compiles: whether forwards currently use torch.compile.
+        noise_shapes: the layers that take noise, with the shape of one image's activations. That of `patch_embed` is
+            the model's own: (N, D), (H, W, D) or (D, H, W).
+        data_config: timm's description of the input: `input_size` (3, H, W), `interpolation`, `crop_pct`,
             `crop_mode`, `mean`, `std`.
 
     Raises:
-        UserError: the model has no `patch_embed` that its forward calls.
+        UserError: no patch embedding that the forward calls exactly once.
     """
 
     model: Any  # timm's architectures share methods that no base class declares
@@ -51,6 +50,7 @@ class NoisyViT(nn.Module):
         model: nn.Module,
         model_args: dict[str, Any] | None = None,
         *,
+        patch_embed: str | None = None,
         compile: bool = False,
         grad_checkpointing: bool = False,
     ) -> None:
@@ -65,7 +65,7 @@ class NoisyViT(nn.Module):
             except (AttributeError, AssertionError) as error:
                 name = type(model).__name__
                 raise UserError(
-                    f"{name} knows no gradient checkpointing: set model.grad_checkpointing=false"
+                    f"{name} does not support gradient checkpointing: set model.grad_checkpointing=false"
                 ) from error
         self.model_args = dict(model_args or {})
         self.data_config: dict[str, Any] = resolve_model_data_config(model)
@@ -77,25 +77,33 @@ class NoisyViT(nn.Module):
         self.register_load_state_dict_pre_hook(_add_prefix)
         self._noise: Tensor | None = None
         self._layer = PATCH_EMBED
-        self.noise_shapes = _find_noise_layers(model, self.data_config["input_size"])
-        for layer in self.noise_shapes:  # all at once: a hook that comes after torch.compile is ignored
-            module = model.get_submodule(layer)
+        with eval_mode(model):
+            layers = find_noise_layers(model, self.data_config["input_size"], patch_embed)
+        self.patch_embed_name, self.noise_shapes = layers.patch_embed, layers.shapes
+        self._embeds_images = layers.takes_images
+        # Register all hooks now: torch.compile ignores hooks that are added after it.
+        for layer in self.noise_shapes:
             if layer == PATCH_EMBED:
-                module.register_forward_hook(self._add_to_output)
+                self.patch_embed.register_forward_hook(self._add_to_output)
             else:
-                module.register_forward_pre_hook(partial(self._add_to_input, layer))
+                model.get_submodule(layer).register_forward_pre_hook(partial(self._add_to_input, layer))
+
+    @property
+    def patch_embed(self) -> nn.Module:
+        """The module whose output is the patch embeddings."""
+        return self.model.get_submodule(self.patch_embed_name)
 
     def forward(self, images: Tensor, noise: Tensor | None = None, layer: str = PATCH_EMBED) -> Tensor:
-        """Logits, (B, num_classes).
+        """Compute logits, (B, num_classes).
 
         Args:
-            images: (B, 3, H, W) in [0, 1], not normalised.
-            noise: (1 or B, *noise_shape(site)), added there in the units of what is there; where tokens are kept in
-                a map, (1 or B, N, D) does too.
-            layer: one of `sites`.
+            images: (B, 3, H, W) in [0, 1], not normalized.
+            noise: (1 or B, *noise_shape(layer)), in units of the activations there. Where the activations are a map,
+                (1 or B, N, D) is accepted, too.
+            layer: a key of `noise_shapes`.
 
         Raises:
-            UserError: an unknown site, or noise of another shape.
+            UserError: unknown layer, or wrong shape of the noise.
         """
         if noise is not None:
             noise = self._to_grid(noise, layer)
@@ -103,10 +111,10 @@ class NoisyViT(nn.Module):
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
-        """While it is open, forwards go through torch.compile, where the model was built for it.
+        """Use torch.compile inside this context, if the model was built with `compile=True`.
 
-        For what is done over and over on images of one shape. Each combination of noise or none, gradients wanted or
-        not, frozen or not, and train or eval mode has a graph of its own, made when it first occurs.
+        Meant for repeated forwards on images of one shape. Every combination of with or without noise, gradients,
+        frozen parameters, and train or eval mode compiles its own graph at first use.
         """
         before, self.compiles = self.compiles, self.compile_forward
         try:
@@ -116,9 +124,9 @@ class NoisyViT(nn.Module):
 
     @contextmanager
     def restrict_classes(self, classes: Sequence[int] | None) -> Iterator[None]:
-        """While it is open, answers are logits of these class indices alone, in this order; of all where None.
+        """Return only the logits of these class indices, in this order, inside this context; None: all logits.
 
-        As good as masking the others: attacks and noise know of no other class either.
+        Attacks and noise synthesis in the context do not see other classes either.
         """
         if classes is None:
             yield
@@ -131,10 +139,10 @@ class NoisyViT(nn.Module):
             handle.remove()
 
     def noise_shape(self, layer: str = PATCH_EMBED) -> torch.Size:
-        """The shape of one image's noise at a site.
+        """Return the shape of one image's noise at a layer.
 
         Raises:
-            UserError: the model has no such site.
+            UserError: the model has no such layer.
         """
         if layer not in self.noise_shapes:
             known = list(self.noise_shapes)
@@ -143,17 +151,22 @@ class NoisyViT(nn.Module):
         return self.noise_shapes[layer]
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] to what the timm model expects."""
+        """Convert images in [0, 1] to the input of the timm model."""
         return (images - self.mean) / self.std
 
     def activations(self, images: Tensor, layer: str = PATCH_EMBED) -> Tensor:
-        """What noise would be added to, (B, *noise_shape(site)), for images (B, 3, H, W) in [0, 1]."""
+        """Compute the activations that noise is added to, (B, *noise_shape(layer)), for images (B, 3, H, W)."""
         self.noise_shape(layer)
-        module = self.model.get_submodule(layer)
+        if layer == PATCH_EMBED and self._embeds_images:
+            return unwrap_tokens(self.patch_embed(self.normalize(images)))
+        seen: list[Tensor] = []  # clones, because NaFlexViT adds its position embeddings in place
         if layer == PATCH_EMBED:
-            return _unwrap_tokens(module(self.normalize(images)))
-        seen: list[Tensor] = []
-        handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+            handle = self.patch_embed.register_forward_hook(
+                lambda module, args, output: seen.append(unwrap_tokens(output).clone())
+            )
+        else:
+            module = self.model.get_submodule(layer)
+            handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
         try:
             self.model(self.normalize(images))
         finally:
@@ -163,8 +176,8 @@ class NoisyViT(nn.Module):
     def _add_to_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         if self._noise is None or self._layer != PATCH_EMBED:
             return None
-        noised = self._add_noise(_unwrap_tokens(output))
-        return (noised, *output[1:]) if isinstance(output, tuple) else noised
+        noisy = self._add_noise(unwrap_tokens(output))
+        return (noisy, *output[1:]) if isinstance(output, tuple) else noisy
 
     def _add_to_input(self, layer: str, module: nn.Module, args: Any) -> Any:
         if self._noise is None or self._layer != layer:
@@ -176,13 +189,13 @@ class NoisyViT(nn.Module):
         return values + self._noise.to(values.dtype)
 
     def to_tokens(self, noise: Tensor, layer: str = PATCH_EMBED) -> Tensor:
-        """Noise (M, *noise_shape(site)) token by token, (M, N, D), which `forward` takes as well."""
+        """Reshape noise (M, *noise_shape(layer)) to tokens, (M, N, D), which `forward` accepts as well."""
         if noise.dim() == 3:
             return noise
         return noise.flatten(1, 2) if self._channels_last(layer) else noise.flatten(2).transpose(1, 2)
 
     def _channels_last(self, layer: str) -> bool:
-        return layer != PATCH_EMBED or _channels_last(self.model, self.noise_shape(layer))
+        return layer != PATCH_EMBED or is_channels_last(self.patch_embed, self.noise_shape(layer))
 
     def _to_grid(self, noise: Tensor, layer: str) -> Tensor:
         grid = self.noise_shape(layer)
@@ -193,8 +206,8 @@ class NoisyViT(nn.Module):
                 return noise.unflatten(1, grid[:2])
             if not self._channels_last(layer) and noise.shape[1:] == (grid[1] * grid[2], grid[0]):
                 return noise.transpose(1, 2).unflatten(2, grid[1:])
-        wanted = ", ".join(map(str, grid))
-        raise UserError(f"noise has shape {tuple(noise.shape)}; at {layer} it has to be (1 or B, {wanted})")
+        expected = ", ".join(map(str, grid))
+        raise UserError(f"noise has shape {tuple(noise.shape)}; {layer} takes (1 or B, {expected})")
 
 
 def _run(vit: NoisyViT, images: Tensor, noise: Tensor | None, layer: str) -> Tensor:
@@ -209,35 +222,36 @@ _compiled_run = torch.compile(_run)
 
 
 def check_compile(device: torch.device) -> None:
-    """Raises UserError where torch.compile does not work on a device: it needs a C++ compiler, or Triton."""
+    """Raise UserError if torch.compile does not work on a device; it needs a C++ compiler or Triton."""
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except Exception as error:
         raise UserError(
             f"model.compile=true: torch.compile does not work here ({first_line(error)}): install"
-            f" {'a C++ compiler' if device.type == 'cpu' else 'Triton'}, or type model.compile=false"
+            f" {'a C++ compiler' if device.type == 'cpu' else 'Triton'}, or set model.compile=false"
         ) from error
 
 
 @contextmanager
 def params_frozen(module: nn.Module) -> Iterator[None]:
-    """While it is open, no graph leads to a parameter.
+    """Turn off gradients of all parameters inside this context.
 
-    For gradients to images or noise alone: what torch.compile makes computes the weights' as well, whoever asks.
+    For gradients with respect to images or noise alone: a graph from torch.compile would compute those of the
+    parameters as well.
     """
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in learning:
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Puts a module into eval mode; afterwards each of its parts is back in the mode it was in."""
+    """Put a module into eval mode; restore the mode of every submodule on exit."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -245,57 +259,6 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
-
-
-def _find_noise_layers(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, torch.Size]:
-    """The sites of a model with the shape of one image's values there, seen in a forward, which shows too that it
-    calls each once."""
-    name = type(model).__name__
-    patch_embed = getattr(model, PATCH_EMBED, None)
-    if not isinstance(patch_embed, nn.Module):
-        raise UserError(f"{name} has no patch_embed to add noise to: choose a plain ViT, DeiT, BEiT, Swin, PVT, ...")
-    seen: dict[str, list[Any]] = {PATCH_EMBED: []}
-    handles = [
-        patch_embed.register_forward_hook(lambda module, args, output: seen[PATCH_EMBED].append(_unwrap_tokens(output)))
-    ]
-    for layer, module in model.named_modules():
-        if BLOCK.fullmatch(layer):
-            own = seen[layer] = []
-            handles.append(
-                module.register_forward_pre_hook(lambda module, args, own=own: own.append(_unwrap_tokens(args or None)))
-            )
-    parameter = next(model.parameters())
-    try:
-        with torch.no_grad(), eval_mode(model):
-            model(torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        size = "x".join(map(str, input_size[1:]))
-        raise UserError(
-            f"{name} does not take images of {size} pixels ({first_line(error)}): set model.img_size"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not seen[PATCH_EMBED]:
-        raise UserError(f"{name} never calls its patch_embed, so no noise can be added to it: choose another model")
-    values = {layer: found[0] for layer, found in seen.items() if layer == PATCH_EMBED or len(found) == 1}
-    return {layer: each.shape[1:] for layer, each in values.items() if isinstance(each, Tensor) and len(each) == 1}
-
-
-def _unwrap_tokens(values: Any) -> Any:
-    """The embeddings in what a patch embedding returns, or a block is given: some have the grid's size beside them."""
-    return values[0] if isinstance(values, tuple) else values
-
-
-def _channels_last(model: nn.Module, grid: torch.Size) -> bool:
-    """Whether a map of patch embeddings is (H, W, D) and not (D, H, W)."""
-    convolutions = [m for m in model.get_submodule("patch_embed").modules() if isinstance(m, nn.Conv2d)]
-    width = convolutions[-1].out_channels if convolutions else grid[-1]
-    return grid[-1] == width and (grid[0] != width or _declares_channels_last(model))
-
-
-def _declares_channels_last(model: nn.Module) -> bool:
-    return str(getattr(model.get_submodule("patch_embed"), "output_fmt", "")).endswith("NHWC")
 
 
 def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -1,10 +1,11 @@
-"""Checkpoints: written whole or not at all, read without trusting pickles, and handed back to plain timm.
+"""Read and write model weights: timm's format, no pickled objects, no Lightning.
 
-A run's folder holds `last.ckpt` (Lightning's, to resume from), and beside it `model.safetensors` and `config.json`,
-which `timm.create_model("local-dir:FOLDER", pretrained=True)` loads. What nsaug itself needs to know of the run
-(method, seed, data) stands in config.json under the key `nsaug`, which timm ignores.
+A run's output folder holds `model.safetensors` and `config.json`, which plain timm loads with
+`timm.create_model("local-dir:FOLDER", pretrained=True)`. nsaug's own metadata (method, seed, data) is in config.json
+under the key `nsaug`, which timm ignores.
 """
 
+import argparse
 import json
 import logging
 import pickle
@@ -18,6 +19,7 @@ from timm.models import clean_state_dict
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
+from nsaug.models.noisy_vit import NoisyViT
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.files import atomic_write
 
@@ -25,35 +27,35 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
-def save_config(folder: str | Path, model: Any, model_args: dict[str, Any], record: dict[str, Any]) -> None:
-    """Writes `config.json` into `folder`: what timm and nsaug have to know of the weights beside it.
+def save_config(folder: str | Path, vit: NoisyViT, metadata: dict[str, Any]) -> None:
+    """Write `config.json`, which describes the weights beside it to timm and nsaug.
 
     Args:
-        folder: a run's own.
-        model: the timm model, its `pretrained_cfg` describing the images it takes.
-        model_args: what `timm.create_model` was given beyond the name and the class count.
-        record: what nsaug wants to know of the run, as plain JSON values.
+        folder: a run's output folder.
+        vit: the model.
+        metadata: nsaug's metadata of the run, as plain JSON values.
     """
-    with atomic_write(Path(folder) / CONFIG) as draft:
-        save_config_for_hf(model, draft, model_config={"nsaug": record}, model_args=model_args)
+    config = {"nsaug": metadata | {"patch_embed": vit.patch_embed_name}}
+    with atomic_write(Path(folder) / CONFIG) as tmp_path:
+        save_config_for_hf(vit.model, tmp_path, model_config=config, model_args=vit.model_args)
 
 
 def save_weights(folder: str | Path, model: Any) -> None:
-    """Writes `model.safetensors` into `folder`; with `config.json` beside it, plain timm loads the folder."""
+    """Write the weights of a timm model to `model.safetensors`."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with atomic_write(Path(folder) / WEIGHTS) as draft:
-        # Not save_file: what it writes is readable by its owner alone.
-        draft.write_bytes(save(tensors, metadata={"format": "pt"}))
+    with atomic_write(Path(folder) / WEIGHTS) as tmp_path:
+        # Not save_file: its files are readable by their owner alone.
+        tmp_path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def resolve_path(path: str | Path) -> Path:
-    """The weights file that a user means by `path`: the file itself, or the one that a run's folder holds.
+    """Return the weights file that `path` refers to: the file itself, or the one in a run's output folder.
 
     Raises:
-        UserError: nothing there, or nothing that holds weights.
+        UserError: no such file, or no weights in the folder.
     """
     path = Path(path)
     if path.is_dir():
@@ -63,37 +65,59 @@ def resolve_path(path: str | Path) -> Path:
     if not path.is_file():
         raise UserError(f"checkpoint={path} does not exist: name a run's output folder or a {', '.join(SUFFIXES)} file")
     if path.suffix not in SUFFIXES:
-        raise UserError(f"checkpoint={path} is no {', '.join(SUFFIXES)} file")
+        raise UserError(f"checkpoint={path} is not a {', '.join(SUFFIXES)} file")
     return path
 
 
 def read_config(path: str | Path) -> dict[str, Any] | None:
-    """config.json beside the weights at `path`, or None where there is none."""
-    config = resolve_path(path).with_name(CONFIG)
-    return json.loads(config.read_text()) if config.is_file() else None
+    """Read the config.json beside the weights at `path`; None if there is none.
+
+    Raises:
+        UserError: no weights at `path`, or an invalid config.json.
+    """
+    file = resolve_path(path).with_name(CONFIG)
+    return _read_config_file(file) if file.is_file() else None
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """What the run in a folder left of itself in config.json; empty where it left nothing."""
-    config = Path(folder) / CONFIG
-    return json.loads(config.read_text()).get("nsaug", {}) if config.is_file() else {}
+    """Read nsaug's metadata from the config.json in a run's folder; empty if there is none.
+
+    Raises:
+        UserError: invalid config.json.
+    """
+    file = Path(folder) / CONFIG
+    return _read_config_file(file).get("nsaug", {}) if file.is_file() else {}
+
+
+def _read_config_file(file: Path) -> dict[str, Any]:
+    advice = "restore it, or name the weights file of another folder"
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON ({first_line(error)}): {advice}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} should hold an object, not a {type(config).__name__}: {advice}")
+    for key in ("pretrained_cfg", "model_args", "nsaug"):
+        if not isinstance(config.get(key, {}), dict):
+            raise UserError(f"{file}: {key} should be an object, not a {type(config[key]).__name__}: {advice}")
+    return config
 
 
 def run_name(path: str | Path) -> str:
-    """What tables call the weights at `path`: the name of the run that left them, else the name of the file."""
-    record = (read_config(path) or {}).get("nsaug", {})
+    """Return the display name of the weights at `path`: that of their run, else the file's or the folder's."""
+    metadata = (read_config(path) or {}).get("nsaug", {})
     file = resolve_path(path)
-    return record.get("name") or (file.parent.name if file.name == WEIGHTS else file.stem)
+    return metadata.get("name") or (file.parent.name if file.name == WEIGHTS else file.stem)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors, .pth, .pt, .bin or Lightning .ckpt file, on the CPU, with timm's own keys.
+    """Read the state dict from a weights file (see SUFFIXES), on the CPU, with timm's keys.
 
-    Files that wrap it (`model`, `state_dict`, their EMA first) are unwrapped; prefixes that training adds are
-    dropped. Pickled objects are never executed (`weights_only`).
+    Wrappers are removed (`model`, `state_dict`; the EMA version is preferred), and so are the prefixes that training
+    adds. Pickled objects are not executed (`weights_only`).
 
     Raises:
-        UserError: the file is missing, damaged, or holds something other than tensors.
+        UserError: the file is missing, damaged, or holds no state dict.
     """
     path = resolve_path(path)
     try:
@@ -101,10 +125,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's model_best.pth.tar
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"checkpoint={path} is damaged or holds pickled objects, which are not loaded: save its state dict alone"
+            f"checkpoint={path} is damaged or holds pickled objects, which are not loaded: save only the state dict"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"checkpoint={path} cannot be read: {first_line(error)}") from error
@@ -112,7 +137,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     wrappers = ("state_dict_ema", "model_ema", "state_dict", "model")
     state = content if isinstance(content, dict) else {}
     state = next((state[key] for key in wrappers if isinstance(state.get(key), dict)), state)
-    if any(key.startswith("vit.") for key in state):  # a Finetuner: its method and metrics stay behind
+    if any(key.startswith("vit.") for key in state):  # a Lightning checkpoint, which also holds the method's state
         state = {key.removeprefix("vit."): value for key, value in state.items() if key.startswith("vit.")}
     state = clean_state_dict(state)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):

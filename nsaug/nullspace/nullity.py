@@ -1,6 +1,6 @@
-"""The exact nullspace's dimension over timm's ViT families.
+"""Print the dimension of the exact nullspace for models of timm's ViT families.
 
-python -m nsaug.nullspace.nullity                                   random weights: what the shapes alone leave
+python -m nsaug.nullspace.nullity                                   random weights: the dimension by shape alone
 python -m nsaug.nullspace.nullity --pretrained vit_base_patch16_224.augreg_in21k_ft_in1k
 """
 
@@ -37,39 +37,42 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "pvt_v2_b0": {},
     "xcit_nano_12_p16_224": SHALLOW,
 }
-"""One block each where only the shapes matter: the patch embedding is all that is looked at."""
+"""timm name: model arguments that keep the model small. Only the patch embedding matters here."""
 
 
 def nullity(name: str, pretrained: bool, tolerance: float) -> list[str]:
-    """A row of the table: model, patch, its values, width, rank, nullity; or model and why there is none."""
+    """Return a table row: model, patch, its number of values, width, rank, nullity; or model and error message."""
     try:
         vit = build_vit(name, pretrained=pretrained, args=None if pretrained else FAMILIES.get(name))
-        found = ExactNullspace(vit, tolerance)
+        null = ExactNullspace(vit, tolerance)
     except UserError as error:
         return [name, str(error)]
-    values = found.rank + found.dimension
-    return [name, "x".join(map(str, found.patch)), str(values), str(found.width), str(found.rank), str(found.dimension)]
+    values = null.rank + null.dimension
+    return [name, "x".join(map(str, null.patch)), str(values), str(null.width), str(null.rank), str(null.dimension)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=list(FAMILIES), help="timm names; default: one per family")
+    parser.add_argument("--pretrained", action="store_true", help="use the hub's weights instead of random ones")
     parser.add_argument(
-        "models", nargs="*", default=list(FAMILIES), help="timm names; all families where none is given"
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="singular values below this fraction of the largest count as 0",
     )
-    parser.add_argument("--pretrained", action="store_true", help="the hub's weights instead of random ones")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="below this share of the largest: 0")
-    options = parser.parse_args()
-    table = Table(title=f"singular values below {options.tolerance:g} of the largest count as 0", title_justify="left")
+    args = parser.parse_args()
+    table = Table(title=f"singular values below {args.tolerance:g} of the largest count as 0", title_justify="left")
     for heading in ("model", "patch", "values", "width", "rank", "nullity"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    rows = [nullity(name, options.pretrained, options.tolerance) for name in options.models]
-    refused = [row for row in rows if len(row) == 2]
+    rows = [nullity(name, args.pretrained, args.tolerance) for name in args.models]
+    failed = [row for row in rows if len(row) == 2]
     for row in rows:
-        table.add_row(*(row if row not in refused else [row[0], *"-----"]))
+        table.add_row(*(row if row not in failed else [row[0], *"-----"]))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    for name, reason in refused:
+    for name, reason in failed:
         print(f"{name}: {reason}")
-    if len(refused) == len(rows):
+    if len(failed) == len(rows):
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Noise on the patch embeddings as a change of the image: what one looks at, and what one cannot see."""
+"""Conversion of noise on the patch embeddings to a change of the image, for display."""
 
 import torch
 from torch import Tensor, nn
@@ -7,32 +7,34 @@ from nsaug.models.noisy_vit import NoisyViT
 
 
 def patch_convolution(vit: NoisyViT) -> nn.Conv2d | None:
-    """The convolution that a patch embedding begins with: one linear map per patch, without overlap; else None."""
-    convolutions = [part for part in vit.model.get_submodule("patch_embed").modules() if isinstance(part, nn.Conv2d)]
+    """Return the convolution of a patch embedding that is one linear map per patch without overlap; else None."""
+    convolutions = [module for module in vit.patch_embed.modules() if isinstance(module, nn.Conv2d)]
     if len(convolutions) != 1:
         return None
     (convolution,) = convolutions
     tiles = convolution.kernel_size == convolution.stride and convolution.padding in ((0, 0), "valid")
-    return convolution if tiles and convolution.groups == 1 else None
+    on_images = convolution.in_channels == 3 and convolution.groups == 1
+    return convolution if tiles and on_images else None
 
 
 def patch_projection(vit: NoisyViT) -> nn.Conv2d | None:
-    """That convolution where it is the whole patch embedding, with no norm behind it; else None."""
-    norms = [part for part in vit.model.get_submodule("patch_embed").modules() if isinstance(part, nn.LayerNorm)]
-    return None if norms else patch_convolution(vit)
+    """Return that convolution if nothing but reshaping follows it in the patch embedding; else None."""
+    leaves = [module for module in vit.patch_embed.modules() if not list(module.children())]
+    return patch_convolution(vit) if all(isinstance(leaf, nn.Conv2d | nn.Identity) for leaf in leaves) else None
 
 
 @torch.no_grad()
 def to_pixels(vit: NoisyViT, noise: Tensor) -> Tensor | None:
-    """The smallest change of pixels whose patch embeddings come nearest to `noise` (by the pseudo-inverse).
+    """Compute the smallest change of pixels whose patch embeddings are nearest to `noise`, by the pseudo-inverse.
 
-    Where a patch has fewer values than its embedding, most of the noise is no image's: this is its shadow.
+    If a patch has fewer values than its embedding, no image change produces most of the noise; the result is then its
+    projection.
 
     Args:
         noise: (B, N, D), in units of the patch embeddings.
 
     Returns:
-        (B, 3, H, W) in pixel units, not clamped; None where the patch embedding is not one linear map per patch.
+        (B, 3, H, W) in pixel units, not clamped; None if the patch embedding is not one linear map per patch.
     """
     convolution = patch_projection(vit)
     if convolution is None or noise.dim() != 3:

@@ -1,4 +1,4 @@
-"""Write files atomically."""
+"""Atomic writing of files."""
 
 import os
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is written there replaces `path` at the end, or never.
+    """Yield a temporary path beside `path`, and move it to `path` on a normal exit.
 
-    The data are on the disk before the name points to them (fsync, then os.replace in the same folder).
+    The data are on disk (fsync) before `path` refers to them; after an error `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tmp_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield draft
-        with open(draft, "rb+") as file:
+        yield tmp_path
+        with open(tmp_path, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(draft, path)
+        os.replace(tmp_path, path)
     finally:
-        draft.unlink(missing_ok=True)
+        tmp_path.unlink(missing_ok=True)

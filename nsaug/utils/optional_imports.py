@@ -1,4 +1,4 @@
-"""Packages that nsaug does without until something of theirs is asked for."""
+"""Import of optional dependencies."""
 
 import importlib
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from nsaug.utils.errors import UserError
 
 
-def optional_import(name: str, module: str) -> Any:
-    """A module that an extra of this package installs.
+def optional_import(extra: str, module: str) -> Any:
+    """Import a module that is installed by one of nsaug's extras.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the module is not installed.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"this needs {module}: pip install 'nsaug[{name}]'") from error
+        raise UserError(f"this needs {module}: pip install 'nsaug[{extra}]'") from error

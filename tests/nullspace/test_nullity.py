@@ -5,7 +5,7 @@ import pytest
 from nsaug.nullspace import nullity
 
 
-def test_the_table(monkeypatch, capsys):
+def test_table(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nullity", "vit_small_patch32_224", "pvt_v2_b0"])
     nullity.main()
     *table, note = capsys.readouterr().out.splitlines()
@@ -18,9 +18,9 @@ def test_the_table(monkeypatch, capsys):
     assert "is not one linear map per patch" in note
 
 
-def test_nothing_to_tell_is_an_error(monkeypatch, capsys):
+def test_no_valid_model_exits_with_1(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nullity", "nothing"])
     with pytest.raises(SystemExit) as stop:
         nullity.main()
     assert stop.value.code == 1
-    assert "no timm model" in capsys.readouterr().out
+    assert "is not a timm model" in capsys.readouterr().out

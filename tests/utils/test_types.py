@@ -2,26 +2,34 @@ import pytest
 from pydantic import ValidationError
 
 from nsaug.attacks import PGD
-from nsaug.utils.types import parse_number
+from nsaug.utils.types import flatten, parse_number
 
 
-def test_a_fraction_is_a_number():
+def test_fraction_is_parsed():
     assert parse_number("4/255") == 4 / 255
     assert PGD(eps="8 / 255").eps == 8 / 255
 
 
 @pytest.mark.parametrize("value", ["4/0", "four/255", "1/2/3"])
-def test_what_looks_like_a_fraction_but_is_none(value):
+def test_invalid_fraction_raises(value):
     with pytest.raises(ValueError, match="neither a number nor a fraction"):
         parse_number(value)
 
 
 @pytest.mark.parametrize("setting", [{"eps": -0.1}, {"eps": 1.5}, {"num_steps": -1}, {"num_steps": 2.5}, {"epss": 0.1}])
-def test_settings_refuse_what_is_out_of_range_or_unknown(setting):
+def test_out_of_range_or_unknown_settings_raise(setting):
     with pytest.raises(ValidationError):
         PGD(**setting)
 
 
-def test_settings_do_not_change():
+def test_settings_are_frozen():
     with pytest.raises(AttributeError):
         PGD().eps = 0.5
+
+
+def test_flatten_nested_settings():
+    assert flatten({"optim": {"lr": 0.1, "betas": [0.9, 0.999]}, "seed": 0}) == {
+        "optim.lr": 0.1,
+        "optim.betas": "[0.9, 0.999]",
+        "seed": 0,
+    }

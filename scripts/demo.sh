@@ -14,4 +14,4 @@ $python train.py -m experiment=digits_finetune method=clean,nullspace seed=0,1,2
     'checkpoint="outputs/demo/pretrained/seed${seed}"' \
     hydra.sweep.dir=$out 'hydra.sweep.subdir="${hydra:runtime.choices.method}/seed${seed}"'
 $python evaluate.py "checkpoint=[$out/pretrained/*,$out/clean/*,$out/nullspace/*]" suite=demo device=cpu \
-    store=$out/store hydra.run.dir=$out/results
+    cache=$out/cache hydra.run.dir=$out/results

@@ -108,7 +108,7 @@ CURVES = {
     "steps": (1, 3, 10, 30),
 }
 RADIUS = ["suite=nullspace", *(f"~suite.benchmarks.{name}" for name in ("clean", "noise", "transfer", "exact"))]
-RADIUS += ["suite.eps=[0.03]", "suite.benchmarks.radius.noises=1", "suite.benchmarks.radius.limits=[1,2]"]
+RADIUS += ["suite.eps=[0.03]", "suite.benchmarks.radius.num_noises=1", "suite.benchmarks.radius.limits=[1,2]"]
 
 
 class Study:
@@ -200,7 +200,7 @@ class Study:
         self.evaluate(runs, "results", *suite)
 
     def evaluate(self, runs: list[Path], name: str, *suite: str) -> None:
-        where = [f"hydra.run.dir={self.folder}/{name}", f"store={self.root}/store", self.device]
+        where = [f"hydra.run.dir={self.folder}/{name}", f"cache={self.root}/cache", self.device]
         told = [f"checkpoint=[{','.join(map(str, runs))}]", "tracking.wandb=off", "batch_size=360"]
         self.script("evaluate.py", *told, *suite, *where)
 

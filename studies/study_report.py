@@ -17,8 +17,8 @@ from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
-from nsaug.evaluation.reporting.plots import colours
-from nsaug.evaluation.statistics import Interval, over_seeds
+from nsaug.evaluation.reporting.plots import colors
+from nsaug.evaluation.statistics import Interval, t_interval
 
 COLUMNS = {"clean": "clean images", "pgd": "PGD", "corrupted": "corruptions", "score": "score"}
 ADVERSARIAL = ("fgsm_rs", "pgd", "pgd_3_steps", "trades")
@@ -47,7 +47,7 @@ def finished(root: Path) -> list[Path]:
 
 def difference(table: pd.DataFrame, name: str, other: str, column: str) -> Interval:
     """How many points one entry lies above another, seed by seed."""
-    return over_seeds((table.loc[name, column] - table.loc[other, column]).dropna().to_numpy())
+    return t_interval((table.loc[name, column] - table.loc[other, column]).dropna().to_numpy())
 
 
 def shown(interval: Interval) -> str:
@@ -143,7 +143,7 @@ def curves(table: pd.DataFrame, path: Path) -> None:
         for at, (key, label) in zip(axes, SWEPT.items(), strict=True):
             found = swept(table, key)
             x = [value for value, _ in found]
-            for column, colour in colours(list(COLUMNS)).items():
+            for column, colour in colors(list(COLUMNS)).items():
                 every = [difference(table, name, "clean", column) for _, name in found]
                 at.plot(x, [each.value for each in every], "o-", markersize=4, color=colour, label=COLUMNS[column])
                 at.fill_between(
@@ -164,7 +164,7 @@ def training(folder: Path, found: list[tuple[float, str]], path: Path) -> None:
     """Influence and norm of the noise over training, before refinement (dotted) and after, means over seeds."""
 
     def draw(axes: list[Any]) -> None:
-        for (value, name), colour in zip(found, colours([name for _, name in found]).values(), strict=True):
+        for (value, name), colour in zip(found, colors([name for _, name in found]).values(), strict=True):
             logs = [pd.read_csv(file) for file in sorted(folder.glob(f"{name}/seed*/metrics.csv"))]
             told = pd.concat(logs).groupby("step").mean(numeric_only=True)
             for at, what in zip(axes, ("influence", "noise_rms"), strict=True):
@@ -193,10 +193,10 @@ def rank_correlation(both: pd.DataFrame, x: str, y: str) -> tuple[Interval, Inte
     seeds = both["seed"].unique()
     pooled, count = coefficient(both), len(seeds)
     left_out = np.array([coefficient(both[both["seed"] != seed]) for seed in seeds])
-    spread = over_seeds(count * pooled - (count - 1) * left_out)
+    spread = t_interval(count * pooled - (count - 1) * left_out)
     half = spread.high - spread.value
     around = Interval(pooled, max(-1.0, pooled - half), min(1.0, pooled + half))
-    return around, over_seeds(np.array([coefficient(own) for _, own in both.groupby("seed")]))
+    return around, t_interval(np.array([coefficient(own) for _, own in both.groupby("seed")]))
 
 
 def radius(folder: Path, tables: list[pd.DataFrame]) -> str:
@@ -212,7 +212,7 @@ def radius(folder: Path, tables: list[pd.DataFrame]) -> str:
 
     def draw(axes: list[Any]) -> None:
         for at, column in zip(axes, ("pgd", "corrupted"), strict=True):
-            for name, colour in colours(FAMILIES).items():
+            for name, colour in colors(FAMILIES).items():
                 own = both[both["family"] == name]
                 at.plot(own["radius"], own[column], "o", markersize=3, color=colour, label=name)
             at.set_xlabel("radius, in rms(u)")

@@ -1,6 +1,6 @@
-"""Judging models: a suite's benchmarks become results that are kept, and every view is drawn from those."""
+"""Evaluation: run a suite of benchmarks on models, cache the results, report them."""
 
-from nsaug.evaluation.analyses import Analysis, ExactPair, NoiseAnalysis, NoiseRadius, NoiseTransfer
+from nsaug.evaluation.analyses import Analysis, NoiseAnalysis, NoiseRadius, NoiseTransfer, NullspacePair
 from nsaug.evaluation.benchmarks import Benchmark
 from nsaug.evaluation.cache import ResultCache
 from nsaug.evaluation.corruption_error import CorruptionError
@@ -15,11 +15,11 @@ __all__ = [
     "BenchmarkResult",
     "CorruptionError",
     "EvalModel",
-    "ExactPair",
     "NamedBenchmark",
     "NoiseAnalysis",
     "NoiseRadius",
     "NoiseTransfer",
+    "NullspacePair",
     "ResultCache",
     "Score",
     "Subset",

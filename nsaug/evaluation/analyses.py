@@ -1,4 +1,4 @@
-"""Entries of a suite that ask what noise is like, not how often a model is right: the paper's analysis."""
+"""Analyses of nullspace noise as in the paper: entries of a suite that measure properties instead of accuracy."""
 
 import copy
 import math
@@ -43,300 +43,299 @@ from nsaug.utils.types import (
 )
 
 SPLIT, NOISE, CHANGE, RADIUS = 0, 1, 2, 3
-"""First part of the key of a generator's draws, after the seed."""
+"""Streams of random numbers: the first part of a generator's key after the seed."""
 
 Eps = Annotated[FiniteFloat, Field(gt=0, lt=2)]
 
 
 @validated_dataclass
 class Analysis:
-    """What all analyses are told. Half of the images are learned on, the other half is judged: never the same.
+    """Base class of analyses. Noise is learned on one half of the images and evaluated on the other half.
 
     Attributes:
-        images: how many of the data set are used at most, drawn by the seed.
+        num_images: maximum number of images, drawn with the seed.
     """
 
-    images: Annotated[int, Field(ge=2)] = 500
+    num_images: Annotated[int, Field(ge=2)] = 500
 
-    condition: ClassVar[str] = "analysed"
+    condition: ClassVar[str] = "analyzed"
     data: ClassVar[None] = None
-    corrupted_by: ClassVar[None] = None
-    on_own_images: ClassVar[bool] = True
+    corruption_name: ClassVar[None] = None
+    uses_model_data: ClassVar[bool] = True
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that its results depend on, defaults included, as plain values."""
+        """All settings that results depend on, defaults included, as plain values."""
         return to_plain(self)
 
-    def class_subset(self, own: TestDataset) -> None:
-        """Analyses take all answers as they are."""
+    def class_subset(self, model_data: ImageDataModule) -> None:
+        """Analyses use all classes."""
 
-    def work(self, count: int) -> int:
-        """About how many forwards it takes, on a data set of `count` images."""
+    def num_forwards(self, num_images: int) -> int:
+        """Approximate number of forward passes on a data set of this size, for the progress bar."""
         raise NotImplementedError
 
-    def run(self, vit: NoisyViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> AnalysisResult:
-        """Measures one model, in fp32 and eval mode.
+    def run(
+        self, vit: NoisyViT, loader: DataLoader[Any], seed: int, on_progress: Callable[[int], None]
+    ) -> AnalysisResult:
+        """Measure one model, in fp32 and eval mode.
 
         Args:
-            vit: on the device to work on.
-            loader: its data set and batch size are what counts.
-            seed: of the choice of images and of every draw.
-            advance: called with the number of forwards done.
+            vit: the model, on its device.
+            loader: gives the data set and the batch size.
+            seed: seed of the choice of images and of all noise.
+            on_progress: called with the number of forward passes done.
         """
         raise NotImplementedError
 
-    def _halves(self, vit: NoisyViT, loader: DataLoader[Any], seed: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Images to learn on, images to judge on, and the ids of the latter."""
-        data: Any = loader.dataset
-        order = torch.randperm(len(data), generator=make_generator("cpu", seed, SPLIT))[: self.images].tolist()
-        read = [found for index in order if (found := data[index]) is not None]
-        if len(read) < 2:
-            raise UserError("an analysis of noise needs two images at least: one to learn on, one to judge on")
-        images = torch.stack([image for image, _, _ in read]).to(vit.mean)
-        half = len(read) // 2
-        return images[:half], images[half:], [name for _, _, name in read[half:]]
+    def _split_images(self, vit: NoisyViT, loader: DataLoader[Any], seed: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Return the images to learn on, the images to evaluate on, and the ids of the latter."""
+        dataset: Any = loader.dataset
+        order = torch.randperm(len(dataset), generator=make_generator("cpu", seed, SPLIT))[: self.num_images].tolist()
+        items = [item for index in order if (item := dataset[index]) is not None]
+        if len(items) < 2:
+            raise UserError("an analysis needs at least two images: one to learn noise on, one to evaluate it")
+        images = torch.stack([image for image, _, _ in items]).to(vit.mean)
+        half = len(items) // 2
+        return images[:half], images[half:], [image_id for _, _, image_id in items[half:]]
 
 
 @validated_dataclass
 class NoiseAnalysis(Analysis):
-    """Learned noises beside their permutations and random noise, scaled, added, mixed.
+    """Learned noise compared with permuted and random noise; scaled, added and mixed.
 
-    Each noise is one for all images, learned as the synthesis says on the first half of the images.
+    Every noise is shared by all images and learned on the first half of them.
 
-    Conditions: `learned`; `permuted` (all elements), `permuted within` (each token's), `permuted across` (the tokens);
-    `random, same norm`; `random, same influence` (as the learned noise has on the judged images); each at every α that
-    it is scaled by. Of every two neighbours `sum`, and `mix` at each weight of the first. Metrics: those of
-    `nsaug.nullspace.analysis.noise_effects`, at α = 1 also `rms`, and of learned and random noise `unreachable_energy`; `reached`, the
-    share of noises that were below ε when their learning ended.
+    Conditions, at every scale α: `learned`; `permuted` (all elements), `permuted within` (within tokens), `permuted
+    across` (whole tokens); `random, same norm`; `random, same influence`. Conditions of two consecutive noises: `sum`,
+    and `mix` with the weight of the first as strength.
+
+    Metrics: those of `nsaug.nullspace.analysis.effects`; at α = 1 also `rms` and, except for permuted noise,
+    `overlap`; for learned noise `converged`, whether it was below ε when learning ended.
     """
 
-    synthesis: UniversalConfig
-    noises: PositiveInt = 20
+    synthesis: EpochSynthesis
+    num_noises: PositiveInt = 20
     alphas: tuple[NonNegativeFloat, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-    mixes: tuple[Fraction, ...] = (0.25, 0.5, 0.75)
+    mix_weights: tuple[Fraction, ...] = (0.25, 0.5, 0.75)
 
-    def work(self, count: int) -> int:
-        half = min(count, self.images) // 2
+    def num_forwards(self, num_images: int) -> int:
+        half = min(num_images, self.num_images) // 2
         synthesis = self.synthesis
-        learning = math.ceil(4 * half * synthesis.data_fraction * synthesis.num_passes)
-        judging = half * (6 * len(self.alphas) + 1 + len(self.mixes))
-        return self.noises * (learning + judging)
+        learning = math.ceil(4 * half * synthesis.share * synthesis.rounds)
+        evaluation = half * (6 * len(self.alphas) + 1 + len(self.mix_weights))
+        return self.num_noises * (learning + evaluation)
 
-    def run(self, vit: NoisyViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> AnalysisResult:
-        images, judged, ids = self._halves(vit, loader, seed)
-        size, layer, device = loader.batch_size or len(images), self.synthesis.layer, vit.mean.device
+    def run(
+        self, vit: NoisyViT, loader: DataLoader[Any], seed: int, on_progress: Callable[[int], None]
+    ) -> AnalysisResult:
+        train_images, test_images, ids = self._split_images(vit, loader, seed)
+        size, layer, device = loader.batch_size or len(train_images), self.synthesis.layer, vit.mean.device
         vit.eval()
-        rms = float(embedding_rms(vit, images[:size], layer))
-        synthesis = self.synthesis
-        # Settings count in multiples of rms(u); AdamW's step also in those of the start.
-        unit = synthesis.init_scale * rms
-        synthesis = replace(synthesis, init_scale=unit, lr=synthesis.lr * unit)
-        batches = images.split(size)
+        rms = embedding_rms(vit, train_images[:size], layer)
+        batches = train_images.split(size)
         learned = []
-        for number in range(self.noises):
-            draws = make_generator(device, seed, NOISE, number)
-            found = learn_universal(vit, lambda *_: iter(batches), len(batches), synthesis, draws)
+        for index in range(self.num_noises):
+            generator = make_generator(device, seed, NOISE, index)
+            found = self.synthesis.learn(vit, lambda _: iter(batches), len(batches), generator, rms)
             learned.append((vit.to_tokens(found.noise, layer), bool(found.converged.all())))
-            advance(math.ceil(4 * len(images) * synthesis.data_fraction * synthesis.num_passes))
-        clean = [compute_outputs(vit, batch) for batch in judged.split(size)]
-        measures = [
-            Measurement("learned", None, "converged", number, converged)
-            for number, (_, converged) in enumerate(learned)
+            on_progress(4 * size * max(1, found.steps))
+        clean = [answers(vit, batch) for batch in test_images.split(size)]
+        measurements = [
+            Measurement("learned", None, "converged", index, converged) for index, (_, converged) in enumerate(learned)
         ]
 
-        def measure(condition: str, strength: float | None, number: int, noise: Tensor) -> None:
-            for metric, value in _effects(vit, judged, noise, clean, layer).items():
-                measures.append(Measurement(condition, strength, metric, number, value))
-            advance(len(judged))
+        def measure(condition: str, strength: float | None, index: int, noise: Tensor) -> None:
+            for metric, value in _mean_effects(vit, test_images, noise, clean, layer).items():
+                measurements.append(Measurement(condition, strength, metric, index, value))
+            on_progress(len(test_images))
 
-        for number, (noise, _) in enumerate(learned):
-            kinds = self._kinds(vit, judged[:size], noise, make_generator(device, seed, CHANGE, number))
-            for condition, kind in kinds.items():
-                measures.append(Measurement(condition, 1.0, "rms", number, float(root_mean_square(kind))))
-                share = (
-                    unreachable_energy(vit, kind)
-                    if layer == PATCH_EMBED and not condition.startswith("permuted")
-                    else None
-                )
-                if share is not None:
-                    measures.append(Measurement(condition, 1.0, "unreachable_energy", number, float(share)))
+        for index, (noise, _) in enumerate(learned):
+            variants = self._variants(vit, test_images[:size], noise, make_generator(device, seed, CHANGE, index))
+            for condition, variant in variants.items():
+                measurements.append(Measurement(condition, 1.0, "rms", index, float(root_mean_square(variant))))
+                if layer == PATCH_EMBED and not condition.startswith("permuted"):
+                    share = overlap(vit, variant)
+                    if share is not None:
+                        measurements.append(Measurement(condition, 1.0, "overlap", index, float(share)))
                 for alpha in self.alphas:
-                    measure(condition, alpha, number, alpha * kind)
-            if self.noises > 1:
-                other = learned[(number + 1) % self.noises][0]
-                measure("sum", None, number, noise + other)
-                for weight in self.mixes:
-                    measure("mix", weight, number, weight * noise + (1 - weight) * other)
-        every = torch.cat([noise for noise, _ in learned])
-        titles, pictures = self._pictures(vit, judged[:1], every[:1], make_generator(device, seed, CHANGE, 0))
-        return AnalysisResult(measures, ids, titles, pictures, every.cpu().numpy())
+                    measure(condition, alpha, index, alpha * variant)
+            if self.num_noises > 1:
+                other = learned[(index + 1) % self.num_noises][0]
+                measure("sum", None, index, noise + other)
+                for weight in self.mix_weights:
+                    measure("mix", weight, index, weight * noise + (1 - weight) * other)
+        noises = torch.cat([noise for noise, _ in learned])
+        titles, images = self._make_images(vit, test_images[:1], noises[:1], make_generator(device, seed, CHANGE, 0))
+        return AnalysisResult(measurements, ids, titles, images, noises.cpu().numpy())
 
-    def _kinds(self, vit: NoisyViT, images: Tensor, noise: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
+    def _variants(self, vit: NoisyViT, images: Tensor, noise: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The noise, its permutations, and random noise of the same norm and of the same influence."""
         layer = self.synthesis.layer
-        random = random_like(noise, draws)
-        clean = compute_outputs(vit, images)
-        own = float(noise_effects(compute_outputs(vit, images, noise, layer), clean)["influence"].mean())
-        match = match_influence(vit, images, random, clean.logits, max(own, 1e-6), num_steps=16, layer=layer)
+        random = random_like(noise, generator)
+        clean = answers(vit, images)
+        target = float(effects(answers(vit, images, noise, layer), clean)["influence"].mean())
+        match = match_influence(
+            vit, images, random, clean.logits, max(target, 1e-6), steps=16, tolerance=0.05, layer=layer
+        )
         return {
             "learned": noise,
-            "permuted": permute_elements(noise, draws),
-            "permuted within": permute_within_tokens(noise, draws),
-            "permuted across": permute_tokens(noise, draws),
+            "permuted": permuted(noise, generator),
+            "permuted within": permuted_within(noise, generator),
+            "permuted across": permuted_across(noise, generator),
             "random, same norm": random,
             "random, same influence": scale_noise(random, match.scale),
         }
 
-    def _pictures(
-        self, vit: NoisyViT, image: Tensor, noise: Tensor, draws: torch.Generator
+    def _make_images(
+        self, vit: NoisyViT, image: Tensor, noise: Tensor, generator: torch.Generator
     ) -> tuple[list[str], list[np.ndarray]]:
-        """An image, a noise as the smallest change of pixels that comes nearest to it, and both together."""
+        """Titles and images: an image, learned and permuted noise as changes of its pixels, and their sums."""
         if self.synthesis.layer != PATCH_EMBED:
             return [], []
-        shown = [("image", image)]
-        for name, each in (("learned", noise), ("permuted", permute_elements(noise, draws))):
-            change = to_pixels(vit, each)
+        titled = [("image", image)]
+        for name, variant in (("learned", noise), ("permuted", permuted(noise, generator))):
+            change = to_pixels(vit, variant)
             if change is None:
                 return [], []
             contrast = 0.5 + 0.5 * change / change.abs().max()
-            shown += [(f"{name} noise", contrast), (f"image with {name} noise", image + change)]
-        return [title for title, _ in shown], [_eight_bit(picture[0]) for _, picture in shown]
+            titled += [(f"{name} noise", contrast), (f"image with {name} noise", image + change)]
+        return [title for title, _ in titled], [_to_uint8(image[0]) for _, image in titled]
 
 
 @validated_dataclass
 class NoiseRadius(Analysis):
-    """How large noise grows before it moves the predictions by ε: learned, and merely scaled.
+    """Largest norm of noise whose influence is below ε, for learned noise and for scaled random noise.
 
-    Conditions `learned` and `random`, strength ε. Metrics `radius` (root mean square, in units of the patch
-    embeddings) and `relative radius` (in multiples of theirs); see `nsaug.nullspace.analysis.nullspace_radius`.
+    Conditions: `learned` and `random`, with ε as strength. Metrics: `radius` (root mean square of the noise) and
+    `relative radius` (relative to that of the embeddings); see `nsaug.nullspace.analysis.radii`.
     """
 
     eps: tuple[Eps, ...] = (0.01, 0.03, 0.1)
-    noises: PositiveInt = 5
-    init_scales: tuple[PositiveFloat, ...] = (0.5, 1, 2, 4, 8)
-    num_updates: PositiveInt = 200
+    num_noises: PositiveInt = 5
+    limits: tuple[PositiveFloat, ...] = (0.5, 1, 2, 4, 8)
+    updates: PositiveInt = 200
     layer: str = PATCH_EMBED
 
-    def work(self, count: int) -> int:
-        half = min(count, self.images) // 2
-        learning = 4 * half * max(1, round(self.num_updates / math.ceil(half / 64))) * len(self.init_scales)
-        return self.noises * (learning + 12 * half * (1 + len(self.init_scales)) * len(self.eps))
+    def num_forwards(self, num_images: int) -> int:
+        half = min(num_images, self.num_images) // 2
+        learning = 4 * 64 * self.updates * len(self.limits)
+        return self.num_noises * (learning + 12 * half * (1 + len(self.limits)) * len(self.eps))
 
-    def run(self, vit: NoisyViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> AnalysisResult:
-        images, judged, ids = self._halves(vit, loader, seed)
+    def run(
+        self, vit: NoisyViT, loader: DataLoader[Any], seed: int, on_progress: Callable[[int], None]
+    ) -> AnalysisResult:
+        train_images, test_images, ids = self._split_images(vit, loader, seed)
         vit.eval()
-        unit = float(embedding_rms(vit, judged[: loader.batch_size], self.layer))
-        measures = []
-        for number in range(self.noises):
-            draws = make_generator(vit.mean.device, seed, RADIUS, number)
-            found = nullspace_radius(
-                vit,
-                images,
-                judged,
-                self.eps,
-                draws,
-                self.init_scales,
-                self.num_updates,
-                layer=self.layer,
-                on_progress=advance,
-            )
-            for each in found:
-                for condition, value in (("learned", each.learned), ("random", each.random)):
-                    measures.append(Measurement(condition, each.eps, "radius", number, value))
-                    measures.append(Measurement(condition, each.eps, "relative radius", number, value / unit))
-        return AnalysisResult(measures, ids)
+        rms = float(embedding_rms(vit, test_images[: loader.batch_size], self.layer))
+        measurements = []
+        for index in range(self.num_noises):
+            generator = make_generator(vit.mean.device, seed, RADIUS, index)
+            by_eps = radii(
+                vit, train_images, test_images, self.eps, generator, self.limits, self.updates,
+                layer=self.layer, advance=on_progress,
+            )  # fmt: skip
+            for radius in by_eps:
+                for condition, value in (("learned", radius.learned), ("random", radius.random)):
+                    measurements.append(Measurement(condition, radius.eps, "radius", index, value))
+                    measurements.append(Measurement(condition, radius.eps, "relative radius", index, value / rms))
+        return AnalysisResult(measurements, ids)
 
 
 @validated_dataclass
 class NoiseTransfer(Analysis):
-    """The noises that another model learned, on this one: conditions `from NAME`, metrics as in `NoiseAnalysis`.
+    """Noise learned on the other models: conditions `from NAME`, metrics as in `NoiseAnalysis`.
 
     Attributes:
-        of: the suite's entry, a `NoiseAnalysis`, whose noises they are.
-        layer: where they are added; where that entry's are.
+        source: name of the `NoiseAnalysis` in the suite that provides the noises.
+        layer: where the noises are added; the layer of that analysis.
     """
 
-    of: str
+    source: str
     layer: str = PATCH_EMBED
 
-    def work(self, count: int) -> int:
-        return 0  # it depends on the other models
+    def num_forwards(self, num_images: int) -> int:
+        return 0  # depends on the other models
 
     def run(
         self,
         vit: NoisyViT,
         loader: DataLoader[Any],
         seed: int,
-        advance: Callable[[int], None],
+        on_progress: Callable[[int], None],
         noises: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> AnalysisResult:
-        """As all analyses; `noises` are the other models', (M, N, D), by the models' names."""
-        _, judged, ids = self._halves(vit, loader, seed)
-        size = loader.batch_size or len(judged)
+        """As `Analysis.run`; `noises` are those of the other models, (M, N, D), by model name."""
+        _, test_images, ids = self._split_images(vit, loader, seed)
+        size = loader.batch_size or len(test_images)
         vit.eval()
-        clean = [compute_outputs(vit, batch) for batch in judged.split(size)]
+        clean = [answers(vit, batch) for batch in test_images.split(size)]
         shape = vit.to_tokens(torch.zeros(1, *vit.noise_shape(self.layer)), self.layer).shape[1:]
-        measures = []
-        for name, others in noises.items():
-            if others.shape[1:] != shape:
-                continue  # another width or number of tokens: nothing to transfer
-            for number, noise in enumerate(torch.from_numpy(others).to(judged)):
-                for metric, value in _effects(vit, judged, noise[None], clean, self.layer).items():
-                    measures.append(Measurement(f"from {name}", None, metric, number, value))
-        return AnalysisResult(measures, ids)
+        measurements = []
+        for name, array in noises.items():
+            if array.shape[1:] != shape:
+                continue  # another width or number of tokens: not transferable
+            for index, noise in enumerate(torch.from_numpy(array).to(test_images)):
+                for metric, value in _mean_effects(vit, test_images, noise[None], clean, self.layer).items():
+                    measurements.append(Measurement(f"from {name}", None, metric, index, value))
+        return AnalysisResult(measurements, ids)
 
 
 @validated_dataclass
-class ExactPair(Analysis):
-    """Two images that look different and are one to the model: the exact nullspace of its patch embedding at work.
+class NullspacePair(Analysis):
+    """Two images that differ by a vector in the exact nullspace of the patch embedding, and so have equal logits.
 
-    Metrics `nullity` (dimensions of the nullspace of one patch), and where there are any: `pixels` (mean absolute
-    change of a pixel), `logits` (largest change of a logit, in float64) and `targets` (the largest that the target
-    image itself makes).
+    The second image is the one nearest to a target image. Metrics: `nullity` (dimension of the nullspace per patch)
+    and, if it is positive, `pixels` (mean absolute difference between the pair's pixels), `logits` (largest difference
+    between the pair's logits, in float64) and `targets` (largest difference between the image's and the target's).
     """
 
-    images: Annotated[int, Field(ge=2)] = 2
+    num_images: Annotated[int, Field(ge=2)] = 2
 
-    def work(self, count: int) -> int:
+    def num_forwards(self, num_images: int) -> int:
         return 1
 
-    def run(self, vit: NoisyViT, loader: DataLoader[Any], seed: int, advance: Callable[[int], None]) -> AnalysisResult:
-        images, targets, ids = self._halves(vit, loader, seed)
+    def run(
+        self, vit: NoisyViT, loader: DataLoader[Any], seed: int, on_progress: Callable[[int], None]
+    ) -> AnalysisResult:
+        images, targets, ids = self._split_images(vit, loader, seed)
         vit.eval()
-        advance(1)
+        on_progress(1)
         if patch_convolution(vit) is None:
             return AnalysisResult([], ids)
         null = ExactNullspace(vit)
-        measures = [Measurement("exact", None, "nullity", 0, float(null.dimension))]
+        measurements = [Measurement("exact", None, "nullity", 0, float(null.dimension))]
         if null.dimension == 0:
-            return AnalysisResult(measures, ids)
+            return AnalysisResult(measurements, ids)
         image, target = images[:1], targets[:1]
-        other = null.nearest(image, target).to(vit.mean.device)
+        pair = null.nearest(image, target).to(vit.mean.device)
         with torch.no_grad():
-            logits = copy.deepcopy(vit).double()(torch.cat([image.double(), other, target.double()]))
-        found = {
-            "pixels": (other - image).abs().mean(),
+            logits = copy.deepcopy(vit).double()(torch.cat([image.double(), pair, target.double()]))
+        metrics = {
+            "pixels": (pair - image).abs().mean(),
             "logits": (logits[1] - logits[0]).abs().max(),
             "targets": (logits[2] - logits[0]).abs().max(),
         }
-        measures += [Measurement("exact", None, metric, 0, float(value)) for metric, value in found.items()]
-        confidence, said = logits.softmax(-1).max(-1)
-        told = [f"class {int(c)}, {100 * float(p):.1f} %" for c, p in zip(said, confidence, strict=True)]
-        titles = [f"{name}: {what}" for name, what in zip(("image", "its pair", "target"), told, strict=True)]
-        pictures = [_eight_bit(each[0]) for each in (image, other, target)]
-        return AnalysisResult(measures, ids, titles, pictures)
+        measurements += [Measurement("exact", None, metric, 0, float(value)) for metric, value in metrics.items()]
+        confidences, predictions = logits.softmax(-1).max(-1)
+        titles = [
+            f"{name}: class {int(prediction)}, {100 * float(confidence):.1f} %"
+            for name, prediction, confidence in zip(("image", "pair", "target"), predictions, confidences, strict=True)
+        ]
+        shown = [_to_uint8(batch[0]) for batch in (image, pair, target)]
+        return AnalysisResult(measurements, ids, titles, shown)
 
 
-def _effects(vit: NoisyViT, judged: Tensor, noise: Tensor, clean: list[Outputs], layer: str) -> dict[str, float]:
-    """Mean effects of one noise over all judged images."""
+def _mean_effects(vit: NoisyViT, images: Tensor, noise: Tensor, clean: list[Answers], layer: str) -> dict[str, float]:
+    """Mean effects of one noise over all images."""
     size = len(clean[0].logits)
     parts = [
-        noise_effects(compute_outputs(vit, batch, noise, layer), before)
-        for batch, before in zip(judged.split(size), clean, strict=True)
+        effects(answers(vit, batch, noise, layer), before)
+        for batch, before in zip(images.split(size), clean, strict=True)
     ]
     return {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}
 
 
-def _eight_bit(image: Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1] as (H, W, 3) in uint8."""
+def _to_uint8(image: Tensor) -> np.ndarray:
+    """Convert (3, H, W) in [0, 1] to (H, W, 3) in uint8."""
     return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()

@@ -1,4 +1,4 @@
-"""One entry of a suite: what is done to the images of a data set, at which strengths."""
+"""Benchmarks: predictions on clean images, or under an attack, a corruption or nullspace noise."""
 
 import logging
 import zlib
@@ -31,68 +31,68 @@ from nsaug.utils.types import FiniteFloat, NonNegativeInt, to_plain, validated_d
 
 log = logging.getLogger(__name__)
 
-PICTURES = 6
-"""How many images are kept as the model saw them."""
+NUM_SAMPLES = 6
+"""Number of sample images kept for the report."""
 CONDITIONS = ("clean", "relabelled", "shifted", "attacked", "corrupted", "noised")
-"""What a benchmark does to images; see `Benchmark.condition`."""
-REFERENCE = 64
-"""On how many of the first images rms(u) is measured, whatever the batch size."""
-DOUBTED = 16
-"""On how many of the first images a model is asked whether attacks can be trusted."""
+"""Values of `Benchmark.condition`."""
+NUM_RMS_IMAGES = 64
+"""Number of images on which rms(u) is measured, whatever the batch size."""
+NUM_CHECK_IMAGES = 16
+"""Number of images on which a model is checked for masked gradients."""
 
 
-class Halved(Protocol):
+class BatchFn(Protocol):
+    """A function of a batch that returns one or more tensors (B, ...)."""
+
     def __call__(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, ...]: ...
 
 
 @validated_dataclass
 class Benchmark:
-    """Clean images, or images at each strength of an attack, of a corruption, or of nullspace noise.
+    """Clean images, or images at several strengths of an attack, a corruption or nullspace noise.
 
     Attributes:
-        attack: one of `nsaug.attacks`.
-        corruption: one of `nsaug.corruptions`.
-        noise: a synthesis of ε-approximate nullspace noise, refined for each image on the model that is judged.
-        vary: the setting of whichever it is that is its strength.
-        values: the strengths, in that setting's unit.
-        transfer: whether the attack's images are made on each of the other models in turn, and not on the judged one.
-        data: test images other than the model's own, of the same classes: a `TestDataset`, or an `ImageDataModule` for
-            its test split. Stored corruptions have their severities as strengths.
-        classes: the class indices that images and answers are restricted to, or the list that names them; where None
-            those that the data count.
+        attack: an attack of `nsaug.attacks`.
+        corruption: a corruption of `nsaug.corruptions`.
+        noise: synthesis of ε-approximate nullspace noise, per image and on the evaluated model.
+        param: the parameter of the attack, corruption or noise that sets its strength.
+        strengths: values of that parameter.
+        transfer: make the attack's images on the other models (black-box) instead of the evaluated one.
+        data: test data other than the model's own, with the same classes; stored corruptions have severities of their
+            own.
+        classes: class indices, or the name of a list, to restrict images and predictions to; None takes those of the
+            data.
     """
 
     attack: Any = None
     corruption: Any = None
-    noise: NullspaceNoise | None = None
-    vary: str | None = None
-    values: tuple[FiniteFloat, ...] = ()
+    noise: NoiseSynthesis | None = None
+    param: str | None = None
+    strengths: tuple[FiniteFloat, ...] = ()
     transfer: bool = False
     data: Annotated[Any, BeforeValidator(as_test_dataset)] = None
     classes: Literal["imagenet_a", "imagenet_r"] | tuple[NonNegativeInt, ...] | None = None
 
     def __post_init__(self) -> None:
-        kinds = [kind for kind in (self.attack, self.corruption, self.noise) if kind is not None]
-        if len(kinds) > 1:
-            raise ValueError("a benchmark has one of attack, corruption and noise")
-        if bool(kinds) != bool(self.vary) or bool(kinds) != bool(self.values):
-            raise ValueError(
-                "a benchmark with an attack, a corruption or noise says what to vary and its values; no other does"
-            )
-        if self.data is not None and not isinstance(self.data, TestDataset):
-            raise ValueError("data has to be one of nsaug.data")
+        changes = [change for change in (self.attack, self.corruption, self.noise) if change is not None]
+        if len(changes) > 1:
+            raise ValueError("a benchmark takes only one of attack, corruption and noise")
+        if bool(changes) != bool(self.param) or bool(changes) != bool(self.strengths):
+            raise ValueError("an attack, a corruption or noise needs both param and strengths; nothing else takes them")
+        if self.data is not None and not isinstance(self.data, ImageDataModule):
+            raise ValueError("data must be one of nsaug.data")
         if self.transfer and self.attack is None:
-            raise ValueError("only an attack's images are transferred: set attack, or transfer to false")
-        if kinds and self._stored:
-            raise ValueError("stored corruptions are judged as they are: set no attack, corruption or noise")
-        if self.noise is not None and self.noise.scope != "per_image":
-            raise ValueError("a benchmark judges each image by a noise of its own: set scope to per_image")
-        for strength in self.values:  # builds each once, so that a bad strength is found before any image is read
-            self._at(strength)
+            raise ValueError("transfer=true needs an attack")
+        if changes and self._is_stored:
+            raise ValueError("stored corruptions take no attack, corruption or noise")
+        if self.noise is not None and self.noise.scope != "sample":
+            raise ValueError("benchmarks use one noise per image: set scope to sample")
+        for strength in self.strengths:  # validates every strength before any image is read
+            self._with_strength(strength)
 
     @property
     def condition(self) -> str:
-        """What is done to the images, in a word."""
+        """What is done to the images, one of CONDITIONS."""
         if self.attack is not None:
             return "attacked"
         if self.corruption is not None:
@@ -102,86 +102,83 @@ class Benchmark:
         return "clean" if self.data is None else str(self.data.condition)
 
     @property
-    def on_own_images(self) -> bool:
-        """Whether it judges all test images of the model's own data."""
+    def uses_model_data(self) -> bool:
+        """Whether it evaluates on all test images of the model's own data."""
         return self.data is None and self.classes is None
 
     @property
-    def corrupted_by(self) -> str | None:
-        """The name of the common corruption, of any severity."""
+    def corruption_name(self) -> str | None:
+        """Name of the common corruption, generated or stored; None for other benchmarks."""
         if isinstance(self.corruption, Corruption):
             return str(self.corruption.name)
-        return str(self.data.corruption) if self._stored else None
+        return str(self.data.corruption) if self._is_stored else None
 
     @property
-    def strengths(self) -> tuple[float | None, ...]:
-        return tuple(self.data.severities) if self._stored else self.values or (None,)
+    def evaluated_strengths(self) -> tuple[float | None, ...]:
+        """Strengths or stored severities; (None,) if there are none."""
+        return tuple(self.data.severities) if self._is_stored else self.strengths or (None,)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that its results depend on beside the images, defaults included, as plain values."""
-        return to_plain(replace(self, data=None)) | {"data": self.data and self.data.cache_fields}
+        """All settings that results depend on, defaults included, as plain values."""
+        return to_plain(replace(self, data=None)) | {"data": self.data and self.data.told}
 
-    def class_subset(self, own: TestDataset) -> list[int] | None:
-        """Class indices that images and answers are restricted to, `own` being the model's data; None for all."""
+    def class_subset(self, model_data: ImageDataModule) -> list[int] | None:
+        """Class indices to restrict images and predictions to; None for all."""
         if self.classes is not None:
             return class_subset_indices(self.classes) if isinstance(self.classes, str) else sorted(self.classes)
-        class_subset = (self.data or own).class_subset
+        class_subset = (self.data or model_data).class_subset
         return None if class_subset is None else list(class_subset)
 
     @property
-    def _stored(self) -> bool:
+    def _is_stored(self) -> bool:
         return isinstance(self.data, StoredCorruption)
 
-    @property
-    def forwards(self) -> int:
-        """About how many forwards an image costs: what a forecast of the time left goes by."""
-        each = 1
+    def num_forwards(self, num_images: int) -> int:
+        """Approximate number of forward passes, for the progress bar."""
+        per_strength = 1
         if self.attack is not None:
-            each += 3 * getattr(self.attack, "num_steps", 1) * getattr(self.attack, "restarts", 1)
+            per_strength += 3 * getattr(self.attack, "num_steps", 1) * getattr(self.attack, "restarts", 1)
         elif self.noise is not None:
-            each += 1 + 3 * self.noise.num_steps
-        return each * len(self.strengths)
-
-    def work(self, count: int) -> int:
-        """About how many forwards it takes, on `count` images."""
-        return count * self.forwards
+            per_strength += 1 + 3 * self.noise.steps
+        return num_images * per_strength * len(self.evaluated_strengths)
 
     def run(
         self,
         vit: NoisyViT,
         loader: DataLoader[Any],
         seed: int,
-        advance: Callable[[int], None],
-        attacked_on: NoisyViT | None = None,
+        on_progress: Callable[[int], None],
+        source: NoisyViT | None = None,
         class_subset: Sequence[int] | None = None,
     ) -> PerImageResult:
-        """Judges every image at every strength, in fp32 and eval mode.
+        """Evaluate every image at every strength, in fp32 and eval mode.
 
         Args:
-            vit: on the device to work on.
-            loader: of (images (B, 3, H, W) in [0, 1], labels (B,), ids), labels as class indices or sets of them; None
-                stands for a batch that could not be read.
-            seed: of random starts and corruptions. An image's draws follow from it, the image's id and the strength's
-                place, and depend on neither batch size nor order.
-            advance: called after each batch with the number of forwards done.
-            attacked_on: the model that an attack's images are made on, where it is another; on the same device.
-            counted: the class indices that answers are taken among, as `self.counted` gives them; None for all.
+            vit: the model, on its device.
+            loader: yields (images (B, 3, H, W) in [0, 1], labels (B,) or sets of labels (B, k), ids), or None for a
+                batch that could not be read.
+            seed: seed of random starts and corruptions. The draws for an image depend on the seed, the image's id and
+                the index of the strength only, not on batch size or order.
+            on_progress: called after every batch with the number of forward passes done.
+            source: the model to attack, if it is another one; on the same device.
+            class_subset: class indices to restrict predictions to, from `self.class_subset`; None for all.
         """
         vit.eval()
-        target = vit if attacked_on is None else attacked_on.eval()
+        target = vit if source is None else source.eval()
         with (
             vit.restrict_classes(class_subset),
             nullcontext() if target is vit else target.restrict_classes(class_subset),
         ):
-            result = self._run(vit, target, loader, seed, advance, _places(vit, class_subset))
+            result = self._run(vit, target, loader, seed, on_progress, _class_index_map(vit, class_subset))
         if class_subset is None:
             return result
         indices = np.array(class_subset)
-        judged = [
-            replace(each, label=indices[each.label], prediction=indices[each.prediction]) for each in result.judged
+        scores = [
+            replace(scores, label=indices[scores.label], prediction=indices[scores.prediction])
+            for scores in result.scores
         ]
-        return replace(result, judged=judged)
+        return replace(result, scores=scores)
 
     def _run(
         self,
@@ -189,53 +186,53 @@ class Benchmark:
         target: NoisyViT,
         loader: DataLoader[Any],
         seed: int,
-        advance: Callable[[int], None],
-        places: Tensor | None,
+        on_progress: Callable[[int], None],
+        class_map: Tensor | None,
     ) -> PerImageResult:
-        """As `run`, in places among the classes that count: of each class index its place."""
+        """As `run`, with labels and predictions as indices into the class subset."""
         device = vit.mean.device
-        rms = self._reference(vit, loader, device)
-        found: list[dict[str, list[np.ndarray]]] = [{name: [] for name in FIELDS} for _ in self.strengths]
-        pictures: list[list[Tensor]] = [[] for _ in self.strengths]
-        count = len(loader.dataset)  # type: ignore[arg-type]
-        pictured = sorted({round(each) for each in np.linspace(0, count - 1, PICTURES)})
-        seen: list[str] = []
+        rms = self._measure_rms(vit, loader, device)
+        strengths = self.evaluated_strengths
+        fields: list[dict[str, list[np.ndarray]]] = [{name: [] for name in FIELDS} for _ in strengths]
+        samples: list[list[Tensor]] = [[] for _ in strengths]
+        num_images = len(loader.dataset)  # type: ignore[arg-type]
+        sample_indices = sorted({round(index) for index in np.linspace(0, num_images - 1, NUM_SAMPLES)})
+        all_ids: list[str] = []
         for batch in loader:
             if batch is None:
                 continue
             images, labels, ids = batch
             images, labels = images.to(device), labels.to(device)
-            if places is not None:
-                labels = places[labels]
-            if self.attack is not None and not seen:
-                some = min(len(images), DOUBTED)
-                for doubt in attack_warnings(target, images[:some], labels[:some]):
-                    log.warning("%s may find less on this model than there is: %s", type(self.attack).__name__, doubt)
-            shown_here = [each - len(seen) for each in pictured if 0 <= each - len(seen) < len(ids)]
-            for place in range(len(self.strengths)):
+            if class_map is not None:
+                labels = class_map[labels]
+            if self.attack is not None and not all_ids:
+                for warning in attack_warnings(target, images[:NUM_CHECK_IMAGES], labels[:NUM_CHECK_IMAGES]):
+                    log.warning("%s may overestimate this model's robustness: %s", type(self.attack).__name__, warning)
+            batch_samples = [i - len(all_ids) for i in sample_indices if 0 <= i - len(all_ids) < len(ids)]
+            for index in range(len(strengths)):
 
-                def at_this_strength(
+                def evaluate_batch(
                     images: Tensor,
                     labels: Tensor,
                     ids: Sequence[str],
-                    place: int = place,
-                    show: bool = bool(shown_here),
+                    index: int = index,
+                    show: bool = bool(batch_samples),
                 ) -> tuple[Tensor, ...]:
-                    return self._logits(vit, target, images, labels, ids, place, seed, rms, show)
+                    return self._logits(vit, target, images, labels, ids, index, seed, rms, show)
 
-                logits, shown, converged = in_memory(at_this_strength, images, labels, ids)
+                logits, inputs, converged = split_on_oom(evaluate_batch, images, labels, ids)
                 for name, values in score_predictions(logits, labels, converged).items():
-                    found[place][name].append(values.cpu().numpy())
-                pictures[place] += [shown[each].cpu() for each in shown_here]
-            seen += ids
-            advance(self.work(len(images)))
-        if not seen:
-            raise UserError(f"none of its {count:,} images can be read")
-        pictured = [each for each in pictured if each < len(seen)]
-        judged = [PerImageScores(**{name: np.concatenate(parts) for name, parts in each.items()}) for each in found]
-        stacked = torch.stack([torch.stack(each) for each in pictures])
-        kept = (stacked.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
-        return PerImageResult(self.strengths, seen, judged, pictured, kept)
+                    fields[index][name].append(values.cpu().numpy())
+                samples[index] += [inputs[i].cpu() for i in batch_samples]
+            all_ids += ids
+            on_progress(self.num_forwards(len(images)))
+        if not all_ids:
+            raise UserError(f"none of the {num_images:,} images can be read")
+        scores = [PerImageScores(**{name: np.concatenate(parts) for name, parts in field.items()}) for field in fields]
+        sample_indices = [i for i in sample_indices if i < len(all_ids)]
+        stacked = torch.stack([torch.stack(images) for images in samples])
+        sample_images = (stacked.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
+        return PerImageResult(strengths, all_ids, scores, sample_indices, sample_images)
 
     @torch.no_grad()
     def _logits(
@@ -245,82 +242,86 @@ class Benchmark:
         images: Tensor,
         labels: Tensor,
         ids: Sequence[str],
-        place: int,
+        index: int,
         seed: int,
         rms: Tensor | None,
         show: bool,
     ) -> tuple[Tensor, ...]:
-        """Logits at one strength, the images as the model saw them, and of noise which images' reached ε.
+        """Logits at one strength, the images as the model saw them, and whether noise converged (NaN without noise).
 
-        With `show` unset, noise is not drawn into the images: its pixels are dear.
+        Args:
+            index: index of the strength.
+            show: convert noise to pixels for the returned images, which is expensive.
         """
-        if self._stored:
-            images = images[:, place]
+        if self._is_stored:
+            images = images[:, index]
         if self.attack is None and self.corruption is None and self.noise is None:
-            return vit(images), images, _nothing(images)
-        kind = self._at(self.values[place])
-        key: tuple[int, ...] = (seed, place)
-        if isinstance(kind, Corruption):  # the same whatever else the suite holds
-            key = (seed, zlib.crc32(kind.name.encode()), kind.severity)
-        own = [make_generator("cpu", *key, zlib.crc32(image.encode())) for image in ids]
+            return vit(images), images, _nan_column(images)
+        change = self._with_strength(self.strengths[index])
+        key: tuple[int, ...] = (seed, index)
+        if isinstance(change, Corruption):  # independent of the suite: the same draws for other lists of severities
+            key = (seed, zlib.crc32(change.name.encode()), change.severity)
+        generators = [make_generator("cpu", *key, zlib.crc32(image_id.encode())) for image_id in ids]
         if self.noise is not None:
-            refined = synthesize(vit, images, kind, generator=own, rms=rms)
-            change = to_pixels(vit, refined.noise) if show else None
-            shown = images if change is None else images + change
-            return vit(images, refined.noise, kind.layer), shown, refined.converged.float()
+            refined = change.refine(vit, images, generators, rms=rms)
+            pixels = to_pixels(vit, refined.noise) if show else None
+            inputs = images if pixels is None else images + pixels
+            return vit(images, refined.noise, change.layer), inputs, refined.converged.float()
         if self.attack is not None:
-            changed = kind(target, images, labels, own)
-            if not 0 <= float(changed.min()) <= float(changed.max()) <= 1:  # NaN is not either
-                raise RuntimeError(f"{type(kind).__name__} left [0, 1], or gave images that are not finite")
+            inputs = change(target, images, labels, generators)
+            if not 0 <= float(inputs.min()) <= float(inputs.max()) <= 1:  # also catches NaN
+                raise RuntimeError(f"{type(change).__name__} returned images outside [0, 1], or not finite")
         else:
-            changed = kind(images, [kind.make_params(tuple(images.shape[1:]), draw) for draw in own])
-        return vit(changed), changed, _nothing(images)
+            inputs = change(images, [change.draw(tuple(images.shape[1:]), generator) for generator in generators])
+        return vit(inputs), inputs, _nan_column(images)
 
-    def _reference(self, vit: NoisyViT, loader: DataLoader[Any], device: torch.device) -> Tensor | None:
-        """rms(u) on the first images, which noise is counted in."""
+    def _measure_rms(self, vit: NoisyViT, loader: DataLoader[Any], device: torch.device) -> Tensor | None:
+        """rms(u) of the first images, the unit of noise; None without noise."""
         if self.noise is None:
             return None
-        images: Any = loader.dataset
-        some = [images[index] for index in range(min(REFERENCE, len(images)))]
-        first = torch.stack([each[0] for each in some if each is not None])
-        return embedding_rms(vit, first.to(device), self.noise.layer)
+        dataset: Any = loader.dataset
+        items = [dataset[index] for index in range(min(NUM_RMS_IMAGES, len(dataset)))]
+        images = torch.stack([item[0] for item in items if item is not None])
+        return embedding_rms(vit, images.to(device), self.noise.layer)
 
-    def _at(self, strength: float) -> Any:
-        kind: Any = self.attack or self.corruption or self.noise
-        return replace(kind, **{self.vary or "": strength})
+    def _with_strength(self, strength: float) -> Any:
+        change: Any = self.attack or self.corruption or self.noise
+        return replace(change, **{self.param or "": strength})
 
 
-def _places(vit: NoisyViT, class_subset: Sequence[int] | None) -> Tensor | None:
-    """Of each class index, its place among the classes that count; `NO_CLASS` where it does not."""
+def _class_index_map(vit: NoisyViT, class_subset: Sequence[int] | None) -> Tensor | None:
+    """Position of every class in the subset, PAD_LABEL for classes outside of it; None without a subset."""
     if class_subset is None:
         return None
-    places = torch.full((vit.model.num_classes + 1,), PAD_LABEL, device=vit.mean.device)  # the last is NO_CLASS's own
-    places[list(class_subset)] = torch.arange(len(class_subset), device=places.device)
-    return places
+    size = vit.model.num_classes + 1  # the last entry maps PAD_LABEL (-1) to itself
+    positions = torch.full((size,), PAD_LABEL, device=vit.mean.device)
+    positions[list(class_subset)] = torch.arange(len(class_subset), device=positions.device)
+    return positions
 
 
-def _nothing(images: Tensor) -> Tensor:
+def _nan_column(images: Tensor) -> Tensor:
     return images.new_full((len(images),), float("nan"))
 
 
-def in_memory(function: Halved, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, ...]:
-    """The function's tensors for a batch; one that does not fit in memory is halved until it does.
+def split_on_oom(function: BatchFn, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, ...]:
+    """Call the function on a batch; a batch that does not fit in memory is halved until it does.
 
     Raises:
         torch.OutOfMemoryError, RuntimeError: a single image does not fit.
     """
     try:
         return function(images, labels, ids)
-    except RuntimeError as error:  # OutOfMemoryError is one
-        if len(images) == 1 or not _out_of_memory(error):
+    except RuntimeError as error:  # OutOfMemoryError is a subclass
+        if len(images) == 1 or not _is_out_of_memory(error):
             raise
-    # Outside the handler: there the traceback would hold on to what has to be freed.
+    # Outside the except block: inside, the traceback would keep tensors alive.
     if images.is_cuda:
         torch.cuda.empty_cache()
-    half = len(images) // 2
-    parts = [in_memory(function, images[part], labels[part], ids[part]) for part in (slice(half), slice(half, None))]
-    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    middle = len(images) // 2
+    halves = slice(middle), slice(middle, None)
+    parts = [split_on_oom(function, images[half], labels[half], ids[half]) for half in halves]
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,7 +1,7 @@
-"""Finished benchmarks on disk, each under a key of everything that its result depends on.
+"""On-disk cache of benchmark results, keyed by everything that a result depends on.
 
-A result is found again exactly where the weights, the images, the benchmark's settings and the seed are the same: work
-that is done is never repeated, and results of different things are never mixed.
+A cached result is reused only if the weights, the images, the benchmark's settings, the seed and the kind of device
+are all the same.
 """
 
 import hashlib
@@ -19,146 +19,148 @@ from nsaug.evaluation.metrics import FIELDS, PerImageScores
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.utils.files import atomic_write
 
-VERSION = 1
-"""Raised whenever the same settings come to mean another result."""
+VERSION = 2
+"""Raise it whenever the same settings would give a different result or file format."""
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What a result depends on, part by part.
+    """Everything that a result depends on.
 
     Attributes:
-        subject: the checkpoint's path, or the timm model's name: what a user knows it by.
-        benchmark: its name in the suite.
-        parts: digests or settings: weights, data, benchmark, seed, device.
+        model: path of the checkpoint, or name of the timm model.
+        benchmark: name in the suite.
+        parts: digests and settings: weights, data, benchmark settings, seed, device.
     """
 
-    subject: str
+    model: str
     benchmark: str
     parts: dict[str, Any]
 
     @property
-    def key(self) -> str:
-        """The same for the same work, whatever path or name it goes by."""
+    def digest(self) -> str:
+        """Identifies the computation; independent of the path and of names."""
         return _digest(self.parts | {"version": VERSION})
 
     @property
-    def place(self) -> str:
-        """The same for what a user takes for the same work, whatever has changed in it."""
-        return _digest({"subject": self.subject, "benchmark": self.benchmark})
+    def name_digest(self) -> str:
+        """Identifies the pair of model path and benchmark name, whatever their content."""
+        return _digest({"model": self.model, "benchmark": self.benchmark})
 
 
 @dataclass(frozen=True)
 class PerImageResult:
-    """What one model did on one benchmark.
+    """Scores of one model on one benchmark.
 
     Attributes:
-        strengths: of the benchmark; (None,) where it has none.
-        ids: of the images.
-        judged: for each strength.
-        pictured: positions of k images among them.
-        pictures: (strengths, k, H, W, 3) in uint8: those as the model saw them.
+        strengths: the benchmark's strengths; (None,) if it has none.
+        ids: ids of the n images.
+        scores: one entry per strength.
+        sample_indices: indices of k sample images.
+        sample_images: (strengths, k, H, W, 3) in uint8, as the model saw them.
     """
 
     strengths: tuple[float | None, ...]
     ids: list[str]
-    judged: list[PerImageScores]
-    pictured: list[int]
-    pictures: np.ndarray
+    scores: list[PerImageScores]
+    sample_indices: list[int]
+    sample_images: np.ndarray
 
 
 class Measurement(NamedTuple):
-    """One number that an analysis found.
+    """One number of an analysis.
 
     Attributes:
-        condition: which noise it is of, or whatever else it was measured on.
-        strength: of the condition; None where it has none.
-        metric: its name.
-        number: which of several noises it is of.
+        condition: kind of noise, or whatever else was measured.
+        strength: strength of the condition; None if it has none.
+        metric: name of the metric.
+        index: index of the noise, if several were measured.
         value: the number.
     """
 
     condition: str
     strength: float | None
     metric: str
-    number: int
+    index: int
     value: float
 
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """What an analysis found of one model.
+    """Measurements of one model.
 
     Attributes:
-        measures: its numbers, one by one.
-        ids: of the images that they were measured on.
-        titles, pictures: what is to be shown, each (H, W, 3) in uint8, of one size.
-        noises: (M, N, D) that another model may be given.
+        measurements: all numbers.
+        ids: ids of the images that were measured on.
+        titles: titles of the images to show in the report.
+        images: the images to show, (H, W, 3) in uint8, all of one size.
+        noises: (M, N, D), for analyses that transfer them to other models.
     """
 
-    measures: list[Measurement]
+    measurements: list[Measurement]
     ids: list[str]
     titles: list[str] = field(default_factory=list)
-    pictures: list[np.ndarray] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
     noises: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
 
 
 class ResultCache:
-    """A folder of results; each file is written whole or not at all."""
+    """A folder of results; files are written atomically."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def find(self, identity: CacheKey) -> PerImageResult | AnalysisResult | None:
-        """What was kept, or None where there is none of exactly this."""
-        content = _read(self._path(identity))
-        if content is None:
+    def load(self, key: CacheKey) -> PerImageResult | AnalysisResult | None:
+        """Return the cached result; None if it is missing or damaged."""
+        arrays = _read(self._path(key))
+        if arrays is None:
             return None
         try:
-            meta = json.loads(str(content["meta"]))
-            ids, pictures = content["ids"].tolist(), content["pictures"]
-            if "measures" in meta:
-                measures = [Measurement(*each) for each in meta["measures"]]
-                return AnalysisResult(measures, ids, meta["titles"], list(pictures), content["noises"])
+            meta = json.loads(str(arrays["meta"]))
+            ids = arrays["ids"].tolist()
+            if "measurements" in meta:
+                measurements = [Measurement(*values) for values in meta["measurements"]]
+                return AnalysisResult(measurements, ids, meta["titles"], list(arrays["images"]), arrays["noises"])
             strengths = tuple(meta["strengths"])
-            judged = [
-                PerImageScores(**{name: content[name][place] for name in FIELDS}) for place in range(len(strengths))
-            ]
-            return PerImageResult(strengths, ids, judged, content["pictured"].tolist(), pictures)
+            scores = [PerImageScores(**{name: arrays[name][i] for name in FIELDS}) for i in range(len(strengths))]
+            return PerImageResult(strengths, ids, scores, arrays["sample_indices"].tolist(), arrays["sample_images"])
         except KeyError:
             return None
 
-    def keep(self, identity: CacheKey, result: PerImageResult | AnalysisResult) -> None:
+    def save(self, key: CacheKey, result: PerImageResult | AnalysisResult) -> None:
         arrays: dict[str, Any]
         if isinstance(result, AnalysisResult):
-            meta: dict[str, Any] = {"measures": result.measures, "titles": result.titles}
-            arrays = {"pictures": np.array(result.pictures), "noises": result.noises}
+            meta: dict[str, Any] = {"measurements": result.measurements, "titles": result.titles}
+            arrays = {"images": np.array(result.images), "noises": result.noises}
         else:
             meta = {"strengths": result.strengths}
-            arrays = {name: np.stack([getattr(each, name) for each in result.judged]) for name in FIELDS}
-            arrays |= {"pictured": np.array(result.pictured, int), "pictures": result.pictures}
-        with atomic_write(self._path(identity)) as draft, open(draft, "wb") as file:
+            arrays = {name: np.stack([getattr(scores, name) for scores in result.scores]) for name in FIELDS}
+            arrays |= {
+                "sample_indices": np.array(result.sample_indices, int),
+                "sample_images": result.sample_images,
+            }
+        with atomic_write(self._path(key)) as tmp_path, open(tmp_path, "wb") as file:
             np.savez_compressed(file, meta=json.dumps(meta), ids=np.array(result.ids), **arrays)
-        with atomic_write(self._latest(identity)) as draft:
-            draft.write_text(json.dumps(identity.parts))
+        with atomic_write(self._latest_path(key)) as tmp_path:
+            tmp_path.write_text(json.dumps(key.parts))
 
-    def changed(self, identity: CacheKey) -> list[str]:
-        """The parts in which the latest result of this subject and benchmark differs; empty without one."""
+    def changed_parts(self, key: CacheKey) -> list[str]:
+        """Parts that differ from the latest result of this model and benchmark; empty if there is none."""
         try:
-            before = json.loads(self._latest(identity).read_text())
+            latest = json.loads(self._latest_path(key).read_text())
         except (OSError, ValueError):
             return []
-        return [part for part, value in identity.parts.items() if before.get(part) != value]
+        return [part for part, value in key.parts.items() if latest.get(part) != value]
 
-    def _path(self, identity: CacheKey) -> Path:
-        return self.folder / f"{identity.key}.npz"
+    def _path(self, key: CacheKey) -> Path:
+        return self.folder / f"{key.digest}.npz"
 
-    def _latest(self, identity: CacheKey) -> Path:
-        return self.folder / "latest" / f"{identity.place}.json"
+    def _latest_path(self, key: CacheKey) -> Path:
+        return self.folder / "latest" / f"{key.name_digest}.json"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A file's arrays; None where it is missing, or damaged: what it held is then judged anew, and replaced."""
+    """Return the arrays of a file; None if it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -167,15 +169,15 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _digest(value: Any) -> str:
-    """SHA-256 of plain values, by their JSON."""
+    """SHA-256 of the JSON form of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def model_digest(vit: NoisyViT) -> str:
-    """SHA-256 of what a model computes with: its weights, how it is built, how it wants its images."""
-    told = {"args": vit.model_args, "data": vit.data_config, "architecture": vit.model.pretrained_cfg["architecture"]}
-    total = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    """SHA-256 of a model's architecture, input configuration and weights."""
+    config = {"args": vit.model_args, "data": vit.data_config, "architecture": vit.model.pretrained_cfg["architecture"]}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in sorted(vit.state_dict().items()):
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

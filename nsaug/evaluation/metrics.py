@@ -1,7 +1,7 @@
-"""What is said of each image, and the metrics that follow from it.
+"""Per-image scores and the metrics computed from them.
 
-Everything that a metric needs of an image is kept, so that intervals, paired differences and calibration can be
-computed from stored results without a model. Every metric takes weights of the images: a bootstrap asks for them.
+The cache keeps every score that a metric needs, so that intervals, paired differences and calibration can be computed
+without the model. Every metric takes image weights, which the bootstrap uses.
 """
 
 from collections.abc import Callable
@@ -13,26 +13,25 @@ from torch import Tensor
 
 from nsaug.nullspace.influence import full_precision
 
-BINS = 15
-"""Of equal width, for the expected calibration error (Guo et al., arXiv 1706.04599)."""
+NUM_BINS = 15
+"""Bins of equal width for the expected calibration error (Guo et al., arXiv 1706.04599)."""
 
 
 @dataclass(frozen=True)
 class PerImageScores:
-    """What a model said of n images, each an array of n.
+    """Scores of one model on n images, as arrays of length n.
 
-    Where several classes are right for an image, they count as one: an answer is right where it is one of them, and
-    their probabilities are added.
+    If several labels are correct for an image, they count as one class: a prediction is correct if it is any of them,
+    and their probabilities are added.
 
     Attributes:
-        label: class index; the first of several.
-        prediction: the likeliest class.
-        confidence: its probability.
-        top1, top5: whether the label is the likeliest class, is among the five likeliest.
+        label: class index; the first one if there are several.
+        prediction: class with the highest probability.
+        confidence: probability of the prediction.
+        top1, top5: whether the label is the prediction, or among the five most probable classes.
         nll: negative log-likelihood of the label, in nats.
-        brier: summed squared difference of the probabilities to the label's, in [0, 2].
-        reached: of a benchmark with nullspace noise: whether the image's noise has an influence below ε (1 or 0); NaN
-            for others.
+        brier: summed squared difference between the probabilities and the label, in [0, 2].
+        converged: for nullspace noise, whether the noise has an influence below ε (1 or 0); NaN otherwise.
     """
 
     label: np.ndarray
@@ -50,54 +49,57 @@ FIELDS = tuple(PerImageScores.__dataclass_fields__)
 
 @torch.no_grad()
 def score_predictions(logits: Tensor, labels: Tensor, converged: Tensor | None = None) -> dict[str, Tensor]:
-    """The fields of `Judged` for logits (B, C), labels (B,) and reached (B,), each a tensor (B,) on their device.
+    """Compute the fields of `PerImageScores` as tensors (B,).
 
-    Labels may be sets, (B, k) filled up with a number below 0.
+    Args:
+        logits: (B, C).
+        labels: (B,), or sets (B, k) padded with negative numbers.
+        converged: (B,); None if there is no nullspace noise.
 
     Raises:
-        RuntimeError: a logit is not finite: such a model has no answer that could be right or wrong.
+        RuntimeError: a logit is not finite.
     """
     if not logits.isfinite().all():
         raise RuntimeError("the model's logits are not finite")
-    log_probabilities = full_precision(logits).log_softmax(-1)
-    right = torch.zeros_like(logits, dtype=torch.bool)
-    sets = labels if labels.dim() == 2 else labels[:, None]
-    right.scatter_(1, sets.where(sets >= 0, sets.amax(1, keepdim=True)), True)
-    own = log_probabilities.masked_fill(~right, float("-inf")).logsumexp(-1)
-    best, prediction = log_probabilities.max(-1)
-    likeliest = log_probabilities.topk(min(5, logits.shape[1]), -1).indices
-    others = log_probabilities.exp().masked_fill(right, 0)
-    brier = others.square().sum(-1) + (1 - own.exp()).square()
+    log_probs = full_precision(logits).log_softmax(-1)
+    is_label = torch.zeros_like(logits, dtype=torch.bool)
+    label_sets = labels if labels.dim() == 2 else labels[:, None]
+    is_label.scatter_(1, label_sets.where(label_sets >= 0, label_sets.amax(1, keepdim=True)), True)
+    label_log_prob = log_probs.masked_fill(~is_label, float("-inf")).logsumexp(-1)
+    max_log_prob, prediction = log_probs.max(-1)
+    top5 = log_probs.topk(min(5, logits.shape[1]), -1).indices
+    other_probs = log_probs.exp().masked_fill(is_label, 0)
+    brier = other_probs.square().sum(-1) + (1 - label_log_prob.exp()).square()
     return {
-        "label": labels if labels.dim() == 1 else right.int().argmax(1),
+        "label": labels if labels.dim() == 1 else is_label.int().argmax(1),
         "prediction": prediction,
-        "confidence": best.exp(),
-        "top1": right.gather(1, prediction[:, None])[:, 0],
-        "top5": right.gather(1, likeliest).any(-1),
-        "nll": -own,
+        "confidence": max_log_prob.exp(),
+        "top1": is_label.gather(1, prediction[:, None])[:, 0],
+        "top5": is_label.gather(1, top5).any(-1),
+        "nll": -label_log_prob,
         "brier": brier,
-        "converged": torch.full_like(own, float("nan")) if converged is None else converged.to(own.dtype),
+        "converged": torch.full_like(brier, float("nan")) if converged is None else converged.to(brier.dtype),
     }
 
 
 def _mean_of(field: str) -> Callable[[PerImageScores, np.ndarray], np.ndarray]:
-    return lambda judged, weights: weights @ getattr(judged, field).astype(weights.dtype)
+    return lambda scores, weights: weights @ getattr(scores, field).astype(weights.dtype)
 
 
-def calibration_error(judged: PerImageScores, weights: np.ndarray) -> np.ndarray:
-    """Mean over images of how far the accuracy in their confidence's bin lies from the mean confidence there (ECE)."""
-    gaps = (judged.top1 - judged.confidence).astype(weights.dtype)
-    place = bins(judged.confidence)
-    apart = np.zeros(weights.shape[:-1], weights.dtype)
-    for each in np.unique(place):
-        inside = place == each
-        apart += np.abs(weights[..., inside] @ gaps[inside])
-    return apart
+def calibration_error(scores: PerImageScores, weights: np.ndarray) -> np.ndarray:
+    """Expected calibration error: mean gap between accuracy and confidence over bins of confidence."""
+    gaps = (scores.top1 - scores.confidence).astype(weights.dtype)
+    bin_index = assign_bins(scores.confidence)
+    error = np.zeros(weights.shape[:-1], weights.dtype)
+    for index in np.unique(bin_index):
+        in_bin = bin_index == index
+        error += np.abs(weights[..., in_bin] @ gaps[in_bin])
+    return error
 
 
-def bins(confidence: np.ndarray) -> np.ndarray:
-    """The bin of each confidence: ((b / BINS), (b + 1) / BINS]."""
-    return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+def assign_bins(confidence: np.ndarray) -> np.ndarray:
+    """Bin index of every confidence; bin b is ((b / NUM_BINS), (b + 1) / NUM_BINS]."""
+    return np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
 
 
 METRICS: dict[str, Callable[[PerImageScores, np.ndarray], np.ndarray]] = {
@@ -107,4 +109,4 @@ METRICS: dict[str, Callable[[PerImageScores, np.ndarray], np.ndarray]] = {
     "ece": calibration_error,
     "brier": _mean_of("brier"),
 }
-"""From what was judged and weights (..., n) that sum to 1, to values (...)."""
+"""Functions of scores and of weights (..., n) that sum to 1; they return (...)."""

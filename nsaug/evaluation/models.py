@@ -1,4 +1,4 @@
-"""Who is judged: checkpoints of runs, foreign weights, plain timm models."""
+"""Models to evaluate: checkpoints of runs, other weights, timm models."""
 
 import dataclasses
 import glob
@@ -15,117 +15,125 @@ from nsaug.utils.types import flatten
 
 log = logging.getLogger(__name__)
 
-REPEATED = re.compile(r"method\.(match_compute_of\.)?synthesis\.")
-"""Settings of a method that stand under `nullspace` already."""
+DUPLICATED_KEYS = re.compile(r"method\.(match_compute_of\.)?synthesis\.")
+"""Settings of a method that repeat those under `nullspace`."""
 
 
 @dataclass(frozen=True)
 class EvalModel:
-    """One model to judge.
+    """One model to evaluate.
 
     Attributes:
-        checkpoint: the weights file; None for a plain timm model.
-        config: its config.json; None for weights without one.
-        record: what the run left in it; empty for other weights.
-        name: what tables call it; the same for runs that differ by their seed alone.
+        checkpoint: weights file; None for a timm model.
+        config: content of its config.json; None if there is none.
+        metadata: what the training run recorded in config.json; empty for other weights.
+        name: name in tables; runs that differ only in their seed share it.
     """
 
     checkpoint: str | None
     config: dict[str, Any] | None
-    record: dict[str, Any]
+    metadata: dict[str, Any]
     name: str
 
     @property
     def label(self) -> str:
-        """What a person tells it by."""
-        seed = self.record.get("seed")
+        """Name and seed, for messages and titles."""
+        seed = self.metadata.get("seed")
         return self.name if seed is None else f"{self.name}, seed {seed}"
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What tells its rows from others."""
+        """Columns that identify the model in result tables."""
         return {
             "checkpoint": self.checkpoint,
             "name": self.name,
-            "method": self.record.get("method"),
-            "seed": self.record.get("seed"),
+            "method": self.metadata.get("method"),
+            "seed": self.metadata.get("seed"),
         }
 
-    def model(self) -> dict[str, Any]:
-        """`build_vit`'s arguments, from what config.json says; a timm name's hub weights for a subject of that kind."""
+    def build_args(self) -> dict[str, Any]:
+        """Arguments of `build_vit`, from config.json or, for a timm model, its name and the hub's weights.
+
+        Raises:
+            UserError: a checkpoint without config.json.
+        """
         if self.checkpoint is None:
             return {"name": self.name, "pretrained": True}
         if self.config is None:
             raise UserError(f"checkpoint={self.checkpoint} has no config.json beside it: add model=... and data=...")
         args = self.config.get("model_args", {})
-        # The class count and the image size come with the weights.
-        own = {key: value for key, value in args.items() if key not in ("num_classes", "in_chans", "img_size")}
-        return {"name": self.config["architecture"], "args": own, "checkpoint": self.checkpoint}
+        # The number of classes and the image size follow from the weights.
+        args = {key: value for key, value in args.items() if key not in ("num_classes", "in_chans", "img_size")}
+        return {"name": self.config["architecture"], "args": args, "checkpoint": self.checkpoint}
 
 
 TIMM = "timm:"
 
 
 def find_models(checkpoint: str | list[str] | None, model_name: str | None) -> list[EvalModel]:
-    """The models that `checkpoint=` means: paths, globs, and timm models as `timm:NAME`; that of `model=` where None.
+    """Find the models named by `checkpoint=`: paths, globs, and timm models as `timm:NAME`.
+
+    Args:
+        checkpoint: one or more of these; None evaluates `model_name`.
+        model_name: timm name given by `model=`.
 
     Raises:
-        UserError: nothing to judge, or a path without weights.
+        UserError: no model is named, or a path has no weights.
     """
-    given = [checkpoint] if isinstance(checkpoint, str) else checkpoint
-    if not given:
+    patterns = [checkpoint] if isinstance(checkpoint, str) else checkpoint
+    if not patterns:
         if model_name is None:
-            raise UserError("nothing to judge: type checkpoint=PATH (a run's folder, a file, a glob) or model=vit_s")
+            raise UserError("no model to evaluate: type checkpoint=PATH (a run folder, a file, a glob) or model=vit_s")
         return [EvalModel(None, None, {}, model_name)]
-    found: dict[Any, EvalModel] = {}
-    for pattern in given:
+    models: dict[Any, EvalModel] = {}
+    for pattern in patterns:
         if pattern.startswith(TIMM):
-            found.setdefault(pattern, EvalModel(None, None, {}, pattern.removeprefix(TIMM)))
+            models.setdefault(pattern, EvalModel(None, None, {}, pattern.removeprefix(TIMM)))
             continue
         for file in _expand(pattern):
             config = read_config(file)
-            record = (config or {}).get("nsaug", {})
-            found.setdefault(file.resolve(), EvalModel(str(file), config, record, run_name(file)))
-    return _told_apart(list(found.values()))
+            metadata = (config or {}).get("nsaug", {})
+            models.setdefault(file.resolve(), EvalModel(str(file), config, metadata, run_name(file)))
+    return _disambiguate(list(models.values()))
 
 
 def _expand(pattern: str) -> list[Path]:
     if not glob.has_magic(pattern) or Path(pattern).exists():
         return [resolve_path(pattern)]
     paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-    runs = [path for path in paths if _holds_weights(path)]
+    runs = [path for path in paths if _has_weights(path)]
     if not runs:
-        raise UserError(f"checkpoint={pattern} matches no run's folder and no weights file ({len(paths)} other paths)")
+        raise UserError(f"checkpoint={pattern} matches no run folder and no weights file ({len(paths)} other paths)")
     for path in paths:
         if (path / CONFIG).is_file() and path not in runs:
-            log.warning("%s is left out: its run did not end (checkpoint=%s/last.ckpt judges it as it was)", path, path)
+            log.warning("skipping %s: its run did not finish (to evaluate it: checkpoint=%s/last.ckpt)", path, path)
     return [resolve_path(path) for path in runs]
 
 
-def _holds_weights(path: Path) -> bool:
-    """Whether a path that a glob found is meant: a run's folder, its weights, or a file of weights that no run left."""
+def _has_weights(path: Path) -> bool:
+    """Whether a path is a finished run's folder, its weights, or a weights file outside a run's folder."""
     if path.is_dir():
         return (path / WEIGHTS).is_file()
     return path.name == WEIGHTS or (path.suffix in SUFFIXES and not (path.parent / WEIGHTS).is_file())
 
 
-def _told_apart(subjects: list[EvalModel]) -> list[EvalModel]:
-    """Names under which only runs that differ by nothing but their seed are alike.
+def _disambiguate(models: list[EvalModel]) -> list[EvalModel]:
+    """Rename models so that only runs that differ in nothing but their seed share a name.
 
-    Runs of one name that differ in another setting get that setting into their name; what is alike even in its seed,
-    or has none, gets its path.
+    Settings that differ between runs of one name are appended to it. Models that still share both name and seed, or
+    have no seed, get their path appended.
     """
-    named = []
-    for subject in subjects:
-        namesakes = [flatten(other.record.get("settings", {})) for other in subjects if other.name == subject.name]
-        own = flatten(subject.record.get("settings", {}))
-        keys = [key for key in own if any(other.get(key) != own[key] for other in namesakes)]
-        suffix = "".join(f" {key}={own[key]}" for key in keys if not REPEATED.match(key))
-        named.append(dataclasses.replace(subject, name=subject.name + suffix))
-    alike = Counter((subject.name, subject.record.get("seed")) for subject in named)
+    renamed = []
+    for model in models:
+        same_name = [flatten(other.metadata.get("settings", {})) for other in models if other.name == model.name]
+        settings = flatten(model.metadata.get("settings", {}))
+        keys = [key for key in settings if any(other.get(key) != settings[key] for other in same_name)]
+        suffix = "".join(f" {key}={settings[key]}" for key in keys if not DUPLICATED_KEYS.match(key))
+        renamed.append(dataclasses.replace(model, name=model.name + suffix))
+    counts = Counter((model.name, model.metadata.get("seed")) for model in renamed)
     return [
-        dataclasses.replace(subject, name=f"{subject.name} {subject.checkpoint}")
-        if alike[subject.name, subject.record.get("seed")] > 1
-        else subject
-        for subject in named
+        dataclasses.replace(model, name=f"{model.name} {model.checkpoint}")
+        if counts[model.name, model.metadata.get("seed")] > 1
+        else model
+        for model in renamed
     ]

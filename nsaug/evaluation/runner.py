@@ -1,4 +1,4 @@
-"""Runs a suite: every subject on every benchmark, with what is already known taken from the store."""
+"""Runs every benchmark of a suite on every model; results in the cache are reused."""
 
 import hashlib
 import logging
@@ -26,12 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NamedBenchmark:
-    """A benchmark as its suite tells it.
-
-    Attributes:
-        name: its key in the suite.
-        benchmark: what it is.
-    """
+    """A benchmark or analysis and its name in the suite."""
 
     name: str
     benchmark: Benchmark | Analysis
@@ -39,166 +34,186 @@ class NamedBenchmark:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """One subject on one benchmark: what was found, or why there is nothing."""
+    """Result of one model on one benchmark.
 
-    subject: EvalModel
-    entry: NamedBenchmark
-    result: PerImageResult | AnalysisResult | None
+    Attributes:
+        model: the model.
+        named_benchmark: the benchmark and its name in the suite.
+        output: scores or measurements; None if the benchmark failed.
+        failure: why it failed.
+        notes: remarks on the images, for the report.
+    """
+
+    model: EvalModel
+    named_benchmark: NamedBenchmark
+    output: PerImageResult | AnalysisResult | None
     failure: str | None = None
     notes: tuple[str, ...] = ()
-    """What a reader of its numbers has to know of the images."""
+
+    @property
+    def name(self) -> str:
+        """Name of the benchmark in the suite."""
+        return self.named_benchmark.name
+
+    @property
+    def benchmark(self) -> Benchmark | Analysis:
+        return self.named_benchmark.benchmark
 
     @property
     def per_image(self) -> PerImageResult | None:
-        """The result of a benchmark that judges each image."""
-        return self.result if isinstance(self.result, PerImageResult) else None
+        """The output of a benchmark that scores every image; None for others."""
+        return self.output if isinstance(self.output, PerImageResult) else None
 
     @property
-    def findings(self) -> AnalysisResult | None:
-        """That of an analysis."""
-        return self.result if isinstance(self.result, AnalysisResult) else None
+    def analysis(self) -> AnalysisResult | None:
+        """The output of an analysis; None for others."""
+        return self.output if isinstance(self.output, AnalysisResult) else None
 
 
 def run_suite(
-    subjects: list[EvalModel],
-    entries: list[NamedBenchmark],
-    opened: Callable[[EvalModel], tuple[NoisyViT, TestDataset]],
-    store: ResultCache,
-    selection: Subset,
-    advance: Callable[[str, int], None],
+    models: list[EvalModel],
+    benchmarks: list[NamedBenchmark],
+    load_model_and_data: Callable[[EvalModel], tuple[NoisyViT, ImageDataModule]],
+    cache: ResultCache,
+    subset: Subset,
+    on_progress: Callable[[str, int], None],
 ) -> Iterator[BenchmarkResult]:
-    """Judges, or finds in the store; yields each outcome once its result is on disk.
+    """Evaluate all models, and yield every result once it is in the cache.
 
-    A benchmark that fails is reported, with a traceback in the log file, and the others go on. What needs other models
-    comes last: their noises, or attacks on them. Of runs that differ by their seed alone the first stands for all.
+    A benchmark that fails is logged, with its traceback at debug level, and the others continue. Benchmarks that need
+    other models (their noises, or attacks on them) run last; of models with one name, only the first is a source.
 
     Args:
-        opened: gives a subject's model, on the device to work on, and its data, prepared for it.
-        selection: of images, and the seed of all draws.
-        advance: called with what is being done and the number of forwards (`Benchmark.work`) that were done or need
-            not be.
+        load_model_and_data: returns a model on its device, and its data configured for it.
+        subset: selects the images; its seed is the seed of all random draws.
+        on_progress: called with a title and the number of forward passes done (`Benchmark.num_forwards`).
     """
-    judge = partial(_judged, opened=opened, store=store, selection=selection, advance=advance)
-    transfers = [entry for entry in entries if isinstance(entry.benchmark, NoiseTransfer)]
-    crossed = [entry for entry in entries if isinstance(entry.benchmark, Benchmark) and entry.benchmark.transfer]
-    own = [entry for entry in entries if entry not in (*transfers, *crossed)]
-    learned: dict[str, dict[str, np.ndarray]] = {entry.name: {} for entry in entries}
-    for subject in subjects:
-        for outcome in judge(subject, own, learned):
-            if outcome.findings is not None:
-                learned[outcome.entry.name].setdefault(subject.name, outcome.findings.noises)
-            yield outcome
-    first = {subject.name: subject for subject in reversed(subjects)}
-    for subject in subjects if len(first) > 1 else []:
-        if transfers:
-            yield from judge(subject, transfers, learned)
-        for source in reversed(first.values()) if crossed else []:
-            if source.name != subject.name:
-                from_source = [NamedBenchmark(f"{entry.name} from {source.name}", entry.benchmark) for entry in crossed]
-                yield from judge(subject, from_source, learned, source)
+    run = partial(
+        _run_benchmarks,
+        load_model_and_data=load_model_and_data,
+        cache=cache,
+        subset=subset,
+        on_progress=on_progress,
+    )
+    noise_transfers = [item for item in benchmarks if isinstance(item.benchmark, NoiseTransfer)]
+    transfer_attacks = [item for item in benchmarks if getattr(item.benchmark, "transfer", False)]
+    white_box = [item for item in benchmarks if item not in (*noise_transfers, *transfer_attacks)]
+    noises: dict[str, dict[str, np.ndarray]] = {item.name: {} for item in benchmarks}
+    for model in models:
+        for result in run(model, white_box, noises):
+            if result.analysis is not None:
+                noises[result.name].setdefault(model.name, result.analysis.noises)
+            yield result
+    sources = {model.name: model for model in reversed(models)}
+    for model in models if len(sources) > 1 else []:
+        if noise_transfers:
+            yield from run(model, noise_transfers, noises)
+        for source in reversed(sources.values()) if transfer_attacks else []:
+            if source.name != model.name:
+                named = [NamedBenchmark(f"{item.name} from {source.name}", item.benchmark) for item in transfer_attacks]
+                yield from run(model, named, noises, source)
 
 
-def _judged(
-    subject: EvalModel,
-    entries: list[NamedBenchmark],
-    learned: dict[str, dict[str, np.ndarray]],
+def _run_benchmarks(
+    model: EvalModel,
+    benchmarks: list[NamedBenchmark],
+    noises: dict[str, dict[str, np.ndarray]],
     source: EvalModel | None = None,
     *,
-    opened: Callable[[EvalModel], tuple[NoisyViT, TestDataset]],
-    store: ResultCache,
-    selection: Subset,
-    advance: Callable[[str, int], None],
+    load_model_and_data: Callable[[EvalModel], tuple[NoisyViT, ImageDataModule]],
+    cache: ResultCache,
+    subset: Subset,
+    on_progress: Callable[[str, int], None],
 ) -> Iterator[BenchmarkResult]:
-    """One subject on each entry.
+    """Run benchmarks on one model.
 
     Args:
-        learned: the noises that analyses found, by entry and by name.
-        source: whom attacks are made on, where it is another.
+        noises: learned noises, by analysis and by model name.
+        source: the model to attack, if it is another one.
     """
     try:
-        other = None if source is None else opened(source)[0]
-        vit, data = opened(subject)
-        common = {"weights": model_digest(vit), "classes": data.class_names, "seed": selection.seed}
+        source_vit = None if source is None else load_model_and_data(source)[0]
+        vit, data = load_model_and_data(model)
+        common = {"weights": model_digest(vit), "classes": data.class_names, "seed": subset.seed}
         common["device"] = vit.mean.device.type
     except Exception as error:
-        failure = _reported(error, subject.label)
-        for entry in entries:
-            yield BenchmarkResult(subject, entry, None, failure)
+        failure = _log_failure(error, model.label)
+        for item in benchmarks:
+            yield BenchmarkResult(model, item, None, failure)
         return
-    chosen = _Chosen(vit, data, selection)
-    where = str(Path(subject.checkpoint).resolve()) if subject.checkpoint else subject.name
-    for entry in entries:
-        title = f"{subject.label}: {entry.name}"
-        benchmark = entry.benchmark
-        run: Callable[..., PerImageResult | AnalysisResult] = benchmark.run
+    subsets = _SubsetCache(vit, data, subset)
+    path_or_name = str(Path(model.checkpoint).resolve()) if model.checkpoint else model.name
+    for item in benchmarks:
+        title = f"{model.label}: {item.name}"
+        benchmark = item.benchmark
+        evaluate: Callable[..., PerImageResult | AnalysisResult] = benchmark.run
         try:
-            images, digest, notes = chosen.by(benchmark)
+            images, digest, notes = subsets.get(benchmark)
         except Exception as error:
-            yield BenchmarkResult(subject, entry, None, _reported(error, title))
+            yield BenchmarkResult(model, item, None, _log_failure(error, title))
             continue
         parts = common | {"settings": benchmark.settings, "data": digest}
         if isinstance(benchmark, NoiseTransfer):
-            noises = {name: each for name, each in learned[benchmark.of].items() if name != subject.name}
-            run = partial(run, noises=noises)
-            parts["noises"] = {name: hashlib.sha256(each.tobytes()).hexdigest() for name, each in noises.items()}
+            others = {name: array for name, array in noises[benchmark.source].items() if name != model.name}
+            evaluate = partial(evaluate, noises=others)
+            parts["noises"] = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in others.items()}
         if isinstance(benchmark, Benchmark):
-            run = partial(run, class_subset=benchmark.class_subset(data))
-        if other is not None:
-            run = partial(run, attacked_on=other)
-            parts["source"] = model_digest(other)
-        identity = CacheKey(where, entry.name, parts)
-        result = store.find(identity)
-        if result is not None:
-            advance(title, benchmark.work(len(images)))
-            yield BenchmarkResult(subject, entry, result, notes=(*notes, *_unread(images, result, title)))
-            continue
-        if changed := store.changed(identity):
-            log.info("%s is judged anew: changed since it was last are its %s", title, " and ".join(changed))
-        advance(title, 0)
-        try:
-            result = run(vit, data.readable_loader(images), selection.seed, partial(advance, title))
-        except Exception as error:
-            yield BenchmarkResult(subject, entry, None, _reported(error, title))
-            continue
-        store.keep(identity, result)
-        yield BenchmarkResult(subject, entry, result, notes=(*notes, *_unread(images, result, title)))
+            evaluate = partial(evaluate, class_subset=benchmark.class_subset(data))
+        if source_vit is not None:
+            evaluate = partial(evaluate, source=source_vit)
+            parts["source"] = model_digest(source_vit)
+        key = CacheKey(path_or_name, item.name, parts)
+        output = cache.load(key)
+        if output is not None:
+            on_progress(title, benchmark.num_forwards(len(images)))
+        else:
+            if changed := cache.changed_parts(key):
+                log.info("%s: evaluating again, changed since the last time: %s", title, ", ".join(changed))
+            on_progress(title, 0)
+            try:
+                output = evaluate(vit, data.readable_loader(images), subset.seed, partial(on_progress, title))
+            except Exception as error:
+                yield BenchmarkResult(model, item, None, _log_failure(error, title))
+                continue
+            cache.save(key, output)
+        yield BenchmarkResult(model, item, output, notes=(*notes, *_unreadable_notes(images, output, title)))
 
 
-class _Chosen:
-    """The images that each benchmark judges a model on."""
+class _SubsetCache:
+    """The images of every benchmark, prepared for one model."""
 
-    def __init__(self, vit: NoisyViT, data: TestDataset, selection: Subset) -> None:
+    def __init__(self, vit: NoisyViT, data: ImageDataModule, subset: Subset) -> None:
         self.vit = vit
         self.data = data
-        self.selection = selection
-        self._known: dict[Any, tuple[Any, str, list[str]]] = {}
+        self.subset = subset
+        self._cache: dict[Any, tuple[ImageSet, str, list[str]]] = {}
 
-    def by(self, benchmark: Benchmark | Analysis) -> tuple[ImageSet, str, list[str]]:
-        """Images, prepared for the model; their digest; what a reader has to know of them."""
-        other, classes = benchmark.data, benchmark.class_subset(self.data)
-        key = id(other), tuple(classes or ())
-        if key not in self._known:
-            source = self.data if other is None else other
-            source.setup("test")
-            source.configure(self.vit.data_config)
-            images, choice = self.selection.of(source.images, classes, listed=other is None)
-            self._known[key] = images, f"{images.digest()} {classes}", [*source.notes, *choice]
-        images, digest, notes = self._known[key]
-        on_the_fly = ["made on the fly"] if other is None and benchmark.corrupted_by else []
+    def get(self, benchmark: Benchmark | Analysis) -> tuple[ImageSet, str, list[str]]:
+        """Return the images of a benchmark, their digest, and notes for the report."""
+        own_data, classes = benchmark.data, benchmark.class_subset(self.data)
+        key = id(own_data), tuple(classes or ())
+        if key not in self._cache:
+            data = self.data if own_data is None else own_data
+            data.setup("test")
+            data.configure_for(self.vit.data_config)
+            images, subset_notes = self.subset.select(data.test_images, classes, require_match=own_data is None)
+            self._cache[key] = images, f"{images.digest()} {classes}", [*data.notes, *subset_notes]
+        images, digest, notes = self._cache[key]
+        on_the_fly = ["generated on the fly"] if own_data is None and benchmark.corruption_name else []
         return images, digest, [*on_the_fly, *notes]
 
 
-def _unread(images: ImageSet, result: PerImageResult | AnalysisResult, title: str) -> list[str]:
-    """What is to be said of images that were to be judged and could not be read."""
-    if isinstance(result, AnalysisResult) or len(result.ids) == len(images):
+def _unreadable_notes(images: ImageSet, output: PerImageResult | AnalysisResult, title: str) -> list[str]:
+    """Note, and log, how many of the selected images could not be read."""
+    if isinstance(output, AnalysisResult) or len(output.ids) == len(images):
         return []
-    lost = sorted(set(images.ids).difference(result.ids))
-    remark = f"{len(lost):,} of {len(images):,} images cannot be read ({preview(lost)})"
-    log.warning("%s: %s", title, remark)
-    return [remark]
+    missing = sorted(set(images.ids).difference(output.ids))
+    note = f"{len(missing):,} of {len(images):,} images cannot be read ({preview(missing)})"
+    log.warning("%s: %s", title, note)
+    return [note]
 
 
-def _reported(error: Exception, title: str) -> str:
+def _log_failure(error: Exception, title: str) -> str:
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     log.error("%s failed: %s", title, reason)
     if not isinstance(error, UserError):

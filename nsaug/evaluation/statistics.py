@@ -1,4 +1,4 @@
-"""Intervals: over images by the bootstrap, over seeds by Student's t; both for paired differences too."""
+"""95 % intervals: bootstrap over images, Student's t over seeds; also for paired differences."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,13 +6,13 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 1000
-LEVEL = 0.95
+NUM_RESAMPLES = 1000
+CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval; NaN bounds where there is nothing to tell a spread from."""
+    """An estimate and its 95 % interval; the bounds are NaN if the spread is unknown."""
 
     value: float
     low: float
@@ -20,39 +20,40 @@ class Interval:
 
 
 @lru_cache(maxsize=2)
-def resampled_weights(n: int, seed: int = 0) -> np.ndarray:
-    """Weights of n images in bootstrap samples, (RESAMPLES, n) in float32, rows summing to 1.
+def bootstrap_weights(n: int, seed: int = 0) -> np.ndarray:
+    """Weights of n images in bootstrap samples, (NUM_RESAMPLES, n) in float32; rows sum to 1.
 
-    The same for all models and benchmarks on n images, so that differences are paired image by image.
+    All models and benchmarks with n images share them, so that differences are paired by image.
     """
-    rng, even = np.random.default_rng(seed), np.full(n, 1 / n)
-    return np.stack([rng.multinomial(n, even).astype(np.float32) / n for _ in range(RESAMPLES)])
+    rng, uniform = np.random.default_rng(seed), np.full(n, 1 / n)
+    return np.stack([rng.multinomial(n, uniform).astype(np.float32) / n for _ in range(NUM_RESAMPLES)])
 
 
-def over_images(estimate: float, samples: np.ndarray) -> Interval:
-    """The percentile interval of bootstrap samples (RESAMPLES,) about an estimate."""
-    low, high = np.nanquantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def bootstrap_interval(estimate: float, samples: np.ndarray) -> Interval:
+    """Percentile bootstrap interval from samples (NUM_RESAMPLES,)."""
+    low, high = np.nanquantile(samples, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return Interval(float(estimate), float(low), float(high))
 
 
-def basic_over_images(estimate: float, samples: np.ndarray) -> Interval:
-    """The basic interval about an estimate that cannot be negative: resampling biases it as sampling did, and upwards.
+def basic_bootstrap_interval(estimate: float, samples: np.ndarray) -> Interval:
+    """Basic bootstrap interval of a nonnegative estimate that is biased upwards, such as the ECE.
 
-    A percentile interval would add that bias twice (Davison & Hinkley, Bootstrap Methods, section 5.2).
+    Resampling adds the same bias once more, which a percentile interval would count twice (Davison & Hinkley,
+    Bootstrap Methods, section 5.2).
     """
-    reflected = over_images(estimate, 2 * estimate - samples)
+    reflected = bootstrap_interval(estimate, 2 * estimate - samples)
     return Interval(reflected.value, max(0.0, reflected.low), max(0.0, reflected.high))
 
 
-def mean_over_images(values: np.ndarray) -> Interval:
-    """Mean of one number per image, (n,), with its bootstrap interval."""
-    return over_images(values.mean(), resampled_weights(len(values)) @ values.astype(np.float32))
+def bootstrap_mean(values: np.ndarray) -> Interval:
+    """Mean over images (n,) with its percentile bootstrap interval."""
+    return bootstrap_interval(values.mean(), bootstrap_weights(len(values)) @ values.astype(np.float32))
 
 
-def over_seeds(values: np.ndarray) -> Interval:
-    """Mean of one number per seed, (k,), with its t interval; of one seed there is none."""
+def t_interval(values: np.ndarray) -> Interval:
+    """Mean over seeds (k,) with Student's t interval; the bounds are NaN for k = 1."""
     mean = float(values.mean())
     if len(values) < 2:
         return Interval(mean, float("nan"), float("nan"))
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return Interval(mean, mean - float(half), mean + float(half))
+    half_width = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return Interval(mean, mean - float(half_width), mean + float(half_width))

@@ -1,4 +1,4 @@
-"""Which of a data set's images are judged, and what is to be said of the choice."""
+"""Selection of the test images to evaluate on."""
 
 from functools import cache
 from pathlib import Path
@@ -14,53 +14,55 @@ from nsaug.utils.types import NonNegativeInt, PositiveInt, validated_dataclass
 
 @validated_dataclass
 class Subset:
-    """A list of images where the data hold some of it, else a seeded subset where they are many.
+    """The images named in a list or, if the list names none of them, a random subset.
 
     Attributes:
-        seed: of the subset, and of all draws.
-        max_images: the size of the subset; None takes all.
-        image_list: a text file with an image's file name on each line, after whatever folders, such as RobustBench's
-            imagenet_test_image_ids.txt; extensions do not count.
+        seed: seed of the random subset and of the whole evaluation.
+        max_images: size of the random subset; None takes all images.
+        image_list: text file with one file name per line, such as RobustBench's imagenet_test_image_ids.txt; folders
+            and extensions are ignored.
     """
 
     seed: NonNegativeInt = 0
     max_images: PositiveInt | None = None
     image_list: str | None = None
 
-    def of(self, images: Any, classes: list[int] | None = None, listed: bool = False) -> tuple[Any, list[str]]:
-        """The chosen ones of an `ImageSet`, in its own order, and what a reader has to know of the choice.
+    def select(
+        self, images: Any, classes: list[int] | None = None, require_match: bool = False
+    ) -> tuple[Any, list[str]]:
+        """Return the selected images of an `ImageSet`, in their order, and notes for the report.
 
         Args:
-            classes: those that count: images of none of them are left out.
-            listed: whether it is an error that the list names none of the images.
+            classes: class indices to keep; None keeps all.
+            require_match: whether a list that names none of the images is an error.
         """
         notes = []
-        wanted = _names(self.image_list) if self.image_list else frozenset()
-        named = [at for at, name in enumerate(images.ids) if Path(name).stem in wanted]
-        if wanted and listed and not named:
+        listed_names = _read_names(self.image_list) if self.image_list else frozenset()
+        listed = [i for i, image_id in enumerate(images.ids) if Path(image_id).stem in listed_names]
+        if listed_names and require_match and not listed:
             raise UserError(f"suite.image_list={self.image_list} names none of the {len(images):,} test images")
-        if named:
-            images = images.subset(named)
-            notes.append(f"{len(named):,} images of the {len(wanted):,} in {Path(str(self.image_list)).name}")
+        if listed:
+            images = images.subset(listed)
+            notes.append(f"{len(listed):,} images of the {len(listed_names):,} in {Path(str(self.image_list)).name}")
         if classes is not None:
-            known = set(classes)
+            kept = set(classes)
             images = images.subset(
-                [at for at, each in enumerate(images.labels) if not known.isdisjoint(label_set(each))]
+                [i for i, label in enumerate(images.labels) if not kept.isdisjoint(label_set(label))]
             )
-            notes.append(f"answers among {len(known):,} classes")
-        whole = len(images)
-        if not whole:
-            raise UserError("none of the images is of a class that counts: leave out what is judged on them")
-        if named or self.max_images is None or whole <= self.max_images:
+            notes.append(f"predictions restricted to {len(kept):,} classes")
+        count = len(images)
+        if not count:
+            raise UserError("no image belongs to the selected classes: remove the benchmark from the suite")
+        if listed or self.max_images is None or count <= self.max_images:
             return images, notes
-        chosen = torch.randperm(whole, generator=make_generator("cpu", self.seed))[: self.max_images]
-        told = f"{self.max_images:,} of {whole:,} images, drawn with seed {self.seed}"
-        return images.subset(chosen.sort().values.tolist()), [*notes, told]
+        chosen = torch.randperm(count, generator=make_generator("cpu", self.seed))[: self.max_images]
+        note = f"{self.max_images:,} of {count:,} images, drawn with seed {self.seed}"
+        return images.subset(chosen.sort().values.tolist()), [*notes, note]
 
 
 @cache
-def _names(path: str) -> frozenset[str]:
+def _read_names(path: str) -> frozenset[str]:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"suite.image_list={path} does not exist: name a text file with an image's name on each line")
+        raise UserError(f"suite.image_list={path} does not exist: name a text file with one image name per line")
     return frozenset(Path(line.strip()).stem for line in file.read_text().splitlines() if line.strip())

@@ -6,47 +6,48 @@ import torch
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from nsaug.evaluation.metrics import METRICS, PerImageScores, bins, score_predictions
+from nsaug.evaluation.metrics import METRICS, PerImageScores, assign_bins, score_predictions
 
 
 @pytest.fixture
-def answers():
+def predictions():
     rng = torch.Generator().manual_seed(0)
     return 3 * torch.randn(500, 10, generator=rng), torch.randint(10, (500,), generator=rng)
 
 
-def values(logits, labels, weights=None):
-    told = PerImageScores(**{key: value.numpy() for key, value in score_predictions(logits, labels).items()})
+def compute_metrics(logits, labels, weights=None):
+    scores = PerImageScores(**{key: value.numpy() for key, value in score_predictions(logits, labels).items()})
     weights = np.full(len(labels), 1 / len(labels)) if weights is None else weights
-    return {name: float(metric(told, weights)) for name, metric in METRICS.items()}
+    return {name: float(metric(scores, weights)) for name, metric in METRICS.items()}
 
 
-def test_metrics_agree_with_other_implementations(answers):
-    logits, labels = answers
-    found, probabilities = values(logits, labels), logits.softmax(-1)
+def test_metrics_agree_with_other_implementations(predictions):
+    logits, labels = predictions
+    values, probabilities = compute_metrics(logits, labels), logits.softmax(-1)
     top = {k: multiclass_accuracy(logits, labels, 10, average="micro", top_k=k).item() for k in (1, 5)}
-    assert found["top1"] == pytest.approx(top[1])
-    assert found["top5"] == pytest.approx(top[5])
-    assert found["nll"] == pytest.approx(log_loss(labels, probabilities.double(), labels=range(10)), rel=1e-5)
-    assert found["ece"] == pytest.approx(multiclass_calibration_error(logits, labels, 10, n_bins=15).item(), abs=1e-6)
+    assert values["top1"] == pytest.approx(top[1])
+    assert values["top5"] == pytest.approx(top[5])
+    assert values["nll"] == pytest.approx(log_loss(labels, probabilities.double(), labels=range(10)), rel=1e-5)
+    assert values["ece"] == pytest.approx(multiclass_calibration_error(logits, labels, 10, n_bins=15).item(), abs=1e-6)
     one_hot = torch.nn.functional.one_hot(labels, 10)
-    assert found["brier"] == pytest.approx((probabilities - one_hot).square().sum(-1).mean().item(), rel=1e-5)
+    assert values["brier"] == pytest.approx((probabilities - one_hot).square().sum(-1).mean().item(), rel=1e-5)
 
 
-def test_weights_stand_for_images_drawn_several_times(answers):
-    logits, labels = answers
+def test_weights_equal_repeated_images(predictions):
+    logits, labels = predictions
     counts = np.random.default_rng(0).multinomial(500, np.full(500, 1 / 500))
     drawn = torch.from_numpy(np.repeat(np.arange(500), counts))
-    weighted, repeated = values(logits, labels, counts / 500), values(logits[drawn], labels[drawn])
+    weighted = compute_metrics(logits, labels, counts / 500)
+    repeated = compute_metrics(logits[drawn], labels[drawn])
     assert weighted == pytest.approx(repeated, rel=1e-5)
 
 
 def test_few_classes_and_half_precision():
     logits = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 5.0]])
     labels = torch.tensor([0, 1])
-    assert values(logits, labels)["top5"] == 1
-    assert values(logits.half(), labels) == pytest.approx(values(logits, labels), rel=1e-3)
+    assert compute_metrics(logits, labels)["top5"] == 1
+    assert compute_metrics(logits.half(), labels) == pytest.approx(compute_metrics(logits, labels), rel=1e-3)
 
 
-def test_bins_are_open_below():
-    assert bins(np.array([1 / 15, 1 / 15 + 1e-6, 1.0, 1e-9])).tolist() == [0, 1, 14, 0]
+def test_bins_exclude_their_lower_edge():
+    assert assign_bins(np.array([1 / 15, 1 / 15 + 1e-6, 1.0, 1e-9])).tolist() == [0, 1, 14, 0]

@@ -1,4 +1,4 @@
-"""The page: everything in it, nothing fetched."""
+"""report.html: complete, well-formed and self-contained."""
 
 import re
 from html.parser import HTMLParser
@@ -9,19 +9,19 @@ from nsaug.corruptions import GaussianNoise
 from nsaug.evaluation import Benchmark, BenchmarkResult, NamedBenchmark, Score
 from nsaug.evaluation.reporting.aggregate import tabulate
 from nsaug.evaluation.reporting.report import write_report
-from tests.evaluation.conftest import ATTACKED, CLEAN, outcome, subject
+from tests.evaluation.conftest import ATTACKED, CLEAN, make_model, make_result
 
 NAMES = [f"class {index} <&>" for index in range(10)]
 
 
-def page(outcomes, tmp_path, score=None):
-    told = {"suite": "digits", "command": "a <b>"}
-    write_report(tabulate(outcomes, score), outcomes, score, NAMES, told, tmp_path)
+def render(results, tmp_path, score=None):
+    metadata = {"suite": "digits", "command": "a <b>"}
+    write_report(tabulate(results, score), results, score, NAMES, metadata, tmp_path)
     return (tmp_path / "report.html").read_text()
 
 
-class Balanced(HTMLParser):
-    """Raises on a tag that is closed out of order."""
+class BalancedParser(HTMLParser):
+    """Fails on tags that are closed out of order."""
 
     VOID = ("meta", "link", "img", "br", "path", "use", "rect", "image")
 
@@ -43,28 +43,29 @@ class Balanced(HTMLParser):
 
 
 @pytest.fixture
-def noisy():
-    return NamedBenchmark("gaussian_noise", Benchmark(corruption=GaussianNoise(), vary="std", values=(0.1, 0.2)))
+def gaussian_noise():
+    benchmark = Benchmark(corruption=GaussianNoise(), param="std", strengths=(0.1, 0.2))
+    return NamedBenchmark("gaussian_noise", benchmark)
 
 
-def test_it_shows_all_there_is(outcomes, noisy, tmp_path):
-    outcomes += [outcome(subject(name, seed), noisy, [0.7, 0.5]) for name in ("clean", "nullspace") for seed in (0, 1)]
-    text = page(outcomes, tmp_path, Score(weights={"pgd": 1}))
+def test_report_has_all_sections(results, gaussian_noise, tmp_path):
+    models = [make_model(name, seed) for name in ("clean", "nullspace") for seed in (0, 1)]
+    results += [make_result(model, gaussian_noise, [0.7, 0.5]) for model in models]
+    text = render(results, tmp_path, Score(weights={"pgd": 1}))
     for part in (
-        "Under attack", "Corrupted", "Corruption by severity", "Model against model",
-        "nullspace minus clean",
-        "Calibration on clean images", "Sample images", "retention", "ece", "91.0 ± 12.7", "a &lt;b&gt;",
+        "<h2>Attacks</h2>", "<h2>Corruptions</h2>", "Corruptions by severity", "Comparison of models", "nullspace minus clean",
+        "Calibration on clean images", "Sample images", "relative_accuracy", "ece", "91.0 ± 12.7", "a &lt;b&gt;",
         "weighted mean of pgd (1.0)",
     ):  # fmt: skip
         assert part in text, part
     assert re.search(r"class \d &lt;&amp;&gt;", text)
-    assert "What failed" not in text
-    assert "The ε of training" not in text, "all runs had one ε"
+    assert "Failed benchmarks" not in text
+    assert "ε in training" not in text, "all runs have the same ε"
 
 
-def test_it_is_well_formed_and_fetches_nothing(outcomes, tmp_path):
-    text = page(outcomes, tmp_path)
-    parser = Balanced()
+def test_report_is_well_formed_and_self_contained(results, tmp_path):
+    text = render(results, tmp_path)
+    parser = BalancedParser()
     parser.feed(text)
     assert parser.open == []
     assert {"svg", "img", "table"} <= set(parser.seen)
@@ -74,26 +75,26 @@ def test_it_is_well_formed_and_fetches_nothing(outcomes, tmp_path):
     assert all(source.startswith(("data:", "#")) for source in sources)
 
 
-def test_failures_are_told(outcomes, tmp_path):
-    failed = BenchmarkResult(outcomes[0].subject, ATTACKED, None, "RuntimeError: no memory")
-    text = page([*outcomes[:1], failed], tmp_path)
-    assert "What failed" in text
+def test_report_lists_failures(results, tmp_path):
+    failed = BenchmarkResult(results[0].model, ATTACKED, None, "RuntimeError: no memory")
+    text = render([*results[:1], failed], tmp_path)
+    assert "Failed benchmarks" in text
     assert "clean, seed 0, pgd: RuntimeError: no memory" in text
 
 
-def test_runs_of_several_eps_make_a_curve(tmp_path):
-    found = []
+def test_report_plots_eps_if_runs_differ_in_it(tmp_path):
+    results = []
     for eps in (0.01, 0.1):
-        record = {"method": "nullspace", "settings": {"nullspace": {"eps": eps}}}
-        of = subject(f"nullspace nullspace.eps={eps}", **record)
-        found.append(outcome(of, CLEAN, [0.9]))
-    found[1] = BenchmarkResult(subject(found[1].subject.name, seed=1, **record), CLEAN, found[1].result)
-    text = page(found, tmp_path)
-    assert "The ε of training" in text
-    assert "ε in training" in text
+        metadata = {"method": "nullspace", "settings": {"nullspace": {"eps": eps}}}
+        results.append(make_result(make_model(f"nullspace nullspace.eps={eps}", **metadata), CLEAN, [0.9]))
+    other_seed = make_model(results[1].model.name, seed=1, **metadata)
+    results[1] = BenchmarkResult(other_seed, CLEAN, results[1].output)
+    text = render(results, tmp_path)
+    assert "<h2>ε in training</h2>" in text
+    assert text.count("ε in training") == 2, "heading and axis label"
 
 
-def test_one_model_alone_has_nothing_to_be_compared_with(outcomes, tmp_path):
-    text = page(outcomes[:2], tmp_path)
-    assert "Model against model" not in text
+def test_report_of_one_model_has_no_comparison(results, tmp_path):
+    text = render(results[:2], tmp_path)
+    assert "Comparison of models" not in text
     assert "Sample images" in text

@@ -1,4 +1,4 @@
-"""The engine: finished work is found again, changed work is done again, failed work costs nothing else."""
+"""run_suite: cached results are reused, changes are evaluated again, failures do not stop other benchmarks."""
 
 import copy
 import dataclasses
@@ -16,104 +16,119 @@ from nsaug.evaluation.cache import model_digest
 from nsaug.models.factory import build_vit
 from nsaug.utils.errors import UserError
 from tests.conftest import tiny_vit
-from tests.evaluation.conftest import ATTACKED, CLEAN, data_of, subject
+from tests.evaluation.conftest import ATTACKED, CLEAN, make_data, make_model
 
 
 @pytest.fixture
-def ran(monkeypatch):
-    """The benchmarks that were really run."""
-    names, run = [], Benchmark.run
-    monkeypatch.setattr(
-        Benchmark, "run", lambda self, *rest, **more: names.append(self.condition) or run(self, *rest, **more)
-    )
-    return names
+def calls(monkeypatch):
+    """Conditions of the benchmarks that were run rather than loaded from the cache."""
+    conditions, run = [], Benchmark.run
+
+    def recording_run(self, *args, **kwargs):
+        conditions.append(self.condition)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(Benchmark, "run", recording_run)
+    return conditions
 
 
 @pytest.fixture
 def suite(vit, images, labels, tmp_path):
-    def go(subjects=None, entries=(CLEAN, ATTACKED), opened=None, seed=0):
-        done = []
-        found = list(
+    def run(models=None, benchmarks=(CLEAN, ATTACKED), load=None, seed=0):
+        num_forwards = []
+        results = list(
             run_suite(
-                subjects or [subject()], list(entries), opened or (lambda _: (vit, data_of(images, labels))),
-                ResultCache(tmp_path), Subset(seed=seed), lambda title, work: done.append(work),
+                models or [make_model()], list(benchmarks), load or (lambda _: (vit, make_data(images, labels))),
+                ResultCache(tmp_path), Subset(seed=seed), lambda title, count: num_forwards.append(count),
             )
         )  # fmt: skip
-        return found, sum(done)
+        return results, sum(num_forwards)
 
-    return go
-
-
-def same(first, second):
-    for ours, theirs in zip(first, second, strict=True):
-        assert ours.result.ids == theirs.result.ids
-        assert ours.result.strengths == theirs.result.strengths
-        np.testing.assert_array_equal(ours.result.pictures, theirs.result.pictures)
-        for a, b in zip(ours.result.judged, theirs.result.judged, strict=True):
-            for field in vars(a):
-                np.testing.assert_array_equal(getattr(a, field), getattr(b, field), strict=True)
+    return run
 
 
-def test_finished_work_is_not_repeated(suite, ran):
-    first, work = suite()
-    assert ran == ["clean", "attacked"]
-    assert work == CLEAN.benchmark.work(6) + ATTACKED.benchmark.work(6)
-    second, again = suite()
-    assert ran == ["clean", "attacked"]
-    assert again == work, "the time left counts what need not be done as done"
-    same(first, second)
+def patch_run(monkeypatch, condition, error):
+    """Make benchmarks of one condition raise an error."""
+    run = Benchmark.run
+
+    def failing_run(self, *args, **kwargs):
+        if self.condition == condition:
+            raise error
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(Benchmark, "run", failing_run)
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert a.output.ids == b.output.ids
+        assert a.output.strengths == b.output.strengths
+        np.testing.assert_array_equal(a.output.sample_images, b.output.sample_images)
+        for scores, others in zip(a.output.scores, b.output.scores, strict=True):
+            for field in vars(scores):
+                np.testing.assert_array_equal(getattr(scores, field), getattr(others, field), strict=True)
+
+
+def test_finished_benchmarks_are_loaded_from_the_cache(suite, calls):
+    first, num_forwards = suite()
+    assert calls == ["clean", "attacked"]
+    assert num_forwards == CLEAN.benchmark.num_forwards(6) + ATTACKED.benchmark.num_forwards(6)
+    second, cached_forwards = suite()
+    assert calls == ["clean", "attacked"]
+    assert cached_forwards == num_forwards, "progress counts cached results as done"
+    assert_same(first, second)
 
 
 def test_attacks_transfer_between_models(images, labels, tmp_path):
-    """Images made on one model and judged on another; of several seeds the first is the source."""
-    models = {}
+    """Images are made on the first run of every other name."""
+    vits = {}
     for name, scale in (("a0", 1.0), ("a1", 2.0), ("b0", -1.0)):
-        models[name] = tiny_vit().double().eval()
+        vits[name] = tiny_vit().double().eval()
         with torch.no_grad():
-            models[name].model.head.weight.mul_(scale)
-    attack = Benchmark(attack=PGD(num_steps=3), vary="eps", values=(0.1,))
-    entries = [NamedBenchmark("moved", dataclasses.replace(attack, transfer=True)), NamedBenchmark("pgd", attack)]
-    subjects = [subject("a", 0), subject("a", 1), subject("b", 0)]
-    found = list(
+            vits[name].model.head.weight.mul_(scale)
+    attack = Benchmark(attack=PGD(num_steps=3), param="eps", strengths=(0.1,))
+    transfer = dataclasses.replace(attack, transfer=True)
+    results = list(
         run_suite(
-            subjects, entries, lambda of: (models[f"{of.name}{of.record['seed']}"], data_of(images, labels)),
-            ResultCache(tmp_path), Subset(), lambda title, work: None,
+            [make_model("a", 0), make_model("a", 1), make_model("b", 0)],
+            [NamedBenchmark("transfer", transfer), NamedBenchmark("pgd", attack)],
+            lambda model: (vits[f"{model.name}{model.metadata['seed']}"], make_data(images, labels)),
+            ResultCache(tmp_path), Subset(), lambda title, count: None,
         )
     )  # fmt: skip
-    told = [(each.subject.label, each.entry.name) for each in found]
-    assert told[3:] == [
-        ("a, seed 0", "moved from b"), ("a, seed 1", "moved from b"), ("b, seed 0", "moved from a"),
+    by_key = {(result.model.label, result.name): result.output for result in results}
+    assert list(by_key)[3:] == [
+        ("a, seed 0", "transfer from b"), ("a, seed 1", "transfer from b"), ("b, seed 0", "transfer from a"),
     ]  # fmt: skip
-    own = next(each.result for each in found if (each.subject.label, each.entry.name) == ("a, seed 0", "pgd"))
-    moved = found[-1].result
-    # Attacks follow from the image, the seed and the strength: those of "moved from a" are those of a's own "pgd".
-    np.testing.assert_array_equal(moved.pictures, own.pictures)
-    attacked = torch.from_numpy(own.pictures[0] / 255.0).permute(0, 3, 1, 2)
-    said = models["b0"](attacked).softmax(1).amax(1).detach()
-    np.testing.assert_allclose(moved.judged[0].confidence, said, atol=0.02)  # pictures have 8 bits
+    white_box, transferred = by_key["a, seed 0", "pgd"], by_key["b, seed 0", "transfer from a"]
+    # Attacks depend on the image, the seed and the strength alone, so that both benchmarks use the same images.
+    np.testing.assert_array_equal(transferred.sample_images, white_box.sample_images)
+    attacked = torch.from_numpy(white_box.sample_images[0] / 255.0).permute(0, 3, 1, 2)
+    confidence = vits["b0"](attacked).softmax(1).amax(1).detach()
+    np.testing.assert_allclose(transferred.scores[0].confidence, confidence, atol=0.02)  # sample images have 8 bits
     assert len(list(tmp_path.glob("*.npz"))) == 6
 
 
-def test_only_attacks_are_transferred():
-    with pytest.raises(ValidationError, match="only an attack's images are transferred"):
+def test_only_attacks_transfer():
+    with pytest.raises(ValidationError, match="transfer=true needs an attack"):
         Benchmark(transfer=True)
 
 
-def test_the_same_work_is_found_under_another_name_and_path(suite, ran):
-    suite(entries=[CLEAN])
-    suite([subject("renamed", seed=7)], entries=[type(CLEAN)("plain", CLEAN.benchmark)])
-    assert ran == ["clean"]
+def test_cache_ignores_names_and_paths(suite, calls):
+    suite(benchmarks=[CLEAN])
+    suite([make_model("renamed", seed=7)], benchmarks=[NamedBenchmark("plain", CLEAN.benchmark)])
+    assert calls == ["clean"]
 
 
-def test_defaults_are_part_of_what_a_result_depends_on():
-    told = ATTACKED.benchmark.settings
+def test_settings_include_defaults():
+    settings = ATTACKED.benchmark.settings
     defaults = {"step_size": None, "random_start": True, "restarts": 1, "loss": "ce"}
-    assert told["attack"] == {"class": "PGD", "eps": 4 / 255, "num_steps": 10} | defaults
-    assert told["values"] == [4 / 255, 8 / 255]
+    assert settings["attack"] == {"class": "PGD", "eps": 4 / 255, "num_steps": 10} | defaults
+    assert settings["strengths"] == [4 / 255, 8 / 255]
 
 
-def test_architectures_of_one_class_are_told_apart():
-    """GELU or its quick approximation: the class, the weights' names and shapes and the images are the same."""
+def test_digest_depends_on_the_architecture():
+    """GELU or its quick approximation: class, names and shapes of the weights and the images are the same."""
     names = ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_quickgelu_224.openai")
     args = {"embed_dim": 8, "depth": 1, "num_heads": 1}
     digests = []
@@ -123,78 +138,64 @@ def test_architectures_of_one_class_are_told_apart():
     assert digests[0] != digests[1]
 
 
-def test_work_that_was_stopped_goes_on_where_it_was(suite, ran, monkeypatch):
-    run = Benchmark.run
-
-    def killed(self, *rest, **more):
-        if self.condition == "attacked":
-            raise KeyboardInterrupt
-        return run(self, *rest, **more)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Benchmark, "run", killed)
+def test_interrupted_suite_resumes(suite, calls, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch_run(patch, "attacked", KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             suite()
-    assert ran == ["clean"]
+    assert calls == ["clean"]
     suite()
-    assert ran == ["clean", "attacked"]
+    assert calls == ["clean", "attacked"]
 
 
-def test_what_changed_is_judged_anew_and_said(suite, ran, vit, images, labels, caplog):
+def test_changes_are_evaluated_again_and_logged(suite, calls, vit, images, labels, caplog):
     caplog.set_level(logging.INFO)
-    first, _ = suite(entries=[CLEAN])
-    moved = copy.deepcopy(vit)
+    first, _ = suite(benchmarks=[CLEAN])
+    other_vit = copy.deepcopy(vit)
     with torch.no_grad():
-        moved.model.head.bias[0] += 1e-3
+        other_vit.model.head.bias[0] += 1e-3
     changes = {
-        "weights": {"opened": lambda _: (moved, data_of(images, labels))},
-        "data": {"opened": lambda _: (vit, data_of(images + 1e-3, labels))},
+        "weights": {"load": lambda _: (other_vit, make_data(images, labels))},
+        "data": {"load": lambda _: (vit, make_data(images + 1e-3, labels))},
         "seed": {"seed": 1},
     }
     for part, change in changes.items():
         caplog.clear()
-        suite(entries=[CLEAN], **change)
-        assert "clean, seed 0: clean is judged anew: changed since it was last are its" in caplog.text
+        suite(benchmarks=[CLEAN], **change)
+        assert "clean, seed 0: clean: evaluating again, changed since the last time:" in caplog.text
         assert part in caplog.text
-    suite(entries=[type(CLEAN)("clean", ATTACKED.benchmark)])
-    assert len(ran) == 5
-    back, _ = suite(entries=[CLEAN])
-    assert len(ran) == 5, "the first is still there"
-    same(first, back)
+    suite(benchmarks=[NamedBenchmark("clean", ATTACKED.benchmark)])
+    assert len(calls) == 5
+    again, _ = suite(benchmarks=[CLEAN])
+    assert len(calls) == 5, "the first result is still cached"
+    assert_same(first, again)
 
 
-def test_a_failing_benchmark_costs_no_other(suite, ran, monkeypatch, caplog):
-    run = Benchmark.run
-
-    def failing(self, *rest, **more):
-        if self.condition == "clean":
-            raise RuntimeError("no such kernel\nand more")
-        return run(self, *rest, **more)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Benchmark, "run", failing)
-        found, _ = suite()
-    assert [each.result is None for each in found] == [True, False]
-    assert found[0].failure == "RuntimeError: no such kernel"
+def test_failing_benchmark_does_not_stop_others(suite, calls, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch_run(patch, "clean", RuntimeError("no such kernel\nand more"))
+        results, _ = suite()
+    assert [result.output is None for result in results] == [True, False]
+    assert results[0].failure == "RuntimeError: no such kernel"
     assert "clean, seed 0: clean failed: RuntimeError: no such kernel" in caplog.text
-    found, _ = suite()
-    assert ran == ["attacked", "clean"], "what failed is tried again, what was done is not"
+    suite()
+    assert calls == ["attacked", "clean"], "only the failed benchmark is run again"
 
 
-def test_a_model_that_cannot_be_opened_costs_no_other(suite, vit, images, labels):
-    def opened(of):
-        if of.name == "broken":
+def test_model_that_cannot_be_loaded_does_not_stop_others(suite, vit, images, labels):
+    def load(model):
+        if model.name == "broken":
             raise UserError("runs/broken0 cannot be read")
-        return vit, data_of(images, labels)
+        return vit, make_data(images, labels)
 
-    found, _ = suite([subject("broken"), subject()], opened=opened)
-    assert [each.failure for each in found] == ["runs/broken0 cannot be read"] * 2 + [None] * 2
+    results, _ = suite([make_model("broken"), make_model()], load=load)
+    assert [result.failure for result in results] == ["runs/broken0 cannot be read"] * 2 + [None] * 2
 
 
-def test_a_damaged_result_is_judged_anew(suite, ran, tmp_path):
-    suite(entries=[CLEAN])
+def test_damaged_cache_entry_is_evaluated_again(suite, calls, tmp_path):
+    suite(benchmarks=[CLEAN])
     (file,) = tmp_path.glob("*.npz")
     file.write_bytes(file.read_bytes()[:100])
-    found, _ = suite(entries=[CLEAN])
-    assert ran == ["clean"] * 2
-    assert found[0].result is not None
+    results, _ = suite(benchmarks=[CLEAN])
+    assert calls == ["clean"] * 2
+    assert results[0].output is not None

@@ -8,12 +8,12 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from nsaug.evaluation import Score
-from nsaug.evaluation.reporting.aggregate import grouped, tabulate
+from nsaug.evaluation.reporting.aggregate import aggregate_seeds, tabulate
 from nsaug.evaluation.reporting.plots import overview
 from nsaug.evaluation.reporting.wandb_logger import EvaluationLogger
 from nsaug.training.callbacks import NoiseMonitor
 from nsaug.training.loggers import LoggerConfig, finish, wandb_run_info
-from tests.evaluation.conftest import outcomes as outcomes  # a fixture
+from tests.evaluation.conftest import results as results  # a fixture
 
 
 @pytest.fixture(autouse=True)
@@ -104,22 +104,22 @@ class Online:
 
 
 @pytest.fixture
-def evaluated(outcomes, tmp_path):
+def evaluated(results, tmp_path):
     """Two runs of `clean` that W&B knows, two of `nullspace` that it does not."""
-    for outcome in outcomes:
-        if outcome.subject.name == "clean":
-            seed = outcome.subject.record["seed"]
+    for result in results:
+        if result.model.name == "clean":
+            seed = result.model.metadata["seed"]
             place = {"id": f"abc{seed}", "project": "their", "entity": "me", "online": True}
-            outcome.subject.record["wandb"] = place
-    rows = tabulate(outcomes, Score(weights={"pgd": 1}))
+            result.model.metadata["wandb"] = place
+    rows = tabulate(results, Score(weights={"pgd": 1}))
     (tmp_path / "report.html").write_text("<p>the report</p>")
-    overview(grouped(rows), tmp_path / "results.png")
-    return tmp_path, rows, outcomes
+    overview(aggregate_seeds(rows), tmp_path / "results.png")
+    return tmp_path, rows, results
 
 
 def publish(evaluated, **settings):
-    folder, rows, outcomes = evaluated
-    EvaluationLogger(**settings).publish(folder, "digits of 4", rows, outcomes)
+    folder, rows, results = evaluated
+    EvaluationLogger(**settings).publish(folder, "digits of 4", rows, results)
 
 
 def test_an_evaluation_goes_to_the_runs_that_trained(evaluated, monkeypatch):
@@ -141,7 +141,7 @@ def test_an_evaluation_goes_to_the_runs_that_trained(evaluated, monkeypatch):
 
 def test_an_evaluation_goes_to_a_run_of_its_own(evaluated, monkeypatch):
     monkeypatch.setattr(wandb, "init", online := Online())
-    publish(evaluated, wandb="online", run="own", project="mine")
+    publish(evaluated, wandb="online", log_to="new_run", project="mine")
     (run,) = online.runs
     assert run.told["project"] == "mine"
     assert len(set(run.sent["test/table"].get_column("checkpoint"))) == 4
@@ -166,7 +166,7 @@ def test_a_server_that_refuses_costs_a_warning(evaluated, monkeypatch, caplog):
 
     monkeypatch.setattr(wandb, "init", refuse)
     publish(evaluated, wandb="online")
-    assert f"W&B did not take the evaluation (no route to host): it is in {evaluated[0]}" in caplog.text
+    assert f"the evaluation could not be sent to W&B (no route to host); it is in {evaluated[0]}" in caplog.text
 
 
 def test_a_run_says_where_it_is_recorded(tmp_path):

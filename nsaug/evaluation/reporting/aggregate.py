@@ -1,4 +1,4 @@
-"""From outcomes to tables: a row per number, groups of runs that differ by their seed alone, and their differences."""
+"""Result tables: one row per number, means over seeds, and paired differences between models."""
 
 import itertools
 from collections.abc import Iterable
@@ -11,14 +11,15 @@ import pandas as pd
 from nsaug.evaluation.cache import AnalysisResult
 from nsaug.evaluation.corruption_error import SUMMARY, CorruptionError
 from nsaug.evaluation.metrics import METRICS
+from nsaug.evaluation.models import EvalModel
 from nsaug.evaluation.runner import BenchmarkResult
 from nsaug.evaluation.statistics import (
     Interval,
-    basic_over_images,
-    mean_over_images,
-    over_images,
-    over_seeds,
-    resampled_weights,
+    basic_bootstrap_interval,
+    bootstrap_interval,
+    bootstrap_mean,
+    bootstrap_weights,
+    t_interval,
 )
 from nsaug.utils.errors import UserError
 from nsaug.utils.files import atomic_write
@@ -30,223 +31,225 @@ COLUMNS = [
 ]
 SCORE = "score"
 """Benchmark and metric of the summary score's rows."""
+NAN = float("nan")
 
 
 @validated_dataclass
 class Score:
-    """One number for a run: the weighted mean over benchmarks of the top-1 accuracy, averaged over their strengths.
+    """Summary score of a run: weighted mean of the benchmarks' top-1 accuracies, averaged over their strengths.
 
-    score = sum over b of weight_b * mean over strengths s of top1(b, s), over the sum of the weights.
+    score = sum over b of weight_b * mean over strengths s of top1(b, s), divided by the sum of the weights.
     """
 
     weights: dict[str, PositiveFloat]
-    """By benchmark."""
+    """By benchmark name."""
 
     def check(self, benchmarks: Iterable[str]) -> None:
-        """Raises UserError where a weight is given to a benchmark that the suite does not hold."""
+        """Raise UserError if a weight names a benchmark that the suite does not have."""
         names = list(benchmarks)
         for name in self.weights:
             if name not in names:
-                raise UserError(f"suite.score.weights.{name}: the suite has {', '.join(names)}")
+                raise UserError(f"suite.score.weights.{name}: no such benchmark; the suite has {', '.join(names)}")
 
-    def per_image(self, outcomes: list[BenchmarkResult]) -> np.ndarray | None:
-        """Each image's score, (n,), from one subject's outcomes; None where one that counts is missing."""
-        by_name = {each.entry.name: each.per_image for each in outcomes if each.per_image is not None}
-        found = [by_name[name] for name in self.weights if name in by_name]
-        if len(found) < len(self.weights) or any(result.ids != found[0].ids for result in found):
+    def per_image(self, results: list[BenchmarkResult]) -> np.ndarray | None:
+        """Score of every image, (n,), from the results of one model; None if a weighted benchmark is missing."""
+        by_name = {result.name: result.per_image for result in results if result.per_image is not None}
+        weighted = [by_name[name] for name in self.weights if name in by_name]
+        if len(weighted) < len(self.weights) or any(result.ids != weighted[0].ids for result in weighted):
             return None
-        means = [np.mean([judged.top1 for judged in result.judged], axis=0) for result in found]
+        means = [np.mean([scores.top1 for scores in result.scores], axis=0) for result in weighted]
         weights = np.array(list(self.weights.values()))
         return (weights / weights.sum()) @ np.stack(means)
 
 
 def tabulate(
-    outcomes: list[BenchmarkResult], score: Score | None, errors: CorruptionError | None = None
+    results: list[BenchmarkResult], score: Score | None, corruption_error: CorruptionError | None = None
 ) -> pd.DataFrame:
-    """The tidy table: a row for each subject, benchmark, strength and metric, with its interval over images."""
-    own = [row for outcome in outcomes for row in rows_of(outcome)]
-    return pd.DataFrame(own + rows_across(outcomes, score, errors), columns=COLUMNS)
+    """One row per model, benchmark, strength and metric, with its interval over images; columns as in COLUMNS."""
+    rows = [row for result in results for row in result_rows(result)]
+    return pd.DataFrame(rows + cross_benchmark_rows(results, score, corruption_error), columns=COLUMNS)
 
 
-def rows_of(outcome: BenchmarkResult) -> list[dict[str, Any]]:
-    """The rows that follow from one outcome alone."""
-    if outcome.findings is not None:
-        return _rows_of_findings(outcome, outcome.findings)
-    result = outcome.per_image
-    if result is None:
+def result_rows(result: BenchmarkResult) -> list[dict[str, Any]]:
+    """Rows that follow from one result alone."""
+    if result.analysis is not None:
+        return _measurement_rows(result, result.analysis)
+    per_image = result.per_image
+    if per_image is None:
         return []
-    n = len(result.ids)
-    even, samples = np.full(n, 1 / n), resampled_weights(n)
+    n = len(per_image.ids)
+    uniform, samples = np.full(n, 1 / n), bootstrap_weights(n)
     rows = []
-    for strength, judged in zip(result.strengths, result.judged, strict=True):
-        found = {}
-        for name, value in METRICS.items():
-            over = basic_over_images if name == "ece" else over_images
-            found[name] = over(float(value(judged, even)), value(judged, samples))
-        if not np.isnan(judged.converged).any():
-            found["converged"] = mean_over_images(judged.converged)
-        rows += [_row(outcome, strength, metric, interval) for metric, interval in found.items()]
+    for strength, scores in zip(per_image.strengths, per_image.scores, strict=True):
+        intervals = {}
+        for name, metric in METRICS.items():
+            to_interval = basic_bootstrap_interval if name == "ece" else bootstrap_interval
+            intervals[name] = to_interval(float(metric(scores, uniform)), metric(scores, samples))
+        if not np.isnan(scores.converged).any():
+            intervals["converged"] = bootstrap_mean(scores.converged)
+        rows += [_row(result, strength, name, interval) for name, interval in intervals.items()]
     return rows
 
 
-def rows_across(
-    outcomes: list[BenchmarkResult], score: Score | None, errors: CorruptionError | None = None
+def cross_benchmark_rows(
+    results: list[BenchmarkResult], score: Score | None, corruption_error: CorruptionError | None = None
 ) -> list[dict[str, Any]]:
-    """The rows that take several outcomes of a subject: retention, the score, the errors over all corruptions."""
+    """Rows that need several results of a model: relative accuracy, the score, errors over all corruptions."""
     rows: list[dict[str, Any]] = []
-    for subject, own in _by_subject(outcomes):
-        done = [(each, each.per_image) for each in own if each.per_image is not None]
-        clean = next((result for each, result in done if each.entry.benchmark.condition == "clean"), None)
-        for each, result in done:
-            if clean is not None and result is not clean and result.ids == clean.ids:
-                for strength, judged in zip(result.strengths, result.judged, strict=True):
-                    rows.append(_row(each, strength, "retention", _ratio(judged.top1, clean.judged[0].top1)))
-        per_image = score.per_image(own) if score else None
-        if per_image is not None:
-            told = {"benchmark": SCORE, "condition": SUMMARY, "strength": None, "metric": SCORE}
-            spread = vars(mean_over_images(per_image)) | {"n": len(per_image), "over": "images"}
-            rows.append(subject.columns | told | spread)
-        rows += errors.rows(own) if errors else []
+    for model, model_results in _group_by_model(results):
+        scored = [(result, result.per_image) for result in model_results if result.per_image is not None]
+        clean = next((per_image for result, per_image in scored if result.benchmark.condition == "clean"), None)
+        for result, per_image in scored:
+            if clean is not None and per_image is not clean and per_image.ids == clean.ids:
+                for strength, scores in zip(per_image.strengths, per_image.scores, strict=True):
+                    ratio = _ratio(scores.top1, clean.scores[0].top1)
+                    rows.append(_row(result, strength, "relative_accuracy", ratio))
+        image_scores = score.per_image(model_results) if score else None
+        if image_scores is not None:
+            key = {"benchmark": SCORE, "condition": SUMMARY, "strength": None, "metric": SCORE}
+            interval = vars(bootstrap_mean(image_scores)) | {"n": len(image_scores), "over": "images"}
+            rows.append(model.columns | key | interval)
+        rows += corruption_error.rows(model_results) if corruption_error else []
     return rows
 
 
-def _rows_of_findings(outcome: BenchmarkResult, findings: AnalysisResult) -> list[dict[str, Any]]:
-    """Each metric's mean over the noises, with Student's t over them where there are several."""
-    found: dict[Any, list[float]] = {}
-    for each in findings.measures:
-        found.setdefault((each.condition, each.strength, each.metric), []).append(each.value)
+def _measurement_rows(result: BenchmarkResult, analysis: AnalysisResult) -> list[dict[str, Any]]:
+    """Mean of every metric over the noises, with Student's t interval if there are several."""
+    grouped: dict[Any, list[float]] = {}
+    for item in analysis.measurements:
+        grouped.setdefault((item.condition, item.strength, item.metric), []).append(item.value)
     rows = []
-    for (condition, strength, metric), values in found.items():
-        nothing = float("nan")
-        interval = over_seeds(np.array(values)) if len(values) > 1 else Interval(values[0], nothing, nothing)
-        told = {"benchmark": outcome.entry.name, "condition": condition, "strength": strength, "metric": metric}
-        spread = vars(interval) | {"n": len(findings.ids), "over": "noises"}
-        rows.append(outcome.subject.columns | told | spread | {"notes": "; ".join(outcome.notes)})
+    for (condition, strength, metric), values in grouped.items():
+        interval = t_interval(np.array(values)) if len(values) > 1 else Interval(values[0], NAN, NAN)
+        key = {"benchmark": result.name, "condition": condition, "strength": strength, "metric": metric}
+        cells = vars(interval) | {"n": len(analysis.ids), "over": "noises"}
+        rows.append(result.model.columns | key | cells | {"notes": "; ".join(result.notes)})
     return rows
 
 
-def _row(outcome: BenchmarkResult, strength: float | None, metric: str, interval: Interval) -> dict[str, Any]:
-    assert outcome.result is not None
-    told = {"benchmark": outcome.entry.name, "condition": outcome.entry.benchmark.condition, "strength": strength}
-    spread = vars(interval) | {"n": len(outcome.result.ids), "over": "images"}
-    return outcome.subject.columns | told | {"metric": metric} | spread | {"notes": "; ".join(outcome.notes)}
+def _row(result: BenchmarkResult, strength: float | None, metric: str, interval: Interval) -> dict[str, Any]:
+    assert result.output is not None
+    key = {"benchmark": result.name, "condition": result.benchmark.condition, "strength": strength, "metric": metric}
+    cells = vars(interval) | {"n": len(result.output.ids), "over": "images"}
+    return result.model.columns | key | cells | {"notes": "; ".join(result.notes)}
 
 
-def _ratio(robust: np.ndarray, clean: np.ndarray) -> Interval:
-    """Accuracy under a change over accuracy without, with its bootstrap interval; NaN where nothing is right at all."""
-    if not clean.any():
-        return Interval(float("nan"), float("nan"), float("nan"))
-    samples = resampled_weights(len(clean))
+def _ratio(top1: np.ndarray, clean_top1: np.ndarray) -> Interval:
+    """Accuracy relative to the clean accuracy, with its bootstrap interval; NaN if no clean image is correct."""
+    if not clean_top1.any():
+        return Interval(NAN, NAN, NAN)
+    samples = bootstrap_weights(len(clean_top1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = (samples @ robust.astype(np.float32)) / (samples @ clean.astype(np.float32))
-        return over_images(robust.mean() / clean.mean(), values)
+        ratios = (samples @ top1.astype(np.float32)) / (samples @ clean_top1.astype(np.float32))
+        return bootstrap_interval(top1.mean() / clean_top1.mean(), ratios)
 
 
-def grouped(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the runs of each name, which differ by their seed alone.
+def aggregate_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the runs that share a name, which differ only in their seed.
 
     Returns:
         Columns name, benchmark, condition, strength, metric, value, low, high, runs, over. The 95 % interval is
-        Student's t over seeds where there are several runs (over: seeds), else the bootstrap over images, or of an
-        analysis Student's t over its noises.
+        Student's t over seeds if there are several runs (over: seeds). For a single run it is that of its row.
     """
-    found = []
+    groups = []
     keys = ["name", "benchmark", "condition", "strength", "metric"]
-    for key, own in rows.groupby(keys, dropna=False, sort=False):
-        several = len(own) > 1
-        interval = over_seeds(own["value"].to_numpy()) if several else Interval(*own.iloc[0][["value", "low", "high"]])
-        told = {"runs": len(own), "over": "seeds" if several else own.iloc[0]["over"]}
-        found.append(dict(zip(keys, key, strict=True)) | vars(interval) | told)
-    return pd.DataFrame(found, columns=[*keys, "value", "low", "high", "runs", "over"])
+    for key, group in rows.groupby(keys, dropna=False, sort=False):
+        first = group.iloc[0]
+        several = len(group) > 1
+        interval = t_interval(group["value"].to_numpy()) if several else Interval(*first[["value", "low", "high"]])
+        counts = {"runs": len(group), "over": "seeds" if several else first["over"]}
+        groups.append(dict(zip(keys, key, strict=True)) | vars(interval) | counts)
+    return pd.DataFrame(groups, columns=[*keys, "value", "low", "high", "runs", "over"])
 
 
-def compared(outcomes: list[BenchmarkResult], score: Score | None) -> pd.DataFrame:
-    """Every two names by their paired difference in top-1 and in the score, `name` minus `other`.
+def pairwise_differences(results: list[BenchmarkResult], score: Score | None) -> pd.DataFrame:
+    """Paired differences in top-1 and in the score between any two names, `name` minus `other`.
 
     Returns:
         Columns name, other, benchmark, condition, strength, metric, difference, seeds_low, seeds_high, seeds,
-        images_low, images_high, images. Over seeds: Student's t on the differences of runs of the same seed, of two or
-        more, or of all runs to the other name's only one. Over images: the bootstrap on the differences of each image's
-        mean over these runs.
+        images_low, images_high, images. Over seeds: Student's t on the differences between runs of the same seed (two
+        or more), or between all runs and the only run of the other name. Over images: bootstrap on the differences per
+        image, averaged over these runs.
     """
-    names: dict[str, dict[Any, list[BenchmarkResult]]] = {}
-    for subject, its in _by_subject(outcomes):
-        runs = names.setdefault(subject.name, {})
-        seed = subject.columns["seed"]
-        runs[f"run {len(runs)}" if seed in runs else seed] = its
+    runs_by_name: dict[str, dict[Any, list[BenchmarkResult]]] = {}
+    for model, model_results in _group_by_model(results):
+        runs = runs_by_name.setdefault(model.name, {})
+        seed = model.columns["seed"]
+        runs[f"run {len(runs)}" if seed in runs else seed] = model_results
     rows: list[dict[str, Any]] = []
-    for (other, theirs), (name, own) in itertools.combinations(names.items(), 2):
-        rows += [{"name": name, "other": other} | row for row in _differences(*_paired(own, theirs), score)]
+    for (other, other_runs), (name, runs) in itertools.combinations(runs_by_name.items(), 2):
+        rows += [{"name": name, "other": other} | row for row in _differences(*_pair_runs(runs, other_runs), score)]
     columns = ["name", "other", "benchmark", "condition", "strength", "metric", "difference"]
-    spreads = ["seeds_low", "seeds_high", "seeds", "images_low", "images_high", "images"]
-    return pd.DataFrame(rows, columns=[*columns, *spreads])
+    intervals = ["seeds_low", "seeds_high", "seeds", "images_low", "images_high", "images"]
+    return pd.DataFrame(rows, columns=[*columns, *intervals])
 
 
 Runs = list[list[BenchmarkResult]]
 
 
-def _paired(own: dict[Any, list[BenchmarkResult]], theirs: dict[Any, list[BenchmarkResult]]) -> tuple[Runs, Runs, int]:
-    """The runs of two names in pairs, and over how many seeds: of the same seed; or all against the only other one."""
-    common = [seed for seed in own if seed in theirs]
+def _pair_runs(
+    first: dict[Any, list[BenchmarkResult]], second: dict[Any, list[BenchmarkResult]]
+) -> tuple[Runs, Runs, int]:
+    """Pair the runs of two names, and count the seeds: by seed, or all runs with the only run of the other name."""
+    common = [seed for seed in first if seed in second]
     if common:
-        return [own[seed] for seed in common], [theirs[seed] for seed in common], len(common)
-    if len(own) == 1 or len(theirs) == 1:  # weights that were not trained here, say, against each run from them
-        count = max(len(own), len(theirs))
-        return list(own.values()) * (count // len(own)), list(theirs.values()) * (count // len(theirs)), count
-    pairs = list(itertools.product(own.values(), theirs.values()))  # no seed in common: the difference of the means
-    return [mine for mine, _ in pairs], [other for _, other in pairs], 1
+        return [first[seed] for seed in common], [second[seed] for seed in common], len(common)
+    if len(first) == 1 or len(second) == 1:  # such as pretrained weights and the runs that started from them
+        count = max(len(first), len(second))
+        return list(first.values()) * (count // len(first)), list(second.values()) * (count // len(second)), count
+    pairs = list(itertools.product(first.values(), second.values()))  # no common seed: the difference of the means
+    return [a for a, _ in pairs], [b for _, b in pairs], 1
 
 
-def _differences(own: Runs, other: Runs, seeds: int, score: Score | None) -> list[dict[str, Any]]:
-    ours, theirs = ([_vectors(run, score) for run in runs] for runs in (own, other))
+def _differences(first: Runs, second: Runs, num_seeds: int, score: Score | None) -> list[dict[str, Any]]:
+    first_values, second_values = ([_values_by_key(run, score) for run in runs] for runs in (first, second))
+    all_values = (*first_values, *second_values)
     rows = []
-    for key in ours[0]:
-        if not all(key in each for each in (*ours, *theirs)):
-            continue
-        ids = ours[0][key][0]
-        if not all(each[key][0] == ids for each in (*ours, *theirs)):
-            continue  # other images: nothing to pair
-        each = np.stack([a[key][1] - b[key][1] for a, b in zip(ours, theirs, strict=True)])
-        seed = over_seeds(each.mean(1)) if seeds > 1 else Interval(float(each.mean()), float("nan"), float("nan"))
-        image = mean_over_images(each.mean(0))
-        told = dict(zip(("benchmark", "condition", "strength", "metric"), key, strict=True))
+    for key, (ids, _) in first_values[0].items():
+        if not all(key in values and values[key][0] == ids for values in all_values):
+            continue  # missing, or other images: nothing to pair
+        differences = np.stack([a[key][1] - b[key][1] for a, b in zip(first_values, second_values, strict=True)])
+        over_seeds = t_interval(differences.mean(1)) if num_seeds > 1 else Interval(float(differences.mean()), NAN, NAN)
+        over_images = bootstrap_mean(differences.mean(0))
         rows.append(
-            told
-            | {"difference": seed.value}
-            | {"seeds_low": seed.low, "seeds_high": seed.high, "seeds": seeds}
-            | {"images_low": image.low, "images_high": image.high, "images": len(ids)}
+            dict(zip(("benchmark", "condition", "strength", "metric"), key, strict=True))
+            | {"difference": over_seeds.value}
+            | {"seeds_low": over_seeds.low, "seeds_high": over_seeds.high, "seeds": num_seeds}
+            | {"images_low": over_images.low, "images_high": over_images.high, "images": len(ids)}
         )
     return rows
 
 
-def _vectors(outcomes: list[BenchmarkResult], score: Score | None) -> dict[tuple[str, str, float | None, str], Any]:
-    """One number per image by benchmark, condition, strength and metric, with the images' ids."""
-    found: dict[tuple[str, str, float | None, str], Any] = {}
-    for outcome in outcomes:
-        if (result := outcome.per_image) is not None:
-            for strength, judged in zip(result.strengths, result.judged, strict=True):
-                key = outcome.entry.name, outcome.entry.benchmark.condition, strength, "top1"
-                found[key] = result.ids, judged.top1.astype(float)
-    per_image = score.per_image(outcomes) if score else None
-    if per_image is not None:
-        ids = next(outcome.per_image.ids for outcome in outcomes if outcome.per_image is not None)
-        found[SCORE, SUMMARY, None, SCORE] = ids, per_image
-    return found
+def _values_by_key(
+    results: list[BenchmarkResult], score: Score | None
+) -> dict[tuple[str, str, float | None, str], tuple[list[str], np.ndarray]]:
+    """Image ids, and top-1 or score per image, by (benchmark, condition, strength, metric)."""
+    values: dict[tuple[str, str, float | None, str], tuple[list[str], np.ndarray]] = {}
+    for result in results:
+        if (per_image := result.per_image) is not None:
+            for strength, scores in zip(per_image.strengths, per_image.scores, strict=True):
+                key = result.name, result.benchmark.condition, strength, "top1"
+                values[key] = per_image.ids, scores.top1.astype(float)
+    image_scores = score.per_image(results) if score else None
+    if image_scores is not None:
+        ids = next(result.per_image.ids for result in results if result.per_image is not None)
+        values[SCORE, SUMMARY, None, SCORE] = ids, image_scores
+    return values
 
 
-def _by_subject(outcomes: list[BenchmarkResult]) -> list[tuple[Any, list[BenchmarkResult]]]:
-    found: dict[tuple[str | None, str], list[BenchmarkResult]] = {}
-    for outcome in outcomes:
-        found.setdefault((outcome.subject.checkpoint, outcome.subject.name), []).append(outcome)
-    return [(own[0].subject, own) for own in found.values()]
+def _group_by_model(results: list[BenchmarkResult]) -> list[tuple[EvalModel, list[BenchmarkResult]]]:
+    groups: dict[tuple[str | None, str], list[BenchmarkResult]] = {}
+    for result in results:
+        groups.setdefault((result.model.checkpoint, result.model.name), []).append(result)
+    return [(group[0].model, group) for group in groups.values()]
 
 
-def append(frame: pd.DataFrame, path: Path, new: bool) -> None:
-    """Adds rows to a table that grows, or begins it; `write` replaces it in the end."""
+def append_csv(frame: pd.DataFrame, path: Path, new: bool) -> None:
+    """Append rows to a CSV file; start it if `new`."""
     frame.to_csv(path, index=False, header=new, mode="w" if new else "a")
 
 
-def write(frame: pd.DataFrame, path: Path) -> None:
-    """A table as CSV."""
-    with atomic_write(path) as draft:
-        frame.to_csv(draft, index=False)
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, atomically."""
+    with atomic_write(path) as tmp_path:
+        frame.to_csv(tmp_path, index=False)

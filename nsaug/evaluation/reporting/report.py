@@ -1,4 +1,4 @@
-"""report.html: one file that shows an evaluation, with nothing to fetch."""
+"""report.html: the whole evaluation as one self-contained file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,117 +10,121 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from nsaug.evaluation.corruption_error import ERRORS
 from nsaug.evaluation.metrics import PerImageScores
 from nsaug.evaluation.reporting import noise_plots, plots
-from nsaug.evaluation.reporting.aggregate import SCORE, Score, compared, grouped, write
+from nsaug.evaluation.reporting.aggregate import SCORE, Score, aggregate_seeds, pairwise_differences, write_csv
 from nsaug.evaluation.reporting.formatting import (
-    FOREMOST,
-    Place,
+    ResultKey,
+    analysis_caption,
+    analysis_lines,
+    analysis_rows,
     caption,
-    findings,
-    grid,
-    headline,
+    format_number,
+    format_percent,
+    main_rows,
     markdown,
-    names,
-    noise_caption,
-    noise_lines,
-    number,
-    percent,
-    remark_lines,
-    runs,
+    model_names,
+    note_lines,
+    run_counts,
+    table_lines,
 )
 from nsaug.evaluation.runner import BenchmarkResult
 from nsaug.utils.files import atomic_write
 
-SHOWN_PAIRS = 12
-"""Plots of differences: all pairs up to that many, then each name against the first."""
-SHOWN_MODELS = 4
-"""How many models' sample images are shown."""
+MAX_PAIRS = 12
+"""Differences are plotted for all pairs up to this number, otherwise against the first name only."""
+MAX_SAMPLE_MODELS = 4
+"""Number of models whose sample images are shown."""
 
 
 def write_report(
     rows: pd.DataFrame,
-    outcomes: list[BenchmarkResult],
+    results: list[BenchmarkResult],
     score: Score | None,
     class_names: list[str],
-    told: dict[str, Any],
+    metadata: dict[str, Any],
     folder: Path,
-    absent: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> None:
-    """Writes results.csv, .json, .md and .png, groups.csv, comparisons.csv and report.html into a folder.
+    """Write results.csv, .json, .md and .png, groups.csv, comparisons.csv and report.html into a folder.
 
     Args:
-        rows: `table.tabulate`'s.
-        outcomes: all of them, failures included.
-        score: the suite's, if it has one.
-        class_names: by class index, for models whose record names none.
-        told: what was evaluated and when, as text by label.
-        folder: the evaluation's own.
-        absent: a line for each benchmark whose data are not there.
+        rows: table from `aggregate.tabulate`.
+        results: all results, failures included.
+        score: the suite's score, if it has one.
+        class_names: by class index, for models whose metadata has none.
+        metadata: lines for the head of the report, by label.
+        folder: output folder of the evaluation.
+        missing: one line per missing data set.
     """
-    groups, comparisons = grouped(rows), compared(outcomes, score)
-    write(rows, folder / "results.csv")
-    write(groups, folder / "groups.csv")
-    write(comparisons, folder / "comparisons.csv")
-    with atomic_write(folder / "results.json") as draft:
-        rows.to_json(draft, orient="records", indent=1)
-    with atomic_write(folder / "results.md") as draft:
-        draft.write_text(markdown(rows, groups, absent))
+    groups, comparisons = aggregate_seeds(rows), pairwise_differences(results, score)
+    write_csv(rows, folder / "results.csv")
+    write_csv(groups, folder / "groups.csv")
+    write_csv(comparisons, folder / "comparisons.csv")
+    with atomic_write(folder / "results.json") as tmp_path:
+        rows.to_json(tmp_path, orient="records", indent=1)
+    with atomic_write(folder / "results.md") as tmp_path:
+        tmp_path.write_text(markdown(rows, groups, missing))
     plots.overview(groups, folder / "results.png")
-    with atomic_write(folder / "report.html") as draft:
-        draft.write_text(page(rows, groups, comparisons, outcomes, score, class_names, told, absent))
+    page = render_page(rows, groups, comparisons, results, score, class_names, metadata, missing)
+    with atomic_write(folder / "report.html") as tmp_path:
+        tmp_path.write_text(page)
 
 
-def page(
+def render_page(
     rows: pd.DataFrame,
     groups: pd.DataFrame,
     comparisons: pd.DataFrame,
-    outcomes: list[BenchmarkResult],
+    results: list[BenchmarkResult],
     score: Score | None,
     class_names: list[str],
-    told: dict[str, Any],
-    absent: Sequence[str] = (),
+    metadata: dict[str, Any],
+    missing: Sequence[str] = (),
 ) -> str:
-    """report.html; arguments as for `write_report`, with `table.grouped`'s and `table.compared`'s tables."""
-    done = [outcome for outcome in outcomes if outcome.per_image is not None]
-    who = names(rows)
+    """Content of report.html; arguments as for `write_report`, with both derived tables."""
+    scored = [result for result in results if result.per_image is not None]
+    names = model_names(rows)
     by_condition: dict[str, list[str]] = {}
-    for outcome in done:
-        found = by_condition.setdefault(outcome.entry.benchmark.condition, [])
-        if outcome.entry.name not in found:
-            found.append(outcome.entry.name)
+    for result in scored:
+        benchmarks = by_condition.setdefault(result.benchmark.condition, [])
+        if result.name not in benchmarks:
+            benchmarks.append(result.name)
     clean = next(iter(by_condition.get("clean", [])), None)
     corruptions = by_condition.get("corrupted", [])
-    starts = {outcome.entry.name: clean for outcome in done if outcome.entry.benchmark.on_own_images}
-    eps = trained_eps(done)
-    judged: dict[str, list[PerImageScores]] = {}
-    for outcome in done:
-        if outcome.entry.name == clean and outcome.per_image:
-            judged.setdefault(outcome.subject.name, []).append(outcome.per_image.judged[0])
+    start_at = {result.name: clean for result in scored if result.benchmark.uses_model_data}
+    eps = training_eps(scored)
+    clean_scores: dict[str, list[PerImageScores]] = {}
+    for result in scored:
+        if result.name == clean and result.per_image:
+            clean_scores.setdefault(result.model.name, []).append(result.per_image.scores[0])
+
+    def curves(condition: str) -> list[tuple[str, str]]:
+        return [(b, plots.strength_curve(groups, b, start_at.get(b))) for b in by_condition.get(condition, [])]
+
     return _template().render(
-        told=told,
+        metadata=metadata,
         caption=caption(rows, groups),
-        notes=remark_lines(rows),
-        absent=absent,
+        notes=note_lines(rows),
+        missing=missing,
         main=main_table(groups),
         metrics=metric_tables(groups),
-        legend=[(name, _css(colour)) for name, colour in plots.colours(who).items()],
-        attacks=[(b, plots.strength_curve(groups, b, starts.get(b))) for b in by_condition.get("attacked", [])],
-        corruptions=[(b, plots.strength_curve(groups, b, starts.get(b))) for b in corruptions],
+        legend=[(name, _hex(color)) for name, color in plots.colors(names).items()],
+        attacks=curves("attacked"),
+        corruptions=curves("corrupted"),
         noises=[(b, plots.strength_curve(groups, b, None)) for b in by_condition.get("noised", [])],
-        heat_maps=[(name, plots.heat_map(groups, name, corruptions)) for name in who] if corruptions else [],
-        noise=noise_section(rows, groups, outcomes),
+        heat_maps=[(name, plots.heat_map(groups, name, corruptions)) for name in names] if corruptions else [],
+        noise=noise_section(rows, groups, results),
         differences=[
             (f"{name} minus {other}", plots.differences(comparisons, name, other))
-            for name, other in shown_pairs(comparisons, who[0])
+            for name, other in plotted_pairs(comparisons, names[0])
         ],
         comparisons=comparison_rows(comparisons),
-        reliability=[(clean, plots.reliability(judged))] if clean else [],
+        reliability=[(clean, plots.reliability(clean_scores))] if clean else [],
         eps_curves=[
             (benchmark, plots.eps_curve(rows, benchmark, eps))
-            for benchmark in dict.fromkeys(outcome.entry.name for outcome in done)
+            for benchmark in dict.fromkeys(result.name for result in scored)
             if len(set(eps.values())) > 1
         ],
-        samples=samples(done, class_names),
-        failures=[(o.subject.label, o.entry.name, o.failure) for o in outcomes if o.failure],
+        samples=samples(scored, class_names),
+        failures=[(result.model.label, result.name, result.failure) for result in results if result.failure],
         score=score.weights if score else None,
     )
 
@@ -134,107 +138,115 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
-def _css(colour: Any) -> str:
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])
+def _hex(color: Any) -> str:
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in color[:3])
 
 
 def main_table(groups: pd.DataFrame) -> dict[str, Any]:
-    """Top-1 and the score, a row per benchmark and strength; the best of each row is marked."""
-    shown = headline(groups)
+    """Top-1, score and errors, one line per benchmark and strength; the best cells of a line are marked."""
+    shown = main_rows(groups)
+    names = model_names(shown)
     lines = []
-    for place, cells in grid(shown, percent):
-        own = place.of(shown)
-        least = own["metric"].isin(ERRORS).any()
-        best = set(own[own["value"] == (own["value"].min() if least else own["value"].max())]["name"])
-        marked = [name in best for name in names(shown)]
-        lines.append((place.heading, list(zip(cells, marked, strict=True))))
-    return {"names": names(shown), "runs": runs(shown), "lines": lines}
+    for key, cells in table_lines(shown, format_percent):
+        rows = key.select(shown)
+        lower_is_better = rows["metric"].isin(ERRORS).any()
+        best_value = rows["value"].min() if lower_is_better else rows["value"].max()
+        best = set(rows[rows["value"] == best_value]["name"])
+        lines.append((key.heading, list(zip(cells, [name in best for name in names], strict=True))))
+    return {"names": names, "runs": run_counts(shown), "lines": lines}
 
 
 def metric_tables(groups: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table for each further metric, its numbers as they are."""
+    """A table for every metric other than top-1 and the score."""
     tables = []
     for metric in dict.fromkeys(groups["metric"]):
         if metric not in ("top1", SCORE):
-            own = groups[groups["metric"] == metric]
-            lines = [(place.heading, cells) for place, cells in grid(own, number)]
-            tables.append({"metric": metric, "names": names(own), "lines": lines})
+            rows = groups[groups["metric"] == metric]
+            lines = [(key.heading, cells) for key, cells in table_lines(rows, format_number)]
+            tables.append({"metric": metric, "names": model_names(rows), "lines": lines})
     return tables
 
 
-def noise_section(rows: pd.DataFrame, groups: pd.DataFrame, outcomes: list[BenchmarkResult]) -> dict[str, Any] | None:
-    """What analyses found: a table, plots and pictures; None where the suite has none."""
-    own = findings(groups)
-    if own.empty:
+def noise_section(rows: pd.DataFrame, groups: pd.DataFrame, results: list[BenchmarkResult]) -> dict[str, Any] | None:
+    """Table, plots and images of the analyses; None if the suite has none."""
+    noise_rows = analysis_rows(groups)
+    if noise_rows.empty:
         return None
-    who = names(own)
-    pictures: dict[str, list[dict[str, str]]] = {}
-    for outcome in outcomes:
-        if outcome.findings and outcome.findings.pictures and len(pictures) < 2 * SHOWN_MODELS:
-            shown = zip(outcome.findings.titles, outcome.findings.pictures, strict=True)
-            title = f"{outcome.subject.label}: {outcome.entry.name}"
-            pictures[title] = [{"title": each, "image": plots.picture(pixels)} for each, pixels in shown]
+    names = model_names(noise_rows)
+    images: dict[str, list[dict[str, str]]] = {}
+    for result in results:
+        if result.analysis and result.analysis.images and len(images) < 2 * MAX_SAMPLE_MODELS:
+            titled = zip(result.analysis.titles, result.analysis.images, strict=True)
+            heading = f"{result.model.label}: {result.name}"
+            images[heading] = [{"title": title, "image": plots.data_uri(image)} for title, image in titled]
     return {
-        "caption": noise_caption(rows),
-        "names": who,
-        "lines": noise_lines(groups, FOREMOST),
+        "caption": analysis_caption(rows),
+        "names": names,
+        "lines": analysis_lines(groups),
         "influence": [
-            (name, noise_plots.influence_curve(own, name)) for name in who if len(noise_plots.curves(own, name))
+            (name, noise_plots.influence_curve(noise_rows, name))
+            for name in names
+            if len(noise_plots.influence_rows(noise_rows, name))
         ],
-        "bars": noise_plots.agreement_bars(own),
-        "radius": noise_plots.radius_curve(own),
-        "pictures": list(pictures.items()),
+        "bars": noise_plots.agreement_bars(noise_rows),
+        "radius": noise_plots.radius_curve(noise_rows),
+        "images": list(images.items()),
     }
 
 
-def shown_pairs(comparisons: pd.DataFrame, first: str) -> list[tuple[str, str]]:
+def plotted_pairs(comparisons: pd.DataFrame, first: str) -> list[tuple[str, str]]:
     pairs = list(dict.fromkeys(zip(comparisons["name"], comparisons["other"], strict=True)))
-    return pairs if len(pairs) <= SHOWN_PAIRS else [pair for pair in pairs if pair[1] == first]
+    return pairs if len(pairs) <= MAX_PAIRS else [pair for pair in pairs if pair[1] == first]
 
 
 def comparison_rows(comparisons: pd.DataFrame) -> list[dict[str, str]]:
-    """Every pair and benchmark, in points, each interval with what it is over."""
-    found = []
+    """Table of all paired differences, in percentage points."""
+    table = []
     for row in comparisons.to_dict("records"):
         strength = None if pd.isna(row["strength"]) else float(row["strength"])
-        place = Place(row["benchmark"], row["condition"], strength)
-        bounds = {kind: [100 * row[f"{kind}_{end}"] for end in ("low", "high")] for kind in ("seeds", "images")}
-        spans = {kind: "-" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]" for kind, (low, high) in bounds.items()}
-        told = {"pair": f"{row['name']} - {row['other']}", "where": place.heading}
-        found.append(told | spans | {"difference": f"{100 * row['difference']:+.1f}", "runs": str(row["seeds"] or 1)})
-    return found
+        cells = {
+            "pair": f"{row['name']} - {row['other']}",
+            "heading": ResultKey(row["benchmark"], row["condition"], strength).heading,
+            "difference": f"{100 * row['difference']:+.1f}",
+            "runs": str(row["seeds"] or 1),
+        }
+        for kind in ("seeds", "images"):
+            low, high = (100 * row[f"{kind}_{end}"] for end in ("low", "high"))
+            cells[kind] = "-" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]"
+        table.append(cells)
+    return table
 
 
-def trained_eps(outcomes: list[BenchmarkResult]) -> dict[str, float]:
-    """The ε of each checkpoint that was trained on nullspace noise."""
-    found: dict[str, float] = {}
-    for outcome in outcomes:
-        record = outcome.subject.record
-        if record.get("method") == "nullspace" and outcome.subject.checkpoint:
-            found[outcome.subject.checkpoint] = float(record["settings"]["nullspace"]["eps"])
-    return found
+def training_eps(results: list[BenchmarkResult]) -> dict[str, float]:
+    """ε by checkpoint, for models trained on nullspace noise."""
+    eps: dict[str, float] = {}
+    for result in results:
+        metadata = result.model.metadata
+        if metadata.get("method") == "nullspace" and result.model.checkpoint:
+            eps[result.model.checkpoint] = float(metadata["settings"]["nullspace"]["eps"])
+    return eps
 
 
-def samples(outcomes: list[BenchmarkResult], class_names: list[str]) -> list[dict[str, Any]]:
-    """The kept images at each benchmark's greatest strength, by the first run of each name, with what it said."""
-    found: dict[str, dict[str, Any]] = {}
-    for outcome in outcomes:
-        name, result = outcome.subject.name, outcome.per_image
-        if result is None or (name not in found and len(found) == SHOWN_MODELS):
+def samples(results: list[BenchmarkResult], class_names: list[str]) -> list[dict[str, Any]]:
+    """Sample images at every benchmark's greatest strength, with predictions, for the first run of a name."""
+    models: dict[str, dict[str, Any]] = {}
+    for result in results:
+        name, per_image = result.model.name, result.per_image
+        if per_image is None or (name not in models and len(models) == MAX_SAMPLE_MODELS):
             continue
-        own = found.setdefault(name, {"label": outcome.subject.label, "subject": outcome.subject, "lines": []})
-        if own["subject"] is not outcome.subject:
+        section = models.setdefault(name, {"label": result.model.label, "model": result.model, "lines": []})
+        if section["model"] is not result.model:
             continue
-        hardest = max(range(len(result.strengths)), key=lambda place: result.strengths[place] or 0)
-        judged, strength = result.judged[hardest], result.strengths[hardest]
+        hardest = max(range(len(per_image.strengths)), key=lambda i: per_image.strengths[i] or 0)
+        scores, strength = per_image.scores[hardest], per_image.strengths[hardest]
+        classes = result.model.metadata.get("class_names", class_names)
         images = []
-        classes = outcome.subject.record.get("class_names", class_names)
-        for rank, pixels in zip(result.pictured, result.pictures[hardest], strict=True):
-            label, said = int(judged.label[rank]), int(judged.prediction[rank])
+        for i, image in zip(per_image.sample_indices, per_image.sample_images[hardest], strict=True):
+            label, prediction = int(scores.label[i]), int(scores.prediction[i])
             images.append(
-                {"image": plots.picture(pixels), "right": label == said, "said": classes[said]}
-                | {"label": classes[label], "confidence": f"{100 * float(judged.confidence[rank]):.0f} %"}
+                {"image": plots.data_uri(image), "correct": label == prediction, "prediction": classes[prediction]}
+                | {"label": classes[label], "confidence": f"{100 * float(scores.confidence[i]):.0f} %"}
             )
-        place = Place(outcome.entry.name, outcome.entry.benchmark.condition, strength)
-        own["lines"].append({"title": place.heading, "images": images})
-    return list(found.values())
+        key = ResultKey(result.name, result.benchmark.condition, strength)
+        section["lines"].append({"title": key.heading, "images": images})
+    return list(models.values())

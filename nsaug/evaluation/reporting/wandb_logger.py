@@ -1,4 +1,4 @@
-"""Send an evaluation to Weights & Biases."""
+"""Send the results of an evaluation to Weights & Biases."""
 
 import logging
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 import wandb
 
 from nsaug.evaluation import BenchmarkResult
-from nsaug.evaluation.reporting.formatting import places
+from nsaug.evaluation.reporting.formatting import result_keys
 from nsaug.training.loggers import _has_api_key
 from nsaug.utils.errors import first_line
 from nsaug.utils.types import validated_dataclass
@@ -19,78 +19,84 @@ log = logging.getLogger(__name__)
 
 @validated_dataclass
 class EvaluationLogger:
-    """Where an evaluation goes in W&B; its files stay in its folder whatever happens."""
+    """Where to send results in W&B; the files in the output folder are written in any case."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online where a key is stored, else nowhere."""
-    run: Literal["trained", "own"] = "trained"
-    """trained: to the runs that trained the checkpoints, where they were online; own: to a run of its own."""
+    """auto: online if an API key is stored, otherwise off."""
+    log_to: Literal["training_run", "new_run"] = "training_run"
+    """training_run: the online runs that trained the checkpoints; a new run for all others."""
     project: str = "nsaug"
     entity: str | None = None
 
-    def publish(self, folder: Path, name: str, rows: pd.DataFrame, outcomes: list[BenchmarkResult]) -> None:
-        """Sends table, numbers and sample images, and from a run of its own the report and its picture.
+    def publish(self, folder: Path, name: str, rows: pd.DataFrame, results: list[BenchmarkResult]) -> None:
+        """Send table, summary metrics and sample images; to a new run also the report and results.png.
 
         Args:
-            folder: the evaluation's own, with report.html and results.png.
-            name: of a run of its own.
-            rows: `evaluation.table.tabulate`'s.
-            outcomes: where the rows come from.
+            folder: output folder of the evaluation, with report.html and results.png.
+            name: name of a new run.
+            rows: table from `aggregate.tabulate`.
+            results: the results in that table; failures are ignored.
         """
         if self.wandb == "off" or (self.wandb == "auto" and not _has_api_key()):
             return
         online = self.wandb != "offline"
-        left = [outcome for outcome in outcomes if outcome.result is not None]
+        remaining = [result for result in results if result.output is not None]
         try:
-            if online and self.run == "trained":
-                for place in _trained(left):
-                    own = [outcome for outcome in left if outcome.subject.record.get("wandb") == place]
-                    left = [outcome for outcome in left if outcome not in own]
-                    self._send({"id": place["id"], "project": place["project"], "entity": place["entity"],
-                                "resume": "must"}, folder, rows, own)  # fmt: skip
-            if left:
-                told = {"project": self.project, "entity": self.entity, "name": name, "job_type": "evaluation"}
-                self._send(told | {"mode": "online" if online else "offline"}, folder, rows, left, whole=True)
+            if online and self.log_to == "training_run":
+                for run in _training_runs(remaining):
+                    from_run = [result for result in remaining if result.model.metadata.get("wandb") == run]
+                    remaining = [result for result in remaining if result not in from_run]
+                    target = {key: run[key] for key in ("id", "project", "entity")} | {"resume": "must"}
+                    self._send(target, folder, rows, from_run)
+            if remaining:
+                target = {"project": self.project, "entity": self.entity, "name": name, "job_type": "evaluation"}
+                target["mode"] = "online" if online else "offline"
+                self._send(target, folder, rows, remaining, with_report=True)
         except Exception as error:
-            log.warning("W&B did not take the evaluation (%s): it is in %s", first_line(error), folder)
+            log.warning("the evaluation could not be sent to W&B (%s); it is in %s", first_line(error), folder)
 
     def _send(
         self,
-        told: dict[str, Any],
+        target: dict[str, Any],
         folder: Path,
         rows: pd.DataFrame,
-        outcomes: list[BenchmarkResult],
-        whole: bool = False,
+        results: list[BenchmarkResult],
+        with_report: bool = False,
     ) -> None:
-        own = rows[rows["checkpoint"].isin([outcome.subject.checkpoint for outcome in outcomes])]
-        quiet = wandb.Settings(silent=True, console="off")
-        with wandb.init(dir=str(folder), settings=quiet, reinit="finish_previous", **told) as run:
+        checkpoints = {result.model.checkpoint for result in results}
+        rows = rows[rows["checkpoint"].isin(list(checkpoints))]
+        settings = wandb.Settings(silent=True, console="off")
+        with wandb.init(dir=str(folder), settings=settings, reinit="finish_previous", **target) as run:
             content: dict[str, Any] = {
-                "test/table": wandb.Table(dataframe=own.astype({"checkpoint": str, "strength": float})),
-                "test/samples": [wandb.Image(pixels, caption=caption) for pixels, caption in _samples(outcomes)],
+                "test/table": wandb.Table(dataframe=rows.astype({"checkpoint": str, "strength": float})),
+                "test/samples": [wandb.Image(image, caption=caption) for image, caption in _samples(results)],
             }
-            if whole:
+            if with_report:
                 content["test/overview"] = wandb.Image(str(folder / "results.png"))
                 content["test/report"] = wandb.Html((folder / "report.html").read_text())
             run.log(content)
-            if len({outcome.subject.checkpoint for outcome in outcomes}) == 1:
-                for place in places(own):
-                    for row in place.of(own).to_dict("records"):
-                        run.summary[f"test/{place.heading}/{row['metric']}"] = row["value"]
+            if len(checkpoints) == 1:
+                for key in result_keys(rows):
+                    for row in key.select(rows).to_dict("records"):
+                        run.summary[f"test/{key.heading}/{row['metric']}"] = row["value"]
             if run.url:
                 log.info("W&B: %s", run.url)
 
 
-def _trained(outcomes: list[BenchmarkResult]) -> list[dict[str, Any]]:
-    """The online runs that trained what was judged, each once."""
-    found = [outcome.subject.record.get("wandb") for outcome in outcomes]
-    return [place for rank, place in enumerate(found) if place and place["online"] and place not in found[:rank]]
+def _training_runs(results: list[BenchmarkResult]) -> list[dict[str, Any]]:
+    """The distinct online W&B runs that trained the evaluated models."""
+    runs: list[dict[str, Any]] = []
+    for result in results:
+        run = result.model.metadata.get("wandb")
+        if run and run["online"] and run not in runs:
+            runs.append(run)
+    return runs
 
 
-def _samples(outcomes: list[BenchmarkResult]) -> list[tuple[np.ndarray, str]]:
-    """The kept images of each benchmark's greatest strength, side by side, and what they are."""
+def _samples(results: list[BenchmarkResult]) -> list[tuple[np.ndarray, str]]:
+    """Sample images at every benchmark's last strength, side by side, with a caption."""
     return [
-        (np.concatenate(list(outcome.per_image.pictures[-1]), axis=1), f"{outcome.subject.label}: {outcome.entry.name}")
-        for outcome in outcomes
-        if outcome.per_image is not None
+        (np.concatenate(list(result.per_image.sample_images[-1]), axis=1), f"{result.model.label}: {result.name}")
+        for result in results
+        if result.per_image is not None
     ]

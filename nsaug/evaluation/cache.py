@@ -74,14 +74,14 @@ class Measurement(NamedTuple):
         condition: kind of noise, or whatever else was measured.
         strength: strength of the condition; None if it has none.
         metric: name of the metric.
-        index: index of the noise, if several were measured.
+        noise_index: index of the noise, if several were measured.
         value: the number.
     """
 
     condition: str
     strength: float | None
     metric: str
-    index: int
+    noise_index: int
     value: float
 
 

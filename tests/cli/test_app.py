@@ -103,7 +103,7 @@ def test_what_is_wrong_is_said_in_one_line(override, line):
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("suite.eps=[4/0]", "suite.benchmarks.fgsm.values=['4/0']: '4/0' is neither a number nor a fraction"),
+        ("suite.eps=[4/0]", "suite.benchmarks.fgsm.strengths=['4/0']: '4/0' is neither a number nor a fraction"),
         ("+suite.benchmarks.pgd.attack.step=1", "suite.benchmarks.pgd.attack.step: no such setting"),
         ("device=gpu7", "device=gpu7 cannot be used"),
         ("batch_size=0", "batch_size=0: should be"),

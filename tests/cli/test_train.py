@@ -139,7 +139,7 @@ def test_wrong_settings_are_one_line(monkeypatch, tmp_path, capsys):
     line = refusal(train, monkeypatch, capsys, where, "keep=best", "data.val_fraction=0")
     assert line.startswith("error: keep=best needs validation images")
     assert "does not exist" in refusal(evaluate, monkeypatch, capsys, where, "checkpoint=nowhere")
-    assert "nothing to judge" in refusal(evaluate, monkeypatch, capsys, where)
+    assert "no model to evaluate" in refusal(evaluate, monkeypatch, capsys, where)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")

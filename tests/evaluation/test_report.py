@@ -53,7 +53,8 @@ def test_report_has_all_sections(results, gaussian_noise, tmp_path):
     results += [make_result(model, gaussian_noise, [0.7, 0.5]) for model in models]
     text = render(results, tmp_path, Score(weights={"pgd": 1}))
     for part in (
-        "<h2>Attacks</h2>", "<h2>Corruptions</h2>", "Corruptions by severity", "Comparison of models", "nullspace minus clean",
+        "<h2>Attacks</h2>", "<h2>Corruptions</h2>", "Corruptions by severity", "Comparison of models",
+        "nullspace minus clean",
         "Calibration on clean images", "Sample images", "relative_accuracy", "ece", "91.0 ± 12.7", "a &lt;b&gt;",
         "weighted mean of pgd (1.0)",
     ):  # fmt: skip

@@ -108,7 +108,7 @@ CURVES = {
     "steps": (1, 3, 10, 30),
 }
 RADIUS = ["suite=nullspace", *(f"~suite.benchmarks.{name}" for name in ("clean", "noise", "transfer", "exact"))]
-RADIUS += ["suite.eps=[0.03]", "suite.benchmarks.radius.num_noises=1", "suite.benchmarks.radius.limits=[1,2]"]
+RADIUS += ["suite.eps=[0.03]", "suite.benchmarks.radius.num_noises=1", "suite.benchmarks.radius.init_scales=[1,2]"]
 
 
 class Study:

@@ -110,11 +110,11 @@ class NoiseAnalysis(Analysis):
     across` (whole tokens); `random, same norm`; `random, same influence`. Conditions of two consecutive noises: `sum`,
     and `mix` with the weight of the first as strength.
 
-    Metrics: those of `nsaug.nullspace.analysis.effects`; at α = 1 also `rms` and, except for permuted noise,
-    `overlap`; for learned noise `converged`, whether it was below ε when learning ended.
+    Metrics: those of `nsaug.nullspace.analysis.noise_effects`; at α = 1 also `rms` and, except for permuted noise,
+    `unreachable_energy`; for learned noise `converged`, whether it was below ε when learning ended.
     """
 
-    synthesis: EpochSynthesis
+    synthesis: UniversalConfig
     num_noises: PositiveInt = 20
     alphas: tuple[NonNegativeFloat, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
     mix_weights: tuple[Fraction, ...] = (0.25, 0.5, 0.75)
@@ -122,7 +122,7 @@ class NoiseAnalysis(Analysis):
     def num_forwards(self, num_images: int) -> int:
         half = min(num_images, self.num_images) // 2
         synthesis = self.synthesis
-        learning = math.ceil(4 * half * synthesis.share * synthesis.rounds)
+        learning = math.ceil(4 * half * synthesis.data_fraction * synthesis.num_passes)
         evaluation = half * (6 * len(self.alphas) + 1 + len(self.mix_weights))
         return self.num_noises * (learning + evaluation)
 
@@ -132,15 +132,18 @@ class NoiseAnalysis(Analysis):
         train_images, test_images, ids = self._split_images(vit, loader, seed)
         size, layer, device = loader.batch_size or len(train_images), self.synthesis.layer, vit.mean.device
         vit.eval()
-        rms = embedding_rms(vit, train_images[:size], layer)
+        rms = float(embedding_rms(vit, train_images[:size], layer))
+        # init_scale is set in units of rms(u), lr in units of the start; `learn_universal` takes absolute values.
+        init_scale = self.synthesis.init_scale * rms
+        synthesis = replace(self.synthesis, init_scale=init_scale, lr=self.synthesis.lr * init_scale)
         batches = train_images.split(size)
         learned = []
         for index in range(self.num_noises):
             generator = make_generator(device, seed, NOISE, index)
-            found = self.synthesis.learn(vit, lambda _: iter(batches), len(batches), generator, rms)
-            learned.append((vit.to_tokens(found.noise, layer), bool(found.converged.all())))
-            on_progress(4 * size * max(1, found.steps))
-        clean = [answers(vit, batch) for batch in test_images.split(size)]
+            result = learn_universal(vit, lambda *_: iter(batches), len(batches), synthesis, generator)
+            learned.append((vit.to_tokens(result.noise, layer), bool(result.converged.all())))
+            on_progress(math.ceil(4 * len(train_images) * synthesis.data_fraction * synthesis.num_passes))
+        clean = [compute_outputs(vit, batch) for batch in test_images.split(size)]
         measurements = [
             Measurement("learned", None, "converged", index, converged) for index, (_, converged) in enumerate(learned)
         ]
@@ -155,9 +158,9 @@ class NoiseAnalysis(Analysis):
             for condition, variant in variants.items():
                 measurements.append(Measurement(condition, 1.0, "rms", index, float(root_mean_square(variant))))
                 if layer == PATCH_EMBED and not condition.startswith("permuted"):
-                    share = overlap(vit, variant)
-                    if share is not None:
-                        measurements.append(Measurement(condition, 1.0, "overlap", index, float(share)))
+                    energy = unreachable_energy(vit, variant)
+                    if energy is not None:
+                        measurements.append(Measurement(condition, 1.0, "unreachable_energy", index, float(energy)))
                 for alpha in self.alphas:
                     measure(condition, alpha, index, alpha * variant)
             if self.num_noises > 1:
@@ -173,16 +176,14 @@ class NoiseAnalysis(Analysis):
         """The noise, its permutations, and random noise of the same norm and of the same influence."""
         layer = self.synthesis.layer
         random = random_like(noise, generator)
-        clean = answers(vit, images)
-        target = float(effects(answers(vit, images, noise, layer), clean)["influence"].mean())
-        match = match_influence(
-            vit, images, random, clean.logits, max(target, 1e-6), steps=16, tolerance=0.05, layer=layer
-        )
+        clean = compute_outputs(vit, images)
+        target = float(noise_effects(compute_outputs(vit, images, noise, layer), clean)["influence"].mean())
+        match = match_influence(vit, images, random, clean.logits, max(target, 1e-6), num_steps=16, layer=layer)
         return {
             "learned": noise,
-            "permuted": permuted(noise, generator),
-            "permuted within": permuted_within(noise, generator),
-            "permuted across": permuted_across(noise, generator),
+            "permuted": permute_elements(noise, generator),
+            "permuted within": permute_within_tokens(noise, generator),
+            "permuted across": permute_tokens(noise, generator),
             "random, same norm": random,
             "random, same influence": scale_noise(random, match.scale),
         }
@@ -194,7 +195,7 @@ class NoiseAnalysis(Analysis):
         if self.synthesis.layer != PATCH_EMBED:
             return [], []
         titled = [("image", image)]
-        for name, variant in (("learned", noise), ("permuted", permuted(noise, generator))):
+        for name, variant in (("learned", noise), ("permuted", permute_elements(noise, generator))):
             change = to_pixels(vit, variant)
             if change is None:
                 return [], []
@@ -208,19 +209,19 @@ class NoiseRadius(Analysis):
     """Largest norm of noise whose influence is below ε, for learned noise and for scaled random noise.
 
     Conditions: `learned` and `random`, with ε as strength. Metrics: `radius` (root mean square of the noise) and
-    `relative radius` (relative to that of the embeddings); see `nsaug.nullspace.analysis.radii`.
+    `relative radius` (relative to that of the embeddings); see `nsaug.nullspace.analysis.nullspace_radius`.
     """
 
     eps: tuple[Eps, ...] = (0.01, 0.03, 0.1)
     num_noises: PositiveInt = 5
-    limits: tuple[PositiveFloat, ...] = (0.5, 1, 2, 4, 8)
-    updates: PositiveInt = 200
+    init_scales: tuple[PositiveFloat, ...] = (0.5, 1, 2, 4, 8)
+    num_updates: PositiveInt = 200
     layer: str = PATCH_EMBED
 
     def num_forwards(self, num_images: int) -> int:
         half = min(num_images, self.num_images) // 2
-        learning = 4 * 64 * self.updates * len(self.limits)
-        return self.num_noises * (learning + 12 * half * (1 + len(self.limits)) * len(self.eps))
+        learning = 4 * half * max(1, round(self.num_updates / math.ceil(half / 64))) * len(self.init_scales)
+        return self.num_noises * (learning + 12 * half * (1 + len(self.init_scales)) * len(self.eps))
 
     def run(
         self, vit: NoisyViT, loader: DataLoader[Any], seed: int, on_progress: Callable[[int], None]
@@ -231,9 +232,9 @@ class NoiseRadius(Analysis):
         measurements = []
         for index in range(self.num_noises):
             generator = make_generator(vit.mean.device, seed, RADIUS, index)
-            by_eps = radii(
-                vit, train_images, test_images, self.eps, generator, self.limits, self.updates,
-                layer=self.layer, advance=on_progress,
+            by_eps = nullspace_radius(
+                vit, train_images, test_images, self.eps, generator, self.init_scales, self.num_updates,
+                layer=self.layer, on_progress=on_progress,
             )  # fmt: skip
             for radius in by_eps:
                 for condition, value in (("learned", radius.learned), ("random", radius.random)):
@@ -269,7 +270,7 @@ class NoiseTransfer(Analysis):
         _, test_images, ids = self._split_images(vit, loader, seed)
         size = loader.batch_size or len(test_images)
         vit.eval()
-        clean = [answers(vit, batch) for batch in test_images.split(size)]
+        clean = [compute_outputs(vit, batch) for batch in test_images.split(size)]
         shape = vit.to_tokens(torch.zeros(1, *vit.noise_shape(self.layer)), self.layer).shape[1:]
         measurements = []
         for name, array in noises.items():
@@ -326,11 +327,11 @@ class NullspacePair(Analysis):
         return AnalysisResult(measurements, ids, titles, shown)
 
 
-def _mean_effects(vit: NoisyViT, images: Tensor, noise: Tensor, clean: list[Answers], layer: str) -> dict[str, float]:
+def _mean_effects(vit: NoisyViT, images: Tensor, noise: Tensor, clean: list[Outputs], layer: str) -> dict[str, float]:
     """Mean effects of one noise over all images."""
     size = len(clean[0].logits)
     parts = [
-        effects(answers(vit, batch, noise, layer), before)
+        noise_effects(compute_outputs(vit, batch, noise, layer), before)
         for batch, before in zip(images.split(size), clean, strict=True)
     ]
     return {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}

@@ -66,7 +66,7 @@ class Benchmark:
 
     attack: Any = None
     corruption: Any = None
-    noise: NoiseSynthesis | None = None
+    noise: NullspaceNoise | None = None
     param: str | None = None
     strengths: tuple[FiniteFloat, ...] = ()
     transfer: bool = False
@@ -85,8 +85,8 @@ class Benchmark:
             raise ValueError("transfer=true needs an attack")
         if changes and self._is_stored:
             raise ValueError("stored corruptions take no attack, corruption or noise")
-        if self.noise is not None and self.noise.scope != "sample":
-            raise ValueError("benchmarks use one noise per image: set scope to sample")
+        if self.noise is not None and self.noise.scope != "per_image":
+            raise ValueError("benchmarks use one noise per image: set scope to per_image")
         for strength in self.strengths:  # validates every strength before any image is read
             self._with_strength(strength)
 
@@ -140,7 +140,7 @@ class Benchmark:
         if self.attack is not None:
             per_strength += 3 * getattr(self.attack, "num_steps", 1) * getattr(self.attack, "restarts", 1)
         elif self.noise is not None:
-            per_strength += 1 + 3 * self.noise.steps
+            per_strength += 1 + 3 * self.noise.num_steps
         return num_images * per_strength * len(self.evaluated_strengths)
 
     def run(
@@ -263,10 +263,10 @@ class Benchmark:
             key = (seed, zlib.crc32(change.name.encode()), change.severity)
         generators = [make_generator("cpu", *key, zlib.crc32(image_id.encode())) for image_id in ids]
         if self.noise is not None:
-            refined = change.refine(vit, images, generators, rms=rms)
-            pixels = to_pixels(vit, refined.noise) if show else None
+            result = synthesize(vit, images, change, generator=generators, rms=rms)
+            pixels = to_pixels(vit, result.noise) if show else None
             inputs = images if pixels is None else images + pixels
-            return vit(images, refined.noise, change.layer), inputs, refined.converged.float()
+            return vit(images, result.noise, change.layer), inputs, result.converged.float()
         if self.attack is not None:
             inputs = change(target, images, labels, generators)
             if not 0 <= float(inputs.min()) <= float(inputs.max()) <= 1:  # also catches NaN

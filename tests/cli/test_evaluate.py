@@ -146,8 +146,8 @@ def test_suite_corruptions(trained, monkeypatch, tmp_path, capsys):
 def test_suite_nullspace(trained, monkeypatch, tmp_path, capsys):
     run(
         evaluate, monkeypatch, "suite=nullspace", f"checkpoint=[{trained},{trained}/last.ckpt]", "device=cpu",
-        "suite.num_noises=2", "suite.num_images=40", "suite.benchmarks.noise.synthesis.rounds=2",
-        "suite.benchmarks.radius.num_noises=1", "suite.benchmarks.radius.updates=4", "suite.eps=[0.05]",
+        "suite.num_noises=2", "suite.num_images=40", "suite.benchmarks.noise.synthesis.num_passes=2",
+        "suite.benchmarks.radius.num_noises=1", "suite.benchmarks.radius.num_updates=4", "suite.eps=[0.05]",
         f"hydra.run.dir={tmp_path}/eval", f"cache={tmp_path}/cache",
     )  # fmt: skip
     output = capsys.readouterr().out

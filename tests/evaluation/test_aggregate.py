@@ -135,9 +135,9 @@ def test_groups_without_a_common_seed_are_compared_by_their_means():
 
 
 def test_fraction_of_converged_noise_is_reported():
-    from nsaug.nullspace import NoiseSynthesis
+    from nsaug.nullspace import NullspaceNoise
 
-    noise = NamedBenchmark("noise", Benchmark(noise=NoiseSynthesis(), param="limit", strengths=(1,)))
+    noise = NamedBenchmark("noise", Benchmark(noise=NullspaceNoise(), param="init_scale", strengths=(1,)))
     result = make_result(make_model(), noise, [0.9])
     result.output.scores[0].converged[:] = np.arange(50) < 20
     row = only_row(tabulate([result], None), metric="converged")

@@ -22,12 +22,12 @@ from nsaug.evaluation.cache import AnalysisResult, CacheKey, Measurement
 from nsaug.evaluation.reporting.aggregate import aggregate_seeds, tabulate
 from nsaug.evaluation.reporting.formatting import analysis_lines
 from nsaug.evaluation.reporting.report import write_report
-from nsaug.nullspace import EpochSynthesis, influence
+from nsaug.nullspace import UniversalConfig, influence
 from nsaug.utils.errors import UserError
 from tests.conftest import tiny_vit
 from tests.evaluation.conftest import CLEAN, Images, make_data, make_model
 
-SYNTHESIS = EpochSynthesis(eps=0.01, limit=1.0, lr=0.1, units="relative", rounds=10, share=1.0)
+SYNTHESIS = UniversalConfig(eps=0.01, init_scale=1.0, lr=0.1, num_passes=10, data_fraction=1.0)
 NOISE = NoiseAnalysis(synthesis=SYNTHESIS, num_noises=3, alphas=(0.5, 1.0), mix_weights=(0.25,))
 KINDS = {
     *("learned", "permuted", "permuted within", "permuted across"),
@@ -66,7 +66,7 @@ def mean_influence(logits, clean):
 def test_every_kind_of_noise_is_measured_at_every_scale(small, many):
     num_forwards = []
     result = NOISE.run(small, Images(*many), 0, num_forwards.append)
-    for metric in ("influence", "agreement", "confidence", "features"):
+    for metric in ("influence", "agreement", "confidence_change", "feature_change"):
         for kind in KINDS:
             for alpha in (0.5, 1.0):
                 assert len(values(result, condition=kind, strength=alpha, metric=metric)) == 3, (kind, metric)
@@ -100,7 +100,7 @@ def test_numbers_equal_forward_passes_by_hand(small, many):
 
 
 def test_learned_noise_has_less_influence_than_random_noise(small):
-    synthesis = dataclasses.replace(SYNTHESIS, limit=3.0, eps=1e-6, rounds=40)
+    synthesis = dataclasses.replace(SYNTHESIS, init_scale=3.0, eps=1e-6, num_passes=40)
     images = torch.rand(120, 3, 8, 8, generator=torch.Generator().manual_seed(8))
     analysis = dataclasses.replace(NOISE, synthesis=synthesis)
     result = analysis.run(small, Images(images, torch.zeros(120, dtype=int), 32), 0, lambda count: None)
@@ -116,12 +116,12 @@ def test_noise_at_a_block(small, many):
     result = run(analysis, small, many)
     assert result.noises.shape == (1, 17, 24)
     assert result.images == []
-    assert values(result, metric="overlap") == []
+    assert values(result, metric="unreachable_energy") == []
     assert values(result, condition="sum") == []
 
 
 def test_radius(small, many):
-    result = run(NoiseRadius(eps=(0.01, 0.05), num_noises=2, limits=(1.0,), updates=10), small, many)
+    result = run(NoiseRadius(eps=(0.01, 0.05), num_noises=2, init_scales=(1.0,), num_updates=10), small, many)
     for condition in ("learned", "random"):
         low, high = (
             np.mean(values(result, condition=condition, strength=eps, metric="radius")) for eps in (0.01, 0.05)
@@ -178,7 +178,7 @@ def suite(vits, tmp_path, many):
         NamedBenchmark("transfer", NoiseTransfer(source="noise")),
         CLEAN,
         NamedBenchmark("noise", NOISE),
-        NamedBenchmark("radius", NoiseRadius(num_noises=2, limits=(1.0,), updates=5)),
+        NamedBenchmark("radius", NoiseRadius(num_noises=2, init_scales=(1.0,), num_updates=5)),
         NamedBenchmark("exact", NullspacePair()),
     ]
 

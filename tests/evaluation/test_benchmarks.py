@@ -12,13 +12,13 @@ from nsaug.data import Digits, ImageNetC
 from nsaug.evaluation import Benchmark
 from nsaug.evaluation.benchmarks import split_on_oom
 from nsaug.models.noisy_vit import NoisyViT
-from nsaug.nullspace import NoiseSynthesis
+from nsaug.nullspace import NullspaceNoise
 from nsaug.utils.errors import UserError
 from tests.evaluation.conftest import Images
 
 ATTACK = Benchmark(attack=PGD(num_steps=3), param="eps", strengths=["4/255", 0.3])
 CORRUPTION = Benchmark(corruption=GaussianNoise(), param="std", strengths=[0.05, 0.3])
-NOISE = Benchmark(noise=NoiseSynthesis(steps=2, lr=0.03), param="limit", strengths=[0.5, 1.0])
+NOISE = Benchmark(noise=NullspaceNoise(num_steps=2), param="init_scale", strengths=[0.5, 1.0])
 
 
 def settings_of(benchmark):
@@ -115,8 +115,8 @@ def test_attack_at_two_strengths(vit, images):
 
 def test_nullspace_noise_is_refined_on_the_model(vit, images):
     labels = vit.eval()(images).argmax(1)
-    start = Benchmark(noise=NoiseSynthesis(steps=0, eps=0.001), param="limit", strengths=[1.0])
-    refined = Benchmark(noise=NoiseSynthesis(steps=10, lr=0.03, eps=0.001), param="limit", strengths=[1.0])
+    start = Benchmark(noise=NullspaceNoise(num_steps=0, eps=0.001), param="init_scale", strengths=[1.0])
+    refined = Benchmark(noise=NullspaceNoise(num_steps=10, eps=0.001), param="init_scale", strengths=[1.0])
     clean, before, after = (
         run(benchmark, vit, images, labels).scores[0] for benchmark in (Benchmark(), start, refined)
     )
@@ -176,8 +176,8 @@ def test_split_on_oom_raises_other_errors(images, labels):
     "settings",
     [
         {"attack": PGD(), "corruption": GaussianNoise(), "param": "eps", "strengths": [0.1]},
-        {"attack": PGD(), "noise": NoiseSynthesis(), "param": "eps", "strengths": [0.1]},
-        {"noise": NoiseSynthesis(scope="batch"), "param": "eps", "strengths": [0.1]},
+        {"attack": PGD(), "noise": NullspaceNoise(), "param": "eps", "strengths": [0.1]},
+        {"noise": NullspaceNoise(scope="per_batch"), "param": "eps", "strengths": [0.1]},
         {"attack": PGD()},
         {"param": "eps", "strengths": [0.1]},
         {"attack": PGD(), "param": "eps", "strengths": [7]},

@@ -11,7 +11,7 @@ from nsaug.evaluation.benchmarks import CONDITIONS
 from nsaug.evaluation.corruption_error import ERRORS, SUMMARY
 from nsaug.evaluation.reporting.aggregate import SCORE
 
-ALPHA_METRICS = ("influence", "agreement", "confidence", "features", "rms", "overlap")
+ALPHA_METRICS = ("influence", "agreement", "confidence_change", "feature_change", "rms", "unreachable_energy")
 """Metrics that analyses measure at every scale α of a noise."""
 HEADLINE_METRICS = ("converged", "rms", "influence", "agreement", "radius", "nullity")
 """Metrics of analyses in the terminal, in results.md and in the report's main tables."""

@@ -272,7 +272,8 @@ class Benchmark:
             if not 0 <= float(inputs.min()) <= float(inputs.max()) <= 1:  # also catches NaN
                 raise RuntimeError(f"{type(change).__name__} returned images outside [0, 1], or not finite")
         else:
-            inputs = change(images, [change.draw(tuple(images.shape[1:]), generator) for generator in generators])
+            shape = tuple(images.shape[1:])
+            inputs = change(images, [change.draw(shape, generator) for generator in generators])
         return vit(inputs), inputs, _nan_column(images)
 
     def _measure_rms(self, vit: NoisyViT, loader: DataLoader[Any], device: torch.device) -> Tensor | None:

@@ -18,7 +18,7 @@ from nsaug.utils.errors import UserError, first_line
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nsaug.data import ImageDataModule
+    from nsaug.data import TestDataset
     from nsaug.evaluation import EvalModel, NamedBenchmark, Subset
     from nsaug.models.noisy_vit import NoisyViT
 
@@ -69,10 +69,10 @@ def main(cfg: DictConfig) -> None:
         if not uses_model_config(cfg, model):
             model.build_args()
 
-    def load_model_and_data(model: "EvalModel") -> "tuple[NoisyViT, ImageDataModule]":
+    def load_model_and_data(model: "EvalModel") -> "tuple[NoisyViT, TestDataset]":
         data = get_data(model)
         vit = load_model(cfg, model, data).to(device)
-        data.configure_for(vit.data_config)
+        data.configure(vit.data_config)
         if ema := model.metadata.get("settings", {}).get("ema"):
             log.info("%s: evaluating the moving average of its weights (ema=%g)", model.label, ema)
         return vit, data
@@ -200,11 +200,13 @@ def missing_datasets(benchmarks: "list[NamedBenchmark]") -> dict[str, list[str]]
     return missing
 
 
-def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], ImageDataModule]":
+def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     """Return a function from a model to its data: `data=` if set, otherwise what the model was trained on."""
-    loaded: dict[str, ImageDataModule] = {}
+    from nsaug.data.datamodule import as_test_dataset
 
-    def get_data(model: "EvalModel") -> "ImageDataModule":
+    loaded: dict[str, TestDataset] = {}
+
+    def get_data(model: "EvalModel") -> "TestDataset":
         node = OmegaConf.to_container(cfg.data, resolve=True) or model.metadata.get("data")
         if not node:
             raise UserError(f"{model.checkpoint or model.name} does not record its training data: add data=...")
@@ -213,19 +215,18 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], ImageDataModule]
             node["batch_size"] = cfg.batch_size
         key = json.dumps(node, sort_keys=True)
         if key not in loaded:
-            loaded[key] = instantiate(OmegaConf.create(node))
-            loaded[key].judged = cfg.split
+            loaded[key] = as_test_dataset(instantiate(OmegaConf.create(node)), split=cfg.split)
             loaded[key].setup("test")
         return loaded[key]
 
     return get_data
 
 
-def check_benchmarks(benchmarks: "list[NamedBenchmark]", data: "ImageDataModule", model: "EvalModel") -> None:
+def check_benchmarks(benchmarks: "list[NamedBenchmark]", data: "TestDataset", model: "EvalModel") -> None:
     """Raise UserError if a benchmark does not fit the classes of a model's data."""
     for item in benchmarks:
         test_data = item.benchmark.data or data
-        if getattr(item.benchmark, "attack", None) and test_data.test_images.has_label_sets:
+        if getattr(item.benchmark, "attack", None) and test_data.images.has_label_sets:
             raise UserError(
                 f"suite.benchmarks.{item.name}: attacks need one label per image, this data set has sets of labels"
             )
@@ -237,12 +238,12 @@ def check_benchmarks(benchmarks: "list[NamedBenchmark]", data: "ImageDataModule"
             )
 
 
-def count_forwards(benchmarks: "list[NamedBenchmark]", data: "ImageDataModule", subset: "Subset") -> int:
+def count_forwards(benchmarks: "list[NamedBenchmark]", data: "TestDataset", subset: "Subset") -> int:
     """Approximate number of forward passes of all benchmarks, for the progress bar."""
     total = 0
     for item in benchmarks:
         benchmark = item.benchmark
-        images = (benchmark.data or data).test_images
+        images = (benchmark.data or data).images
         selected, _ = subset.select(images, benchmark.class_subset(data), require_match=benchmark.data is None)
         total += benchmark.num_forwards(len(selected))
     return total
@@ -257,7 +258,7 @@ def uses_model_config(cfg: DictConfig, model: "EvalModel") -> bool:
     )
 
 
-def load_model(cfg: DictConfig, model: "EvalModel", data: "ImageDataModule") -> "NoisyViT":
+def load_model(cfg: DictConfig, model: "EvalModel", data: "TestDataset") -> "NoisyViT":
     """Build a model and check that its classes are those of the data."""
     from nsaug.models.factory import build_vit
 

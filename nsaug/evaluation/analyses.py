@@ -68,7 +68,7 @@ class Analysis:
         """All settings that results depend on, defaults included, as plain values."""
         return to_plain(self)
 
-    def class_subset(self, model_data: ImageDataModule) -> None:
+    def class_subset(self, model_data: TestDataset) -> None:
         """Analyses use all classes."""
 
     def num_forwards(self, num_images: int) -> int:

@@ -79,7 +79,7 @@ class Benchmark:
             raise ValueError("a benchmark takes only one of attack, corruption and noise")
         if bool(changes) != bool(self.param) or bool(changes) != bool(self.strengths):
             raise ValueError("an attack, a corruption or noise needs both param and strengths; nothing else takes them")
-        if self.data is not None and not isinstance(self.data, ImageDataModule):
+        if self.data is not None and not isinstance(self.data, TestDataset):
             raise ValueError("data must be one of nsaug.data")
         if self.transfer and self.attack is None:
             raise ValueError("transfer=true needs an attack")
@@ -121,9 +121,9 @@ class Benchmark:
     @property
     def settings(self) -> dict[str, Any]:
         """All settings that results depend on, defaults included, as plain values."""
-        return to_plain(replace(self, data=None)) | {"data": self.data and self.data.told}
+        return to_plain(replace(self, data=None)) | {"data": self.data and self.data.cache_fields}
 
-    def class_subset(self, model_data: ImageDataModule) -> list[int] | None:
+    def class_subset(self, model_data: TestDataset) -> list[int] | None:
         """Class indices to restrict images and predictions to; None for all."""
         if self.classes is not None:
             return class_subset_indices(self.classes) if isinstance(self.classes, str) else sorted(self.classes)
@@ -273,7 +273,7 @@ class Benchmark:
                 raise RuntimeError(f"{type(change).__name__} returned images outside [0, 1], or not finite")
         else:
             shape = tuple(images.shape[1:])
-            inputs = change(images, [change.draw(shape, generator) for generator in generators])
+            inputs = change(images, [change.make_params(shape, generator) for generator in generators])
         return vit(inputs), inputs, _nan_column(images)
 
     def _measure_rms(self, vit: NoisyViT, loader: DataLoader[Any], device: torch.device) -> Tensor | None:

@@ -54,9 +54,9 @@ class CorruptionError:
     alexnet: bool = False
     """Normalize by AlexNet's errors; valid on ImageNet only."""
 
-    def check(self, data: ImageDataModule) -> None:
+    def check(self, data: TestDataset) -> None:
         """Raise UserError if AlexNet's errors are requested for data other than ImageNet."""
-        if self.alexnet and not isinstance(data, ImageNet):
+        if self.alexnet and not isinstance(getattr(data, "source", None), ImageNet):
             raise UserError(
                 "suite.corruption_error.alexnet=true: mCE is normalized by AlexNet's errors on ImageNet-C and means"
                 " nothing on other data; set it to false to report the mean corruption error"

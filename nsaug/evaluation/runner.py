@@ -73,7 +73,7 @@ class BenchmarkResult:
 def run_suite(
     models: list[EvalModel],
     benchmarks: list[NamedBenchmark],
-    load_model_and_data: Callable[[EvalModel], tuple[NoisyViT, ImageDataModule]],
+    load_model_and_data: Callable[[EvalModel], tuple[NoisyViT, TestDataset]],
     cache: ResultCache,
     subset: Subset,
     on_progress: Callable[[str, int], None],
@@ -120,7 +120,7 @@ def _run_benchmarks(
     noises: dict[str, dict[str, np.ndarray]],
     source: EvalModel | None = None,
     *,
-    load_model_and_data: Callable[[EvalModel], tuple[NoisyViT, ImageDataModule]],
+    load_model_and_data: Callable[[EvalModel], tuple[NoisyViT, TestDataset]],
     cache: ResultCache,
     subset: Subset,
     on_progress: Callable[[str, int], None],
@@ -182,7 +182,7 @@ def _run_benchmarks(
 class _SubsetCache:
     """The images of every benchmark, prepared for one model."""
 
-    def __init__(self, vit: NoisyViT, data: ImageDataModule, subset: Subset) -> None:
+    def __init__(self, vit: NoisyViT, data: TestDataset, subset: Subset) -> None:
         self.vit = vit
         self.data = data
         self.subset = subset
@@ -195,8 +195,8 @@ class _SubsetCache:
         if key not in self._cache:
             data = self.data if own_data is None else own_data
             data.setup("test")
-            data.configure_for(self.vit.data_config)
-            images, subset_notes = self.subset.select(data.test_images, classes, require_match=own_data is None)
+            data.configure(self.vit.data_config)
+            images, subset_notes = self.subset.select(data.images, classes, require_match=own_data is None)
             self._cache[key] = images, f"{images.digest()} {classes}", [*data.notes, *subset_notes]
         images, digest, notes = self._cache[key]
         on_the_fly = ["generated on the fly"] if own_data is None and benchmark.corruption_name else []

@@ -275,7 +275,7 @@ def test_suite_with_other_classes_is_refused(trained, monkeypatch, tmp_path, cap
 
 def test_benchmark_with_a_folder_of_the_users_own(trained, monkeypatch, tmp_path, capsys):
     """Inverted digits, in folders."""
-    digits = Digits()
+    digits = Digits().test_dataset()
     digits.setup("test")
     for index in range(0, 60):
         folder = tmp_path / "inverted" / "val" / str(digits.images.labels[index])

@@ -43,10 +43,10 @@ class Images:
 
 
 def make_data(images, labels):
-    """Minimal stand-in for an ImageDataModule."""
+    """Minimal stand-in for a TestDataset."""
     return SimpleNamespace(
-        test_images=Images(images, labels), readable_loader=lambda images: images, notes=[], class_subset=None,
-        class_names=[str(i) for i in range(10)], setup=lambda stage: None, configure_for=lambda config: None,
+        images=Images(images, labels), readable_loader=lambda images: images, notes=[], class_subset=None,
+        class_names=[str(i) for i in range(10)], setup=lambda stage: None, configure=lambda config: None,
     )  # fmt: skip
 
 

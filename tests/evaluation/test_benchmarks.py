@@ -28,7 +28,7 @@ def settings_of(benchmark):
 
 def run(benchmark, vit, images, labels, size=4, seed=0):
     num_forwards = []
-    class_subset = benchmark.class_subset(Digits())
+    class_subset = benchmark.class_subset(Digits().test_dataset())
     loader = Images(images, labels, size)
     result = benchmark.run(vit, loader, seed, num_forwards.append, class_subset=class_subset)
     assert sum(num_forwards) == benchmark.num_forwards(len(images))

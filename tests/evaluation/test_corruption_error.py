@@ -93,7 +93,7 @@ def test_corruptions_on_the_fly_have_metrics_of_their_own(results):
 
 
 def test_mce_needs_imagenet():
-    CorruptionError(alexnet=True).check(ImageNet(root="nowhere"))
+    CorruptionError(alexnet=True).check(ImageNet(root="nowhere").test_dataset())
     CorruptionError().check(ImageNetV2(root="nowhere"))
     with pytest.raises(UserError, match="means nothing on other data"):
         CorruptionError(alexnet=True).check(ImageNetV2(root="nowhere"))

@@ -123,7 +123,7 @@ def caption(rows: pd.DataFrame, groups: pd.DataFrame) -> str:
     counts = dict.fromkeys(str(int(n)) for n in (rows["n"].min(), rows["n"].max()))
     intervals = {"seeds": "± 95 % interval over seeds (t)", "images": "[95 % interval over images (bootstrap)]"}
     shown = [text for kind, text in intervals.items() if kind in set(groups["over"])]
-    images = VALIDATION if rows["notes"].astype(str).str.contains(VALIDATION).any() else "test images"
+    images = VALIDATION_NOTE if rows["notes"].astype(str).str.contains(VALIDATION_NOTE).any() else "test images"
     return f"top-1 in %, {' to '.join(counts)} {images}; {', '.join(shown)}"
 
 

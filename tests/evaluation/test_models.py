@@ -13,7 +13,7 @@ def runs(tmp_path):
         nullspace = {"eps": eps, "steps": 3}
         settings = {"method": {"synthesis": nullspace}, "nullspace": nullspace, "trainer": {"max_steps": -1}}
         metadata = {"name": name, "method": name, "seed": seed, "settings": settings}
-        save_config(tmp_path / f"{name}-{eps}-{seed}", vit.model, vit.model_args, metadata)
+        save_config(tmp_path / f"{name}-{eps}-{seed}", vit, metadata)
         save_weights(tmp_path / f"{name}-{eps}-{seed}", vit.model)
     return tmp_path
 

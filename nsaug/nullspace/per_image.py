@@ -1,4 +1,4 @@
-"""ε-approximate nullspace noise for one batch, by Newton steps to a level set of the influence."""
+"""ε-approximate nullspace noise for one batch, by Newton's method towards a level set of the influence."""
 
 from typing import Literal
 
@@ -21,9 +21,9 @@ from nsaug.utils.rng import GeneratorLike
 from nsaug.utils.types import NonNegativeInt, PositiveFloat, validated_dataclass
 
 LEVEL = 0.6
-"""Influence that the steps aim at, as a fraction of ε: a little inside, to allow for the error of first order."""
+"""Influence that the steps aim at, as a fraction of ε: a little inside, to allow for the error of linearization."""
 MAX_STEP = 0.5
-"""Norm of a step at most, as a fraction of the norm of the noise: beyond that, first order means little."""
+"""Norm of a step at most, as a fraction of the norm of the noise: farther away, the gradient says little."""
 
 
 @validated_dataclass
@@ -78,8 +78,9 @@ def synthesize(
     """Move random noise to the boundary of the ε-approximate nullspace, from either side.
 
     With φ(v) = ||softmax f(u + v) - softmax f(u)||, the square root of the influence, every update is the smallest
-    change, to first order, that puts the noise on the level set φ² = LEVEL ε: v - (φ - √(LEVEL ε)) ∇φ / ||∇φ||². The
-    last one also shrinks noise that is still above ε. Always K updates: K + 1 forwards and K backwards to the noise
+    change of v after which log φ, linearized, is at the level set φ² = LEVEL ε. (In the logarithm, because φ grows
+    almost exponentially while the model is confident: a linear φ overshoots.) The last update also shrinks noise that
+    is still above ε. Always K updates: K + 1 forwards and K backwards to the noise
     alone, without waiting for the device. A training step costs (6 + 2 K) / 3 plain ones, counting a forward, a
     backward to activations and a backward to weights as 1 each.
 
@@ -126,7 +127,7 @@ def synthesize(
 
 
 def newton_step(noise: Tensor, gradient: Tensor, phi: Tensor, target: float) -> Tensor:
-    """The smallest change of each noise, to first order, after which φ equals the target.
+    """One step of Newton's method for log φ(v) = log target, for each noise v: v - φ log(φ / target) ∇φ / ||∇φ||².
 
     Args:
         noise, gradient: (M, ...), the gradient of each φ to its noise.
@@ -138,7 +139,8 @@ def newton_step(noise: Tensor, gradient: Tensor, phi: Tensor, target: float) -> 
     """
     slope = gradient.flatten(1).norm(dim=1)
     largest = MAX_STEP * noise.flatten(1).norm(dim=1)
-    length = ((phi - target) / slope).clamp(-largest, largest)
+    phi = phi.clamp_min(torch.finfo(phi.dtype).tiny)
+    length = (phi * (phi / target).log() / slope).clamp(-largest, largest)
     return noise - scale_noise(gradient, torch.where(slope > 0, length / slope, 0.0).to(noise.dtype))
 
 

@@ -119,7 +119,7 @@ def test_random_noise(vit, images, labels):
 
 
 def test_nullspace_noise(vit, images, labels):
-    """One Newton step moves the probability to first order onto the level set, unless it is cut."""
+    """One Newton step moves log phi to first order onto the level set, unless it is cut."""
     config = dataclasses.replace(NOISE, init_scale=0.5, eps=1e-3)
     loss, metrics = loss_of(NoiseAugmentation(config), vit, images, labels)
     _, a = slopes(vit, images)
@@ -128,7 +128,7 @@ def test_nullspace_noise(vit, images, labels):
     z = logit(vit, images)
     p, q = z.sigmoid(), (z + (a * noise).sum((1, 2))).sigmoid()
     target, phi = (LEVEL * config.eps) ** 0.5, 2**0.5 * (q - p).abs()
-    change = (phi - target) * (q - p).sign() / (2**0.5 * q * (1 - q))
+    change = phi * (phi / target).log() * (q - p).sign() / (2**0.5 * q * (1 - q))
     most = MAX_STEP * noise.flatten(1).norm(dim=1) * a.norm()
     scale = torch.where(phi**2 >= config.eps, target / phi, 1.0)
     noisy = z + scale * ((a * noise).sum((1, 2)) - change.clamp(-most, most))

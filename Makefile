@@ -9,39 +9,40 @@ READY := .venv/.ready
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(READY)  ## make .venv with the exact versions of constraints.txt
+setup: $(READY)  ## create .venv with the exact versions of constraints.txt
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11: type make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## pretrain on digits, finetune with and without nullspace noise, judge: outputs/demo
+demo: $(READY)  ## pretrain on digits, finetune with and without nullspace noise, evaluate: outputs/demo
 	PYTHON=$(BIN)/python sh scripts/demo.sh
 
-test: $(READY)  ## all tests that need neither network nor GPU nor minutes
+test: $(READY)  ## the fast tests; no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-soak: $(READY)  ## stop KILLS=20 runs at random moments, take them up again, compare the weights
+soak: $(READY)  ## stop KILLS=20 runs at random moments, resume them, compare the weights
 	$(BIN)/python scripts/fault_injection.py --kills $(or $(KILLS),20)
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+#	$(BIN)/python scripts/check_language.py
 
-study: $(READY)  ## every method on digits, ten seeds, judged on the test images: outputs/study (under 20 minutes)
+study: $(READY)  ## finetune by every method on digits, ten seeds, and evaluate: outputs/study (under 20 minutes)
 	$(BIN)/python studies/study.py confirm
 
-benchmark: $(READY)  ## what a training step costs beside a plain one, and judging beside a bare loop: ratios
+benchmark: $(READY)  ## cost of training steps and of evaluation, as ratios
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/evaluation.py --check
 
-nullity: $(READY)  ## the exact nullspace's dimension over timm's ViT families
+nullity: $(READY)  ## dimension of the exact nullspace for timm's ViT families
 	$(BIN)/python -m nsaug.nullspace.nullity
 
 clean:  ## remove the environment and all outputs

@@ -6,7 +6,7 @@ out=outputs/demo
 rm -rf "$out"
 # More threads add in another order, which ends in other weights; so small a model gains little by them.
 export OMP_NUM_THREADS=1
-quiet="logger=csv logger.pictures=0 trainer=cpu trainer.enable_progress_bar=false val_attack_batches=0"
+quiet="logger=csv logger.num_images=0 trainer=cpu trainer.enable_progress_bar=false val_attack_batches=0"
 
 $python train.py -m experiment=digits_pretrain seed=0,1,2 $quiet \
     hydra.sweep.dir=$out/pretrained 'hydra.sweep.subdir=seed${seed}'

@@ -31,12 +31,13 @@ from study_report import finished, report
 
 from nsaug.cli.app import format_error
 from nsaug.models.weights import WEIGHTS
+from nsaug.training.resume import diff_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from nsaug.cli import evaluate, train  # noqa: E402
 
-QUIET = ["logger=csv", "logger.pictures=0", "trainer.enable_progress_bar=false", "val_attack_batches=0"]
+QUIET = ["logger=csv", "logger.num_images=0", "trainer.enable_progress_bar=false", "val_attack_batches=0"]
 
 METHODS = {
     "clean": "",
@@ -100,7 +101,7 @@ RADII = {
 }
 """Of PGD in training: beside that of conf/experiment, and the best on the validation images
 (on CIFAR-10 only that and its half were tried, with three steps)."""
-SMALL = ["trainer.max_epochs=-1", "trainer.max_steps=150", "++trainer.limit_val_batches=0"]
+SMALL = ["trainer.max_epochs=-1", "trainer.max_steps=150", "trainer.limit_val_batches=0"]
 SMALL += ["suite.max_images=500", "suite.eps=[1/255]", "suite.severities=[3]"]
 CURVES = {
     "eps": (0.01, 0.03, 0.1, 0.3, 0.6, 1.0),
@@ -252,7 +253,7 @@ def refuse_other_settings(run: Path, now: DictConfig) -> None:
     """Exits where a run was trained with something else than `now`, the start included."""
     before = OmegaConf.load(run / ".hydra" / "config.yaml")
     told = (OmegaConf.to_container(each, resolve=True) for each in (before, now))
-    for key, theirs, ours in train.other_settings(*told):
+    for key, theirs, ours in diff_configs(*told):
         raise SystemExit(
             f"error: {run} was trained with {key}={theirs}, this command says {ours}: type the command that made it, or"
             f" remove {run.parent}"

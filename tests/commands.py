@@ -1,4 +1,4 @@
-"""train.py and evaluate.py as a user runs them, in this process."""
+"""Run train.py and evaluate.py as a user does, in this process."""
 
 import csv
 import json
@@ -10,19 +10,26 @@ FAST = [
     "trainer=cpu",
     "trainer.enable_progress_bar=false",
     "logger=csv",
-    "logger.pictures=0",
+    "logger.num_images=0",
     "val_attack_batches=1",
 ]
 SHORT = [*FAST, "trainer.max_steps=3"]
 
 
-def top1(folder):
-    return [row["value"] for row in json.loads((folder / "results.json").read_text()) if row["metric"] == "top1"]
-
-
 def run(script, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", [f"{script.__name__.split('.')[-1]}.py", *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # an entry point appends the current folder
     script.main()
+
+
+def cli_error(script, monkeypatch, capsys, *arguments):
+    """The only line on stderr of a command that fails with exit code 1."""
+    with pytest.raises(SystemExit) as stop:
+        run(script, monkeypatch, *arguments)
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 def metrics(folder):
@@ -30,10 +37,5 @@ def metrics(folder):
         return list(csv.DictReader(file))
 
 
-def refusal(script, monkeypatch, capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        run(script, monkeypatch, *arguments)
-    assert stop.value.code == 1
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+def top1(folder):
+    return [row["value"] for row in json.loads((folder / "results.json").read_text()) if row["metric"] == "top1"]

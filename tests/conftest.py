@@ -1,4 +1,4 @@
-"""What tests share: small models, the embedded digits, and the real images where they are."""
+"""Shared fixtures: small models, trained runs, and real images where they are available."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from PIL import Image
 from timm.layers import PatchEmbed
 from torch import nn
 
-# Set before anything imports a hub's or W&B's client: no test may ask the network or an account.
+# Before huggingface_hub or wandb are imported: tests use neither network nor account.
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true"}
 os.environ.pop("WANDB_API_KEY", None)
 
@@ -31,7 +31,7 @@ def tiny_vit(**kwargs) -> NoisyViT:
     torch.manual_seed(0)
     options = {"num_classes": 10, "img_size": 8, "patch_size": 2, "args": TINY} | kwargs
     vit = build_vit("vit_tiny_patch16_224", **options)
-    with torch.no_grad():  # freshly initialised, its predictions hardly depend on the image: noise would do nothing
+    with torch.no_grad():  # the predictions of timm's initialization hardly depend on the image or the noise
         for parameter in vit.model.parameters():
             if parameter.dim() == 2 and not options.get("checkpoint"):
                 parameter.normal_(std=0.3)
@@ -39,7 +39,7 @@ def tiny_vit(**kwargs) -> NoisyViT:
 
 
 class Linear(nn.Module):
-    """A patch embedding and a linear head on all of it: every method has a closed form here."""
+    """A patch embedding and a linear head: every method has a closed form."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(scope="session")
 def imagenet(tmp_path_factory) -> Path:
-    """train/ and val/ with the real images of 12 classes, which are not the first 12."""
+    """train/ and val/ with real images of 12 classes, not the first 12."""
     archive = SHARED / "imagenet_sample.tar"
     if not archive.is_file():
         pytest.skip(f"no real ImageNet images at {archive} (set NSAUG_SHARED)")
@@ -104,7 +104,7 @@ def imagenet(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory) -> dict[int, Path]:
-    """Real images by class index: one for each of 1,000 classes, named by its wnid and a word for it."""
+    """Real images by class index, one for each of 1,000 classes."""
     archive = SHARED / "imagenet_sample.tar"
     if not archive.is_file():
         pytest.skip(f"no real ImageNet images at {archive} (set NSAUG_SHARED)")
@@ -115,7 +115,7 @@ def sample(tmp_path_factory) -> dict[int, Path]:
 
 
 def place(source: Path, *targets: Path, size: int | None = None) -> None:
-    """Copies an image, or a square one made from it, to where a data set would have it."""
+    """Copy an image to the target paths, resized to a square if `size` is given."""
     for target in targets:
         target.parent.mkdir(parents=True, exist_ok=True)
         if size is None:
@@ -126,13 +126,13 @@ def place(source: Path, *targets: Path, size: int | None = None) -> None:
 
 
 @pytest.fixture
-def elsewhere(monkeypatch, tmp_path):
-    """What is written below the working directory, such as evaluate.py's store, is this test's own."""
+def tmp_cwd(monkeypatch, tmp_path):
+    """Run in a temporary working directory, where evaluate.py puts its cache."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
-def trained(tmp_path, monkeypatch, elsewhere):
-    """A run of the default command, an epoch long."""
+def trained(tmp_path, monkeypatch, tmp_cwd):
+    """The output folder of the default command after one epoch."""
     run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
     return tmp_path / "run"

@@ -1,4 +1,4 @@
-"""What is checked before anything starts, and how an error reads: one line, exit code 1."""
+"""Entry points with one-line errors, and checks of a configuration before anything is built."""
 
 import difflib
 import functools
@@ -8,11 +8,14 @@ import os
 import sys
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -30,73 +33,71 @@ from pydantic.errors import PydanticUserError
 
 from nsaug.utils.errors import UserError, first_line
 
-# A folder's name of a run's overrides: attack.eps=4/255 would make a folder within a folder.
+# attack.eps=4/255 in the name of a sweep's folder would create a folder within a folder.
 OmegaConf.register_new_resolver("nsaug.filename", lambda text: text.replace("/", ":"), replace=True)
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
+
+
+def config_dir() -> Path:
+    """The folder of YAML files: `nsaug/conf` in an installed wheel, the top-level `conf` in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """`hydra.main`, with errors in one line and exit code 1.
+    """Turn a function of a configuration into a command: `hydra.main` with one-line errors and exit code 1.
 
-    In a multirun a run that fails is reported and the others go on; the exit code is 1 at the end.
-    HYDRA_FULL_ERROR=1 shows tracebacks.
+    A failed run of a multirun is reported and the other runs continue; the exit code is then 1 at the end.
+    HYDRA_FULL_ERROR=1 shows tracebacks. The current folder is appended to `sys.path`, so that `_target_` can name a
+    module there.
+
+    Args:
+        config_name: the primary configuration, such as `train`.
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         def main() -> None:
-            failures: list[str] = []
-            started = False
-            home = os.getpid()
+            failed = started = False
+            main_process = os.getpid()
 
             @functools.wraps(task)
-            def guarded(cfg: DictConfig) -> None:
-                nonlocal started
+            def run(cfg: DictConfig) -> None:
+                nonlocal failed, started
                 started = True
                 _silence_warnings()
                 try:
                     task(cfg)
                 except (UserError, OmegaConfBaseException) as error:
-                    if _tracebacks_wanted():
+                    if _show_tracebacks():
                         raise
-                    if os.getpid() != home:  # a launcher's own process: Hydra brings the error back
+                    if os.getpid() != main_process:  # a launcher's process: Hydra passes the error on
                         raise UserError(format_error(error)) from None
                     _report(error)
-                    failures.append(str(error))
+                    failed = True
                     if HydraConfig.get().mode != RunMode.MULTIRUN:
                         sys.exit(1)
 
-            wanted = _tracebacks_wanted()
-            conf = Path(__file__).resolve().parents[2] / "conf"
-            run = hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(guarded)
-            try:
-                # Hydra prints several lines itself and exits, unless it is asked to raise.
-                os.environ["HYDRA_FULL_ERROR"] = "1"
-                os.environ[_WANTED] = "1" if wanted else "0"
-                run()
-            except (UserError, HydraException, OmegaConfBaseException) as error:
-                if wanted:
-                    raise
-                _report(error)
-                sys.exit(1)
-            except OSError as error:
-                if wanted or started:
-                    raise
-                _report(
-                    UserError(
-                        f"the output folder cannot be written ({first_line(error)}): set hydra.run.dir (with -m"
-                        " hydra.sweep.dir) to one that can"
-                    )
-                )
-                sys.exit(1)
-            except RuntimeError as error:
-                if wanted or _NO_SLURM not in str(error):
-                    raise
-                _report(UserError("hydra/launcher=slurm: there is no srun here, so this machine submits no Slurm jobs"))
-                sys.exit(1)
-            finally:
-                del os.environ[_WANTED]
-                if not wanted:
-                    del os.environ["HYDRA_FULL_ERROR"]
-            if failures:
+            if os.getcwd() not in sys.path:
+                sys.path.append(os.getcwd())
+            with _hydra_raises_errors():
+                try:
+                    sys.argv[1:] = _sort_arguments(sys.argv[1:])
+                    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
+                except KeyboardInterrupt:
+                    if _show_tracebacks():
+                        raise
+                    print("interrupted", file=sys.stderr)
+                    sys.exit(INTERRUPTED)
+                except Exception as error:
+                    reportable = _as_user_error(error, started)
+                    if reportable is None or _show_tracebacks():
+                        raise
+                    _report(reportable)
+                    sys.exit(1)
+            if failed:
                 sys.exit(1)
 
         return main
@@ -104,13 +105,58 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
     return decorate
 
 
-_NO_SLURM = "are you indeed on a slurm cluster?"
-"""What submitit says where it finds no srun."""
+def _sort_arguments(arguments: list[str]) -> list[str]:
+    """Options first, then settings, as Hydra's parser needs them; raises UserError for an unknown option."""
+    parser = get_args_parser()
+    parser.error = _raise_user_error  # type: ignore[method-assign, assignment]
+    settings = parser.parse_intermixed_args(arguments).overrides
+    for setting in settings:
+        if setting in ("hydra.run.dir=", "hydra.sweep.dir="):
+            raise UserError(f"{setting} is empty: type {setting}PATH")
+    return [argument for argument in arguments if argument not in settings] + settings
+
+
+def _raise_user_error(message: str) -> None:
+    raise UserError(f"{message}: type name=value, or see --help and --hydra-help")
+
+
+def _as_user_error(error: Exception, started: bool) -> Exception | None:
+    """The error to print in one line, or None for a bug, whose traceback is wanted."""
+    if isinstance(error, UserError | HydraException | OmegaConfBaseException):
+        return error
+    if isinstance(error, OSError) and not started:
+        return UserError(
+            f"the output folder cannot be written ({first_line(error)}): set hydra.run.dir (with -m hydra.sweep.dir)"
+            " to a folder that can"
+        )
+    if isinstance(error, RuntimeError) and "are you indeed on a slurm cluster?" in str(error):  # submitit's words
+        return UserError("hydra/launcher=slurm: srun is not installed, so this machine cannot submit Slurm jobs")
+    return None
+
+
+_TRACEBACKS = "NSAUG_TRACEBACKS"
+
+
+@contextmanager
+def _hydra_raises_errors() -> Iterator[None]:
+    """Make Hydra raise errors: without HYDRA_FULL_ERROR it prints several lines and exits."""
+    show = _show_tracebacks()
+    os.environ["HYDRA_FULL_ERROR"], os.environ[_TRACEBACKS] = "1", str(int(show))
+    try:
+        yield
+    finally:
+        del os.environ[_TRACEBACKS]
+        if not show:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
+def _show_tracebacks() -> bool:
+    return os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 
 
 def _silence_warnings() -> None:
-    """Silences hints that do not apply: what is said on the console is for the user to act on."""
-    import lightning  # noqa: F401  (it sets its own log levels when it is imported)
+    """Silence hints of libraries that do not apply here."""
+    import lightning  # noqa: F401  (importing it sets its log levels)
 
     for library in ("timm", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -125,11 +171,25 @@ def _silence_warnings() -> None:
         warnings.filterwarnings("ignore", hint)
 
 
-_WANTED = "NSAUG_TRACEBACKS"
+def _open_target_nodes() -> None:
+    """Accept `trainer.limit_val_batches=1` without Hydra's `+`, although the YAML does not list it.
+
+    Hydra closes all nodes before it applies the command line. A node with a `_target_` need not be closed:
+    `validate_config` checks its keys against the target's signature.
+    """
+    apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
+
+    def apply_to_open_nodes(overrides: Any, cfg: DictConfig) -> None:
+        for _, node in cfg.items_ex(resolve=False):
+            # list: `in` would be false for a _target_ that is still missing (???), as in custom.yaml
+            if isinstance(node, DictConfig) and not node._is_none() and "_target_" in list(node):
+                OmegaConf.set_struct(node, False)
+        apply_overrides(overrides, cfg)
+
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_to_open_nodes)  # type: ignore[method-assign]
 
 
-def _tracebacks_wanted() -> bool:
-    return os.environ.get(_WANTED, os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+_open_target_nodes()
 
 
 def _report(error: Exception) -> None:
@@ -137,60 +197,65 @@ def _report(error: Exception) -> None:
 
 
 def format_error(error: Exception) -> str:
-    """One line from an error of nsaug, Hydra or OmegaConf."""
+    """One line for an error of nsaug, Hydra or OmegaConf."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MissingConfigException):
-        # "Could not find 'model/x'\n\nAvailable options in 'model':\n\ta\n\tb"
-        if "submitit" in str(error.missing_cfg_file):
-            return "this launcher needs a package of its own: pip install hydra-submitit-launcher"
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        missing = str(error.missing_cfg_file or "").split("/")
-        choices = [line for line in lines[1:] if not line.startswith(("Available", "Config search", "provider="))]
-        if "/".join(missing[:-1]) and choices:
-            group = "/".join(missing[:-1])
-            return f"{group}={missing[-1]}: no such choice; {group} is one of {', '.join(choices)}"
-        return " ".join(lines)
+        return _format_missing_config(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as name=value; quote what the shell or Hydra would take apart"
+        return f"{error.override}: cannot be read as name=value; quote special characters, as in 'name=\"a=b\"'"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else None
     if isinstance(cause, OmegaConfBaseException):
         key = getattr(cause, "full_key", None) or ""
         if "not in struct" in str(cause) and key:
             parent = getattr(cause, "parent_node", None)
-            known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-            return _unknown_key(key, known)
-        return f"{key}: {str(cause).splitlines()[0]}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            return _unknown_key(key, [str(name) for name in parent] if isinstance(parent, DictConfig) else [])
+        return f"{key}: {first_line(cause)}"
+    if lines and lines[0].startswith("Config group override must be a string or a list. Got NoneType"):
+        return "a group cannot be null: name one of its choices, or leave it out"
+    if lines and lines[0].startswith("Ambiguous value for argument"):
+        override = lines[0].split("'")[1]
+        name, _, values = override.partition("=")
+        return f"{override}: add -m to run every value, or type '{name}=[{values}]' for a list"
     if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
         return f"{error.full_key}: {lines[0]}"
     return " ".join(lines[:2])
 
 
-def _unknown_key(key: str, known: list[str]) -> str:
+def _format_missing_config(error: MissingConfigException) -> str:
+    # "Could not find 'model/x'\n\nAvailable options in 'model':\n\ta\n\tb"
+    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
+    if "submitit" in choice:
+        return "this launcher needs another package: pip install hydra-submitit-launcher"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    choices = [line for line in lines[1:] if not line.startswith(("Available", "Config search", "provider="))]
+    if group and choices:
+        return f"{group}={choice}: no such choice; {group} is one of {', '.join(choices)}"
+    return " ".join(lines)
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> str:
     prefix, _, name = key.rpartition(".")
-    near = difflib.get_close_matches(name, known, n=1)
-    where = f"{prefix}." if prefix else ""
-    hint = f"did you mean {where}{near[0]}?" if near else f"choose among {', '.join(sorted(known))}"
+    names = sorted(known)
+    matches = difflib.get_close_matches(name, names, n=1)
+    scope = f"{prefix}." if prefix else ""
+    hint = f"did you mean {scope}{matches[0]}?" if matches else f"choose among {', '.join(names)}"
     return f"{key}: no such setting; {hint}"
 
 
-def validate_config(cfg: DictConfig, known: set[str]) -> None:
-    """Refuses what cannot work before anything is built.
+def validate_config(cfg: DictConfig, top_level_keys: set[str]) -> None:
+    """Check a composed configuration before anything is built.
 
-    Every node with a `_target_` is held against the signature it will be called with: its keys, and its values
-    against the annotations, ranges included.
-
-    Args:
-        cfg: a composed configuration.
-        known: the keys of its top level.
+    A node with a `_target_` is checked against the signature of the target: its keys, and its values against the
+    annotations, ranges included.
 
     Raises:
-        UserError: an unknown key (also one added with `+key`), a wrong type, a value out of range, a missing one.
+        UserError: a key is unknown (also one added with `+key`), a value is missing, of a wrong type or out of range.
     """
     for key in cfg:
-        if key not in known:
-            raise UserError(_unknown_key(str(key), sorted(known)))
+        if key not in top_level_keys:
+            raise UserError(_unknown_key(str(key), top_level_keys))
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} is not set: type {missing[0]}=...")
@@ -205,70 +270,82 @@ def _check_node(node: Any, path: str) -> None:
         return
     parameters = _parameters(_target(node, path)) if "_target_" in node else None
     for key in map(str, node):
-        where, value = f"{path}.{key}" if path else key, node[key]
-        built_elsewhere = OmegaConf.is_interpolation(node, key)  # ${nullspace} is checked where it stands
-        if not built_elsewhere:
-            _check_node(value, where)
+        name, value = f"{path}.{key}" if path else key, node[key]
+        if not OmegaConf.is_interpolation(node, key):  # ${nullspace} is checked as cfg.nullspace
+            _check_node(value, name)
         if parameters is None or key.startswith("_"):
             continue
         if key not in parameters:
-            raise UserError(_unknown_key(where, list(parameters)))
-        if not (isinstance(value, DictConfig) and "_target_" in value):
+            raise UserError(_unknown_key(name, parameters))
+        if not _is_target(value):
             plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            validate_value(where, plain, parameters[key])
+            validate_value(name, plain, parameters[key])
+
+
+def _is_target(value: Any) -> bool:
+    """Whether Hydra builds the value: a node with a `_target_`, or a list of such nodes."""
+    if isinstance(value, ListConfig):
+        return len(value) > 0 and all(map(_is_target, value))
+    return isinstance(value, DictConfig) and "_target_" in value
 
 
 def _target(node: DictConfig, path: str) -> Any:
     try:
         return get_object(node["_target_"])
     except Exception as error:
-        raise UserError(f"{path}._target_={node['_target_']}: there is no such class or function") from error
+        cause = error.__cause__
+        reason = first_line(cause if isinstance(cause, Exception) else error)
+        raise UserError(
+            f"{path}._target_={node['_target_']}: there is no such class or function ({reason}): name an installed"
+            " module, or one in the current folder"
+        ) from error
 
 
-def validate_value(where: str, value: Any, annotation: Any) -> None:
-    """Holds one value against a type, in one line."""
+def validate_value(name: str, value: Any, annotation: Any) -> None:
+    """Check one value against a type; raises UserError, in one line."""
     try:
         _adapter(annotation).validate_python(value)
     except ValidationError as error:
-        reasons = dict.fromkeys(detail["msg"] for detail in error.errors(include_url=False))
+        details = error.errors(include_url=False)
+        reasons = dict.fromkeys("lacks a value" if d["type"] == "missing" else d["msg"] for d in details)
         text = " or ".join(reasons).replace("Input should be", "should be").removeprefix("Value error, ")
         shown = str(value).replace("None", "null")
-        raise UserError(f"{where}={shown}: {text}") from error
+        raise UserError(f"{name}={shown}: {text}") from error
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # settings bring a configuration of their own
+    except PydanticUserError:  # validated dataclasses have a configuration already
         return TypeAdapter(annotation)
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
-    """Names and annotations that a call of `target` takes, those that **kwargs hand to base classes included."""
+    """Parameter names and annotations of a callable, including those that **kwargs passes to base classes."""
+    if hasattr(target, "__pydantic_fields__"):
+        hints = typing.get_type_hints(target, include_extras=True)
+        return {name: hints[name] for name in target.__pydantic_fields__}
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
-        if hasattr(target, "__pydantic_fields__"):
-            return {
-                name: typing.get_type_hints(target, include_extras=True)[name] for name in target.__pydantic_fields__
-            }
-    found: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for function in functions:
         signature = inspect.signature(function)
-        hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+        try:
+            hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+        except NameError:  # a user's class may import the names of its annotations under TYPE_CHECKING only
+            hints = {}
         kinds = [parameter.kind for parameter in signature.parameters.values()]
         for name, parameter in signature.parameters.items():
             if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                found.setdefault(name, hints.get(name, Any))
+                parameters.setdefault(name, hints.get(name, Any))
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
-    return found
+    return parameters
 
 
-def instantiate(node: DictConfig, **kwargs: Any) -> Any:
-    """`hydra.utils.instantiate`, with our own errors as they are and refusals of others in one line."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
+def instantiate(node: Any, **kwargs: Any) -> Any:
+    """`hydra.utils.instantiate`; whatever the target raises becomes a UserError in one line."""
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -276,8 +353,9 @@ def instantiate(node: DictConfig, **kwargs: Any) -> Any:
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, ValidationError):  # settings that contradict each other
-            reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in cause.errors())
-            raise UserError(f"{node['_target_']}: {reasons}") from error
-        if isinstance(cause, MisconfigurationException):  # a device that is not there, say
-            raise UserError(f"{node['_target_']}: {first_line(cause)}") from error
-        raise
+            reason = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in cause.errors())
+        elif isinstance(cause, Exception):  # for example lightning.Trainer without the device
+            reason = first_line(cause)
+        else:
+            raise
+        raise UserError(f"{node['_target_']}: {reason}") from error

@@ -1,171 +1,182 @@
-"""Finetunes a vision transformer. `python train.py --help` says how; conf/train.yaml holds every choice."""
+"""Finetune a vision transformer: `python train.py --help`. conf/train.yaml lists the settings."""
 
 import logging
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
-from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import INTERRUPTED, entry_point, instantiate, validate_config, validate_value
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import flatten
 
 log = logging.getLogger("nsaug.train")
 
-KNOWN = {
-    "data", "model", "method", "nullspace", "attack", "optim", "trainer", "logger",
-    "name", "seed", "checkpoint", "finetune", "ema", "keep", "val_attack_batches", "mixing", "resume", "checkpoint_every_n_steps",
-    "max_nonfinite_batches",
+GROUPS = ("data", "model", "method", "nullspace", "attack", "optim", "trainer", "logger", "mixup")
+TOP_LEVEL_KEYS = {
+    *GROUPS, "name", "seed", "checkpoint", "trainable", "ema", "save", "val_attack_batches", "resume",
+    "checkpoint_every_n_steps", "max_nonfinite_batches",
 }  # fmt: skip
 
-FREE = ("trainer.enable_progress_bar", "data.num_workers")
-"""Settings of which nothing that is computed depends: a run that goes on may have others."""
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+"""NumPy's global generator takes 32 bits."""
+Text = Annotated[str, Field(min_length=1)]
+"""Not empty: `checkpoint=$UNSET` is a mistake."""
 
 
 @entry_point("train")
 def main(cfg: DictConfig) -> None:
-    """One run: refuse what cannot work, build the parts, train, leave the weights for timm."""
+    """Check the settings, build data, model and method, train, and export the weights for timm."""
     check_settings(cfg)
-    check_folder(cfg)
+    check_output_dir(cfg)
 
+    # Imported here, so that a wrong setting is reported at once.
     import lightning as L
-    from lightning.pytorch.callbacks import EMAWeightAveraging
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.models import weights
-    from nsaug.training import checkpointing
-    from nsaug.training.callbacks import NoiseImageLogger, NoiseMonitor, Progress
-    from nsaug.training.checkpointing import LastCheckpoint
-    from nsaug.training.lightning_module import Finetuner, NonFiniteLoss
+    from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space
+    from nsaug.training.lightning_module import Finetuner
     from nsaug.training.loggers import finish, wandb_run_info
+    from nsaug.training.resume import LAST, check_same_config, find_resume_checkpoint
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    folder, going_on = where_to_resume(cfg, folder)
+    folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = instantiate(cfg.data)
     data.setup("fit")
-    if cfg.keep == "best" and not data.val_set:
-        raise UserError("keep=best needs validation images: set data.val_fraction above 0, or keep=last")
+    check_data(cfg, data)
     vit = instantiate(cfg.model, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
     method = instantiate(cfg.method)
     if method.num_views > 1 and not data.augments:
-        log.warning(
-            "%s: all views of an image are the same, set data.crop, data.hflip or data.auto_augment", method.name
-        )
+        log.warning("%s: identical views: set data.crop, data.hflip or data.auto_augment", method.name)
     data.configure(vit.data_config, seed=cfg.seed, num_views=method.num_views)
-    attack = instantiate(cfg.attack) if cfg.val_attack_batches else None
-    optim, mixing = instantiate(cfg.optim), instantiate(cfg.mixing)
-    finetuner = Finetuner(
-        vit, method, optim, cfg.seed, attack, cfg.val_attack_batches, mixing, cfg.finetune, cfg.max_nonfinite_batches
+    module = Finetuner(
+        vit,
+        method,
+        attack=instantiate(cfg.attack) if cfg.val_attack_batches else None,
+        optim=instantiate(cfg.optim),
+        mixup=instantiate(cfg.mixup),
+        seed=cfg.seed,
+        val_attack_batches=cfg.val_attack_batches,
+        trainable=cfg.trainable,
+        max_nonfinite_batches=cfg.max_nonfinite_batches,
     )
-    checkpointing.check_disk_space(folder, vit)
+    check_disk_space(folder, vit)
 
-    tracking = instantiate(cfg.logger)
     name = cfg.name or method.name
-    start = weights.run_name(cfg.checkpoint) if cfg.checkpoint else None
-    record = run_record(cfg, name, method.name, data.class_names, start)
-    before = weights.read_metadata(folder) if going_on else {}
-    if going_on:
-        refuse_other_settings(before, record, folder)
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    loggers = tracking.loggers(folder, f"{name}-{cfg.seed}", multirun_group(), settings, going_on, before.get("wandb"))
-    best = best_checkpoint(folder) if cfg.keep == "best" else None
-    callbacks = [LastCheckpoint(folder, cfg.checkpoint_every_n_steps), NoiseMonitor(), *([best] if best else [])]
-    if cfg.ema is not None:  # buffers are copied, not averaged: some are indices
-        callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))
-    if tracking.pictures:
-        callbacks.append(NoiseImageLogger(folder, tracking.pictures))
-    if cfg.trainer.enable_progress_bar:
-        callbacks.append(Progress())
+    metadata = run_metadata(cfg, name, method.name, data.class_names)
+    previous = weights.read_metadata(folder) if resume_from else {}
+    if resume_from:
+        check_same_config(previous, metadata, folder)
+
+    logger_config = instantiate(cfg.logger)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    run_name = f"{name}-{cfg.seed}"
+    loggers = logger_config.loggers(folder, run_name, multirun_name(), config, resume_from, previous.get("wandb"))
     finished = False
     try:
-        plugins = [checkpointing.AtomicCheckpointIO()]
-        length = run_length(cfg.trainer, method.duration_factor)
-        trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, **length)
-        if trainer.is_global_zero:  # at once: whatever ends the run, its last.ckpt can be judged
-            record["wandb"] = wandb_run_info(loggers)
-            weights.save_config(folder, vit, record)
-        trainer.fit(finetuner, datamodule=data, ckpt_path=going_on)
-        finished = not trainer.interrupted
-    except SIGTERMException:
-        log.warning("stopped by SIGTERM: resume=%s goes on from %s", folder, checkpointing.LAST)
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except NonFiniteLoss as error:
-        kept = checkpointing.find_last_checkpoint(folder)
-        raise UserError(f"{error} ({f'the last good checkpoint is {kept}' if kept else 'none was kept'})") from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"a process that loads data died ({first_line(error)}): if memory ran out, set data.num_workers lower;"
-            f" resume={folder} goes on"
-        ) from error
+        with one_line_errors(folder):
+            callbacks = build_callbacks(cfg, folder, logger_config.num_images)
+            trainer = instantiate(
+                cfg.trainer,
+                logger=loggers,
+                callbacks=callbacks,
+                plugins=[AtomicCheckpointIO(), *as_list(instantiate(cfg.trainer.get("plugins")))],
+                **scale_duration(cfg.trainer, method.duration_factor),
+            )
+            if trainer.is_global_zero:  # before training: an interrupted run can be evaluated, too
+                metadata["wandb"] = wandb_run_info(loggers)
+                weights.save_config(folder, vit, metadata)
+            trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+        finished = True
     finally:
         finish(loggers, failed=not finished)
+
     if trainer.is_global_zero:
-        # From the checkpoint, also where a run that had ended is taken up, in which nothing is averaged any more.
-        kept = best.best_model_path if best and best.best_model_path else folder / checkpointing.LAST
-        vit.load_state_dict(weights.read_weights(kept))
+        # From the file: it holds the moving average, also when a finished run was resumed.
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") if cfg.save == "best" else ""
+        vit.load_state_dict(weights.read_weights(best or folder / LAST))
         weights.save_weights(folder, vit.model)
-        log.info("%s: %s", name, described(trainer.callback_metrics))
-        log.info("weights for timm, and to go on from: %s", folder)
+        log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
+        log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """All that can be said of a configuration without touching data or weights."""
-    from typing import Literal
-
-    from nsaug.training.param_groups import Finetune
+    """Check everything that can be checked without data and weights; raises UserError."""
+    from nsaug.training.param_groups import Trainable
     from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt
 
-    validate_config(cfg, KNOWN)
+    validate_config(cfg, TOP_LEVEL_KEYS)
+    for group in GROUPS:
+        if not isinstance(cfg.get(group), DictConfig):
+            raise UserError(f"{group}=null: this group cannot be left out")
     for group, choice in (("data", "digits"), ("model", "micro")):
         if "_target_" not in cfg[group]:
-            raise UserError(f"{group}=checkpoint is for evaluate.py: name what to train, such as {group}={choice}")
-    validate_value("seed", cfg.seed, NonNegativeInt)
-    validate_value("keep", cfg.keep, Literal["last", "best"])
-    validate_value("val_attack_batches", cfg.val_attack_batches, NonNegativeInt)
-    validate_value("finetune", cfg.finetune, Finetune)
-    validate_value("ema", cfg.ema, Decay | None)
-    if (cfg.mixing.mixup or cfg.mixing.cutmix) and cfg.data.batch_size % 2:
+            raise UserError(f"{group}=checkpoint is for evaluate.py: choose what to train, such as {group}={choice}")
+    types = {
+        "name": Text | None, "seed": Seed, "checkpoint": Text | None, "trainable": Trainable, "ema": Decay | None,
+        "save": Literal["last", "best"], "val_attack_batches": NonNegativeInt, "resume": bool | Text | None,
+        "checkpoint_every_n_steps": PositiveInt | None, "max_nonfinite_batches": NonNegativeInt,
+    }  # fmt: skip
+    for key, annotation in types.items():
+        validate_value(key, cfg[key], annotation)
+    if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.batch_size % 2:
         raise UserError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
-    validate_value("name", cfg.name, str | None)
-    validate_value("resume", cfg.resume, bool | str | None)
-    validate_value("checkpoint_every_n_steps", cfg.checkpoint_every_n_steps, PositiveInt | None)
-    validate_value("max_nonfinite_batches", cfg.max_nonfinite_batches, NonNegativeInt)
-    validate_value("checkpoint", cfg.checkpoint, str | None)
+    check_trainer(cfg.trainer)
 
 
-def check_folder(cfg: DictConfig) -> None:
-    """Refuses processes that something else than Lightning starts, in folders of their own: one each, named by time."""
-    hydra = HydraConfig.get()
-    apart = cfg.trainer.num_nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
-    named = any(override.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for override in hydra.overrides.hydra)
-    if apart and not named:
+def check_trainer(trainer: DictConfig) -> None:
+    """Refuse arguments of `lightning.Trainer` that a run of nsaug cannot take."""
+    if "logger" in trainer:
+        raise UserError("trainer.logger cannot be set: choose the loggers with logger=wandb, logger=csv or logger=none")
+    if trainer.get("fast_dev_run"):
         raise UserError(
-            "each process would make a folder of its own: add hydra.run.dir=outputs/train/NAME, the same for all, on a"
-            " disk that they share"
+            "trainer.fast_dev_run writes no checkpoint: type trainer.max_steps=1 trainer.limit_val_batches=1 instead"
+        )
+    for key in ("max_epochs", "max_steps"):
+        if trainer[key] == 0:
+            raise UserError(f"trainer.{key}=0 trains nothing: set it to 1 or more")
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise UserError("trainer.max_epochs=-1 needs trainer.max_steps: the learning rate decays over all steps")
+
+
+def check_output_dir(cfg: DictConfig) -> None:
+    """Refuse processes started by torchrun or srun without a common folder: each would make its own, named by time."""
+    hydra = HydraConfig.get()
+    separate = cfg.trainer.num_nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+    named = any(override.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for override in hydra.overrides.hydra)
+    if separate and not named:
+        raise UserError(
+            "each process would make its own output folder: add hydra.run.dir=outputs/train/NAME, the same for all, on"
+            " a shared disk"
         )
 
 
-def run_record(
-    cfg: DictConfig, name: str, method: str, class_names: list[str], start: str | None = None
-) -> dict[str, Any]:
-    """What `config.json` tells of the run: enough to judge its weights on its data, and to group runs by settings."""
-    data = OmegaConf.to_container(cfg.data, resolve=True)
-    assert isinstance(data, dict)
+def check_data(cfg: DictConfig, data: Any) -> None:
+    """Check the settings that depend on the data."""
+    if cfg.save == "best" and not data.val_set:
+        raise UserError("save=best needs validation images: set data.val_fraction above 0, or save=last")
+    if data.num_classes < 2:
+        raise UserError(f"the data have one class ({data.class_names[0]}): a classifier needs two or more")
+
+
+def run_metadata(cfg: DictConfig, name: str, method: str, class_names: list[str]) -> dict[str, Any]:
+    """What config.json records of a run: enough to evaluate its weights on its data and to group runs by settings."""
+    from nsaug.models import weights
+
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    data = dict(config["data"])
     if "root" in data:
         data["root"] = str(Path(data["root"]).expanduser().absolute())
-    told = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(told, dict)
-    groups = ("data", "model", "nullspace", "method", "optim", "mixing", "finetune", "ema", "keep", "trainer")
-    settings = {group: told[group] for group in groups} | {"start": start}
+    keys = ("data", "model", "nullspace", "method", "optim", "mixup", "trainable", "ema", "save", "trainer")
+    start = weights.run_name(cfg.checkpoint) if cfg.checkpoint else None
+    settings = {key: config[key] for key in keys} | {"start": start}
     return {
         "name": name,
         "method": method,
@@ -176,84 +187,83 @@ def run_record(
     }
 
 
-def run_length(trainer: DictConfig, duration_factor: float) -> dict[str, int]:
-    """Epochs and steps of a method that has more of them than it was told; -1 and null stay what they are."""
-    told = {key: trainer[key] for key in ("max_epochs", "max_steps") if trainer[key] and trainer[key] > 0}
-    return {key: max(1, round(duration_factor * count)) for key, count in told.items()}
+def build_callbacks(cfg: DictConfig, folder: Path, num_images: int) -> list[Any]:
+    """Lightning's callbacks; those of `trainer.callbacks` come last."""
+    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+    from nsaug.training.callbacks import NoiseImageLogger, NoiseMonitor, Progress, ValidateAtEnd
+    from nsaug.training.checkpointing import LastCheckpoint
+
+    callbacks: list[Any] = []
+    if cfg.save == "best":  # before LastCheckpoint, which saves the state of the other callbacks
+        options: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
+        callbacks.append(ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", **options))
+    callbacks += [LastCheckpoint(folder, cfg.checkpoint_every_n_steps), ValidateAtEnd(), NoiseMonitor()]
+    if cfg.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))  # some buffers are integer indices
+    if num_images:
+        callbacks.append(NoiseImageLogger(folder, num_images))
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(Progress())
+    return callbacks + as_list(instantiate(cfg.trainer.get("callbacks")))
 
 
-def where_to_resume(cfg: DictConfig, folder: Path) -> tuple[Path, Path | None]:
-    """The folder of the run that is to go on, and the checkpoint that it goes on from; this run's own and None if none.
-
-    `resume=true` means the run in this folder, so that one command both starts it and takes it up; `resume=PATH` the
-    run in that folder, or the one that left that checkpoint.
-    """
-    from nsaug.training import checkpointing
-
-    if not cfg.resume:
-        return folder, None
-    if cfg.resume is True:
-        found = checkpointing.find_last_checkpoint(folder)
-        if found is None:
-            log.info("nothing to resume in %s: the run starts", folder)
-        return folder, found
-    path = Path(cfg.resume).expanduser()
-    if path.is_file():
-        if not checkpointing.is_valid(path):
-            raise UserError(f"resume={path} is damaged: type resume={path.parent}, which knows the one before")
-        return path.parent, path
-    found = checkpointing.find_last_checkpoint(path) if path.is_dir() else None
-    if found is None:
-        raise UserError(f"resume={path} holds no {checkpointing.LAST}: name a run's output folder")
-    return path, found
+def scale_duration(trainer: DictConfig, factor: float) -> dict[str, int]:
+    """`max_epochs` and `max_steps` times the method's factor; -1 and null stay as they are."""
+    durations = {key: trainer[key] for key in ("max_epochs", "max_steps") if trainer[key] and trainer[key] > 0}
+    return {key: max(1, round(factor * count)) for key, count in durations.items()}
 
 
-def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raises UserError where a run that goes on is told something else than when it started."""
-    kept = ("settings", "seed", "class_names")
-    told = ({key: run[key] for key in kept if key in run} for run in (before, now))
-    for key, theirs, ours in other_settings(*told):
-        raise UserError(
-            f"resume={folder}: that run has {key.removeprefix('settings.')}={theirs}, this command says {ours}: type"
-            " the command that started it"
-        )
-
-
-def other_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Each setting on which something that is computed depends and that two runs do not share; that of both."""
-    theirs, ours = flatten(before), flatten(now)
-    for key in {**ours, **theirs}:
-        if theirs.get(key) != ours.get(key) and not key.endswith(FREE):
-            yield key, theirs.get(key), ours.get(key)
-
-
-def best_checkpoint(folder: Path) -> Any:
-    """best.ckpt, where it is what the run shall leave."""
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
-    return ModelCheckpoint(
-        filename="best", monitor="val/top1", mode="max", dirpath=folder,
-        enable_version_counter=False, auto_insert_metric_name=False,
-    )  # fmt: skip
-
-
-def multirun_group() -> str | None:
-    """The name that the runs of one multirun share."""
+def multirun_name() -> str | None:
+    """The name of a multirun's folder, as the W&B group of its runs; None for a single run."""
     hydra = HydraConfig.get()
     return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
 
 
-def described(metrics: Any) -> str:
-    """The last line of a run: validation accuracy, and how far the noise got."""
-    words = []
-    for key, text in (
-        ("val/top1", "val top-1"),
-        ("val/adv_top1", "attacked"),
-        ("train/converged", "noise below eps"),
-    ):
-        if key in metrics:
-            words.append(f"{text} {100 * float(metrics[key]):.1f} %")
-    return ", ".join(words) or "no validation"
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+@contextmanager
+def one_line_errors(folder: Path) -> Iterator[None]:
+    """Turn what can stop training into one line that says how to continue."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from nsaug.training.lightning_module import NonFiniteLoss
+    from nsaug.training.resume import LAST, find_last_checkpoint
+
+    try:
+        yield
+    except SIGTERMException:
+        log.warning("stopped by SIGTERM: type resume=%s to continue", folder)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        how = f"type resume={folder} to continue" if (folder / LAST).exists() else "no checkpoint was written yet"
+        log.warning("stopped by Ctrl-C: %s", how)
+        raise SystemExit(INTERRUPTED) from None
+    except NonFiniteLoss as error:
+        last = find_last_checkpoint(folder)
+        saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+        raise UserError(f"{error} ({saved})") from None
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {first_line(error)}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"a data loading process died ({first_line(error)}): if memory ran out, lower data.num_workers, and type"
+            f" resume={folder} to continue"
+        ) from error
+
+
+def format_metrics(metrics: Any) -> str:
+    """The summary line of a run: validation accuracy, and how much of the noise is below eps."""
+    labels = {"val/top1": "val top-1", "val/adv_top1": "under attack", "train/converged": "noise below eps"}
+    parts = [f"{label} {100 * float(metrics[key]):.1f} %" for key, label in labels.items() if key in metrics]
+    return ", ".join(parts) or "no validation"
 
 
 if __name__ == "__main__":

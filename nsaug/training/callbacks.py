@@ -1,4 +1,4 @@
-"""Lightning callbacks: noise images, a monitor of the noise, the progress bar."""
+"""Lightning callbacks: validation at the end, noise images, a monitor of the noise, the progress bar."""
 
 import logging
 from pathlib import Path
@@ -20,72 +20,114 @@ from nsaug.utils.rng import Stream, make_generator
 log = logging.getLogger(__name__)
 
 
-class NoiseImageLogger(L.Callback):
-    """Validation images, their noise and the noisy images, to W&B at each validation and to noise.png at the end."""
+class ValidateAtEnd(L.Callback):
+    """Validate after the last step of training, also where `max_steps` or `val_check_interval` puts it elsewhere."""
 
-    def __init__(self, folder: Path, images: int) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.global_step == trainer.max_steps or (trainer.is_last_batch and last_epoch):
+            trainer.should_stop = True  # Lightning validates before it stops
+
+
+class NoiseImageLogger(L.Callback):
+    """Show validation images, their noise and the noisy images: in W&B at each validation, in noise.png at the end.
+
+    Args:
+        folder: where noise.png is written.
+        num_images: number of validation images.
+    """
+
+    def __init__(self, folder: Path, num_images: int) -> None:
         self.folder = folder
-        self.images = images
+        self.num_images = num_images
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and (picture := self._draw(trainer, module)) is not None:
-                caption = "images, their noise, images with it (what a pixel can show of it)"
-                logger.log_image("noise", [picture], caption=[caption])
+            if isinstance(logger, WandbLogger) and (grid := self._make_grid(trainer, module)) is not None:
+                caption = "images, their noise, noisy images (the part of the noise that pixels can show)"
+                logger.log_image("noise", [grid], caption=[caption])
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if (picture := self._draw(trainer, module)) is not None:
-            save_image(picture, self.folder / "noise.png")
+        if (grid := self._make_grid(trainer, module)) is not None:
+            save_image(grid, self.folder / "noise.png")
 
-    def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor | None:
-        """A grid of three rows, or None where there is no noise to show."""
+    def _make_grid(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor | None:
+        """Three rows of images, (3, H, W); None if the method has no noise or there are no validation images."""
         assert isinstance(module, Finetuner)
         method, loader = module.method, trainer.val_dataloaders
         if not isinstance(method, NoiseAugmentation) or not loader:
             return None
         val_set = loader.dataset
-        images = torch.stack([val_set[i][0] for i in range(min(self.images, len(val_set)))])
+        images = torch.stack([val_set[i][0] for i in range(min(self.num_images, len(val_set)))])
         images = trainer.precision_plugin.convert_input(images.to(module.device))
         with torch.no_grad():
-            draws = make_generator(module.device, module.seed, Stream.NOISE_IMAGES)
-            noise = method.noise(module.vit, images, generator=draws).noise
+            generator = make_generator(module.device, module.seed, Stream.NOISE_IMAGES)
+            noise = method.noise(module.vit, images, generator=generator).noise
         change = to_pixels(module.vit, noise)
         if change is None:
             return None
         change = change.expand_as(images)
-        shown = 0.5 + 0.5 * change / change.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        grid = make_grid(torch.cat([images, shown, (images + change).clamp(0, 1)]), nrow=len(images), padding=1)
-        # Small images are shown larger, pixel by pixel.
-        factor = max(1, 64 // images.shape[-1])
+        scaled = 0.5 + 0.5 * change / change.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+        grid = make_grid(torch.cat([images, scaled, (images + change).clamp(0, 1)]), nrow=len(images), padding=1)
+        factor = max(1, 64 // images.shape[-1])  # enlarge small images, pixel by pixel
         return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2).cpu()
 
 
 class NoiseMonitor(L.Callback):
-    """Says once when the noise of a run is no ε-approximate nullspace noise, or was so before it was refined."""
+    """Warn once if less than half of the images get noise whose influence is below eps.
 
-    def __init__(self, batches: int = 50) -> None:
-        self.batches = batches
-        self.seen: list[float] = []
+    The fraction is summed on the device and read every `window` batches: reading it in every step would make the host
+    wait for the device.
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
-        if len(self.seen) < self.batches and "train/converged" in trainer.callback_metrics:
-            self.seen.append(float(trainer.callback_metrics["train/converged"]))
-            if len(self.seen) == self.batches:
-                self._say()
+    Args:
+        window: number of batches that are averaged.
+    """
+
+    def __init__(self, window: int = 50) -> None:
+        self.window = window
+        self._sum: Tensor | None = None
+        self._count = 0
+        self._warned = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        metrics = outputs.get("metrics", {}) if isinstance(outputs, dict) else {}
+        if self._warned or "converged" not in metrics:
+            return
+        converged = metrics["converged"].detach().float().mean()
+        self._sum = converged if self._sum is None else self._sum + converged
+        self._count += 1
+        if self._count == self.window:
+            self._check(module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if 0 < len(self.seen) < self.batches:
-            self._say()
+        if not self._warned and self._count:
+            self._check(module)
 
-    def _say(self) -> None:
-        if sum(self.seen) < 0.5 * len(self.seen):
-            log.warning("less than half of the noise is below eps")
+    def _check(self, module: L.LightningModule) -> None:
+        assert self._sum is not None
+        fraction = float(self._sum) / self._count
+        self._sum, self._count = None, 0
+        if fraction < 0.5:
+            self._warned = True
+            self._warn(fraction, module)
+
+    @rank_zero_only
+    def _warn(self, fraction: float, module: L.LightningModule) -> None:
+        advice = _noise_advice(module)
+        log.warning("only %.0f %% of the images have noise below eps%s", 100 * fraction, advice and f": {advice}")
+
+
+def _noise_advice(module: L.LightningModule) -> str:
+    """What the noise source of the method recommends if its noise stays above eps; empty if it recommends nothing."""
+    return str(getattr(getattr(module.method, "noise", None), "advice", ""))
 
 
 class Progress(RichProgressBar):
-    """Lightning's rich bar, without its version number."""
+    """Lightning's rich progress bar without the version number."""
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         return {

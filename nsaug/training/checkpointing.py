@@ -1,10 +1,7 @@
-"""What keeps a run from being lost: checkpoints at moments from which it goes on exactly."""
+"""Write checkpoints atomically, at moments from which a run resumes exactly."""
 
-import logging
-import os
+import math
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,117 +10,108 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from nsaug.training.resume import LAST, PREVIOUS
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.files import atomic_write
 
-log = logging.getLogger(__name__)
-
-
-LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
-
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all; of last.ckpt the one before is kept, too."""
+    """Write a checkpoint completely or not at all; keep the one before last.ckpt as previous.ckpt."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         try:
-            with atomic_write(path) as draft:
-                torch.save(checkpoint, draft)
-                if path.name == LAST and path.exists():  # at every moment there is a last.ckpt
+            with atomic_write(path) as tmp_path:
+                torch.save(checkpoint, tmp_path)
+                if path.name == LAST and path.exists():  # copied, not moved: there is always a last.ckpt
                     with atomic_write(path.with_name(PREVIOUS)) as copy:
                         shutil.copyfile(path, copy)
-        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-            kept = (
-                f"the one before is whole: make room and type resume={path.parent}" if path.exists() else "none is kept"
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+            advice = (
+                f"the one before is intact: free disk space and type resume={path.parent}"
+                if path.exists()
+                else "there is none before it: free disk space"
             )
-            raise UserError(f"{path} cannot be written ({first_line(error)}); {kept}") from error
+            raise UserError(f"{path} cannot be written ({first_line(error)}); {advice}") from error
 
 
 def check_disk_space(folder: Path, model: torch.nn.Module) -> None:
-    """Finds out before the first step that a run could not keep what it computes.
+    """Check before the first step that the folder can be written and holds two checkpoints.
 
     Raises:
-        UserError: the folder cannot be written, or has less room than two checkpoints take.
+        UserError: it cannot be written, or has too little free space.
     """
     try:
-        with atomic_write(folder / ".room") as draft:
-            draft.write_bytes(b"room")
-        (folder / ".room").unlink()
+        with atomic_write(folder / ".write_test") as tmp_path:
+            tmp_path.write_bytes(b"test")
+        (folder / ".write_test").unlink()
         free = shutil.disk_usage(folder).free
     except OSError as error:
+        raise UserError(f"{folder} cannot be written ({first_line(error)}): type hydra.run.dir=PATH") from error
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    needed = 2 * 4 * weights  # two checkpoints of: weights, their moving average, two moments of the optimizer
+    if free < needed:
         raise UserError(
-            f"{folder} cannot be written ({first_line(error)}): name another, hydra.run.dir=PATH"
-        ) from error
-    weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    wanted = 2 * 4 * weights  # of two checkpoints: weights, their average, and the optimiser's two moments
-    if free < wanted:
-        raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB of room, and checkpoints of this model take {wanted / 1e9:.1f}:"
-            " make some, or name another place, hydra.run.dir=PATH"
+            f"{folder} has {free / 1e9:.1f} GB free, checkpoints of this model need {needed / 1e9:.1f} GB: free disk"
+            " space, or type hydra.run.dir=PATH"
         )
 
 
-def find_last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in a run's folder that is whole; None where there is none at all.
-
-    Raises:
-        UserError: there are some, and all are damaged.
-    """
-    damaged: list[Path] = []
-    for name in (LAST, PREVIOUS):
-        if (folder / name).is_file():
-            if is_valid(folder / name):
-                if damaged:  # out of the way, or the next checkpoint's predecessor would be a damaged one
-                    os.replace(damaged[0], damaged[0].with_name(DAMAGED))
-                    log.warning("%s is damaged: the run goes on from %s, the one before", damaged[0], name)
-                return folder / name
-            damaged.append(folder / name)
-    if damaged:
-        raise UserError(f"resume={folder}: {' and '.join(each.name for each in damaged)} are damaged: start anew")
-    return None
-
-
-def is_valid(path: Path) -> bool:
-    """Whether every part of a checkpoint is what was written: its checksums hold."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error):
-        return False
-
-
 class LastCheckpoint(Checkpoint):
-    """Writes last.ckpt after each epoch and every so many optimiser steps, and when SIGTERM asks one process to end.
+    """Write last.ckpt after every epoch, every n optimizer steps, and on SIGTERM (one process only).
 
-    Never between an epoch's last step and the end of its validation, nor between steps that accumulate: what happened
-    there is computed again.
+    Where validation follows a step, the checkpoint is written after it, so that a resumed run does not skip it. Steps
+    between accumulated batches, and the last step of an epoch before its validation, are never saved: a resumed run
+    repeats them.
 
     Args:
-        folder: the run's own.
-        every: optimiser steps from one to the next; None for epochs alone.
+        folder: where last.ckpt is written.
+        every_n_steps: optimizer steps between checkpoints within an epoch; None for one after each epoch alone.
     """
 
-    def __init__(self, folder: Path, every: int | None) -> None:
+    def __init__(self, folder: Path, every_n_steps: int | None) -> None:
         self.folder = folder
-        self.every = every
+        self.every_n_steps = every_n_steps
         self._step = 0
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        if not stepped or trainer.is_last_batch:
-            return
-        ending = trainer.received_sigterm and trainer.world_size == 1  # saving takes all ranks: one cannot decide alone
-        if ending or (self.every and trainer.global_step % self.every == 0):
-            self._save(trainer)
+        self._save_after_validation = False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if not stepped or trainer.is_last_batch:
+            return
+        sigterm = trainer.received_sigterm and trainer.world_size == 1  # all ranks save together: one cannot decide
+        if sigterm or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            if _validation_follows(trainer, batch_idx):
+                self._save_after_validation = True
+            else:
+                self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._save_after_validation:
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
+        self._save_after_validation = False
         for logger in trainer.loggers:
-            logger.save()  # what was logged before a checkpoint is not logged again after it
+            logger.save()  # a resumed run keeps the metrics up to its checkpoint
         trainer.save_checkpoint(self.folder / LAST)
+
+
+def _validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this batch, which is not the last one of its epoch."""
+    every = trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
+        return False
+    interval: float | None = trainer.val_check_batch
+    if interval is None or math.isinf(interval):
+        return trainer.should_stop
+    index = trainer.fit_loop.total_batch_idx if every is None else batch_idx
+    return trainer.should_stop or (index + 1) % interval == 0

@@ -1,4 +1,4 @@
-"""A run's record: W&B when there is an account, offline when not, metrics.csv beside the checkpoint."""
+"""Record a run: metrics.csv in its folder, and W&B, online where an account is stored and offline elsewhere."""
 
 import csv
 import logging
@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 
 @validated_dataclass
 class LoggerConfig:
-    """Where a run's metrics go."""
+    """Where the metrics of a run are recorded."""
 
     csv: bool = True
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online where a key is stored and the server answers, offline otherwise, without asking."""
+    """auto: online if a key is stored and the server responds, else offline; never asks."""
     project: str = "nsaug"
     entity: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
-    pictures: NonNegativeInt = 8
-    """How many validation images are shown with their noise; 0 for none."""
+    num_images: NonNegativeInt = 8
+    """Number of validation images that are shown with their noise; 0: none."""
 
     def loggers(
         self,
@@ -36,26 +36,27 @@ class LoggerConfig:
         name: str,
         group: str | None,
         config: dict[str, Any],
-        going_on: Path | None = None,
-        place: dict[str, Any] | None = None,
+        resume_from: Path | None = None,
+        wandb_run: dict[str, Any] | None = None,
     ) -> list[Logger]:
-        """The loggers of one run. What they need is made on rank 0 alone.
+        """Lightning's loggers of one run; W&B on rank 0 alone.
 
         Args:
-            folder: the run's own; everything local is written below it.
+            folder: output folder of the run.
             name: of the run.
-            group: of the runs it belongs to, where `self.group` names none.
-            config: everything the run was told.
-            going_on: the checkpoint that the run is resumed from, if it is.
-            place: `wandb_run_info` of the run when it started, if it did before.
+            group: of runs that belong together, unless `self.group` is set.
+            config: all settings.
+            resume_from: the checkpoint of a resumed run.
+            wandb_run: `wandb_run_info` of the run that is resumed.
         """
-        loggers: list[Logger] = [_csv_logger(folder, going_on)] if self.csv else []
+        loggers: list[Logger] = [_csv_logger(folder, resume_from)] if self.csv else []
         if self.wandb != "off" and is_rank_zero():
-            loggers.append(WandbLogger(experiment=self._start(folder, name, self.group or group, config, place)))
+            run = self._init_wandb(folder, name, self.group or group, config, wandb_run)
+            loggers.append(WandbLogger(experiment=run))
         return loggers
 
-    def _start(
-        self, folder: Path, name: str, group: str | None, config: dict[str, Any], place: dict[str, Any] | None
+    def _init_wandb(
+        self, folder: Path, name: str, group: str | None, config: dict[str, Any], wandb_run: dict[str, Any] | None
     ) -> Any:
         options: dict[str, Any] = {
             "project": self.project,
@@ -68,36 +69,36 @@ class LoggerConfig:
             "settings": wandb.Settings(silent=True, console="off"),
             "reinit": "finish_previous",
         }
-        if place is not None:
-            options |= {"id": place["id"], "resume": "allow"}
+        if wandb_run is not None:
+            options |= {"id": wandb_run["id"], "resume": "allow"}
         if self.wandb == "online" or (self.wandb == "auto" and _has_api_key()):
             try:
                 run = wandb.init(mode="online", **options)
                 log.info("W&B: %s", run.url)
                 return run
             except Exception as error:
-                log.warning("W&B cannot be reached (%s): this run is recorded offline", first_line(error))
+                log.warning("W&B cannot be reached (%s): recording this run offline", first_line(error))
         return wandb.init(mode="offline", **options)
 
 
-def _csv_logger(folder: Path, going_on: Path | None) -> CSVLogger:
-    """Writes metrics.csv; of a run that goes on from a checkpoint, after what was logged before that."""
+def _csv_logger(folder: Path, resume_from: Path | None) -> CSVLogger:
+    """A logger to metrics.csv; a resumed run keeps the rows that were written before its checkpoint."""
     logger, path = CSVLogger(folder, name="", version=""), folder / "metrics.csv"
-    if going_on is None or not path.is_file() or not is_rank_zero():
+    if resume_from is None or not path.is_file() or not is_rank_zero():
         return logger
-    step = torch.load(going_on, map_location="cpu", weights_only=True)["global_step"]
+    step = torch.load(resume_from, map_location="cpu", weights_only=True)["global_step"]
     with open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-    writer: Any = logger.experiment  # removes the file
+    writer: Any = logger.experiment  # deletes the file
     for row in rows:
-        own = {key: value for key, value in row.items() if value and key != "step"}
-        writer.log_metrics(own, int(row["step"]))
+        metrics = {key: value for key, value in row.items() if value and key != "step"}
+        writer.log_metrics(metrics, int(row["step"]))
     writer.save()
     return logger
 
 
 def wandb_run_info(loggers: list[Logger]) -> dict[str, Any] | None:
-    """Which W&B run records a training, so that its evaluation can be sent there; None without one."""
+    """The W&B run that records a training, so that its evaluation can be logged there; None without W&B."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             run = logger.experiment
@@ -117,7 +118,7 @@ def _has_api_key() -> bool:
 
 
 def finish(loggers: list[Logger], failed: bool) -> None:
-    """Closes a run, so that the next one of a multirun is one of its own."""
+    """End the W&B run, so that the next run of a multirun starts its own."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish(exit_code=int(failed))

@@ -4,7 +4,7 @@ import torch
 
 from nsaug.attacks import Attack
 from nsaug.cli import train
-from tests.commands import FAST, metrics, refusal, run
+from tests.commands import FAST, metrics, cli_error, run
 
 
 class BlackImages:
@@ -35,5 +35,5 @@ def test_train_with_custom_attack(monkeypatch, tmp_path):
 
 def test_custom_attack_without_target_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    line = refusal(train, monkeypatch, capsys, "attack=custom")
+    line = cli_error(train, monkeypatch, capsys, "attack=custom")
     assert line == "error: attack._target_ is not set: type attack._target_=..."

@@ -1,22 +1,31 @@
-"""Every way to get a setting wrong, in-process: one line, before anything starts."""
+"""Wrong settings give one line before anything starts."""
 
+import inspect
+import json
 import os
+import sys
 
+import lightning
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from nsaug.cli import evaluate, train
-from nsaug.cli.app import format_error, instantiate, validate_value
+from nsaug.cli.app import _sort_arguments, format_error, instantiate, validate_value
 from nsaug.utils.errors import UserError
+from tests.commands import cli_error
 from tests.conftest import ROOT
 
 
-def refused(*overrides, script=train):
-    """The line that a command with these overrides prints."""
+def composed(*overrides, script=train):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(script.__name__.split(".")[-1], list(overrides))
+
+
+def error_of(*overrides, script=train):
+    """The error line of a command with these overrides, or None."""
     try:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose(script.__name__.split(".")[-1], list(overrides))
-        script.check_settings(cfg)
+        script.check_settings(composed(*overrides, script=script))
     except Exception as error:
         line = format_error(error)
         assert "\n" not in line
@@ -24,25 +33,31 @@ def refused(*overrides, script=train):
     return None
 
 
-def test_the_defaults_are_accepted():
-    assert refused() is None
-    assert refused(script=evaluate) is None
+def test_defaults_are_valid():
+    assert error_of() is None
+    assert error_of(script=evaluate) is None
+
+
+NEEDED = {"timm": "model.name=deit_tiny_patch16_224", "folder": "data.root=somewhere"}
 
 
 @pytest.mark.parametrize("group", ["data", "model", "method", "nullspace", "attack", "optim", "trainer", "logger"])
-def test_every_choice_of_every_group_is_accepted(group):
-    needed = {"timm": "model.name=deit_tiny_patch16_224", "folder": "data.root=somewhere"}
+def test_all_choices_are_valid(group):
     for file in sorted((ROOT / "conf" / group).glob("*.yaml")):
-        if file.stem not in ("checkpoint", "custom"):  # evaluate.py's; incomplete without a target
-            extra = [needed[file.stem]] if file.stem in needed else []
-            assert refused(f"{group}={file.stem}", *extra) is None
+        if file.stem not in ("checkpoint", "custom"):  # for evaluate.py; for user classes
+            needed = [NEEDED[file.stem]] if file.stem in NEEDED else []
+            assert error_of(f"{group}={file.stem}", *needed) is None
 
 
-def test_every_experiment_and_suite_is_accepted():
-    for file in sorted((ROOT / "conf" / "experiment").glob("*.yaml")):
-        assert refused(f"experiment={file.stem}", *(["data.root=somewhere"] if file.stem == "finetune" else [])) is None
+def test_all_suites_are_valid():
     for file in sorted((ROOT / "conf" / "suite").glob("*.yaml")):
-        assert refused(f"suite={file.stem}", script=evaluate) is None
+        assert error_of(f"suite={file.stem}", script=evaluate) is None
+
+
+@pytest.mark.parametrize("group", sorted(file.parent.name for file in (ROOT / "conf").glob("*/custom.yaml")))
+def test_custom_choices_need_a_class(group):
+    line = error_of(f"{group}=custom")
+    assert line.startswith(f"{group}._target_ is not set: type {group}._target_=")
 
 
 @pytest.mark.parametrize(
@@ -52,16 +67,18 @@ def test_every_experiment_and_suite_is_accepted():
         ("+nullspace.epss=0.1", "nullspace.epss: no such setting; did you mean nullspace.eps?"),
         ("+sead=1", "sead: no such setting; did you mean seed?"),
         ("sead=1", "sead: no such setting; did you mean seed?"),
-        ("+trainer.max_epoch=1", "trainer.max_epoch: no such setting; did you mean trainer.max_epochs?"),
+        ("trainer.max_epoch=1", "trainer.max_epoch: no such setting; did you mean trainer.max_epochs?"),
+        ("trainer.limit_val_batch=1", "trainer.limit_val_batch: no such setting; did you mean trainer.limit_val_batc"),
         ("+data.foo=1", "data.foo: no such setting; choose among auto_augment, batch_size, crop, hflip"),
-        ("+method.synthesis.foo=1", "method.synthesis={'foo': 1}: Unexpected keyword argument"),
         ("+optim.momentum=0.9", "optim.momentum: no such setting"),
         ("nullspace.eps=5", "nullspace.eps=5: should be less than 2"),
         ("nullspace.eps=0", "nullspace.eps=0: should be greater than 0"),
         ("nullspace.eps=small", "nullspace.eps=small: should be a valid number"),
         ("nullspace.eps=null", "nullspace.eps=null: should be a valid number"),
-        ("nullspace.steps=2.5", "nullspace.steps=2.5: should be a valid integer"),
-        ("nullspace.scope=epoc", "nullspace.scope=epoc: should be 'sample' or 'batch'"),
+        (
+            "nullspace.eps=0.1,0.2",
+            "nullspace.eps=0.1,0.2: add -m to run every value, or type 'nullspace.eps=[0.1,0.2]'",
+        ),
         ("attack.eps=4/0", "attack.eps=4/0: '4/0' is neither a number nor a fraction such as 4/255"),
         ("attack.eps=8", "attack.eps=8: should be less than or equal to 1"),
         ("data.batch_size=0", "data.batch_size=0: should be greater than or equal to 1"),
@@ -69,23 +86,31 @@ def test_every_experiment_and_suite_is_accepted():
         ("data.crop=square", "data.crop=square: should be 'resized', 'padded' or 'none'"),
         ("optim.lr=-1", "optim.lr=-1: should be greater than 0"),
         ("optim.warmup=2", "optim.warmup=2: should be less than or equal to 1"),
-        ("method.unreached=skip", "method.unreached=skip: should be 'keep' or 'drop'"),
+        ("optim.betas=[0.9]", "optim.betas=[0.9]: lacks a value"),
+        ("optim.betas=[0.9,1]", "optim.betas=[0.9, 1]: should be less than 1"),
         ("model.img_size=big", "model.img_size=big: should be a valid integer"),
         ("trainer.max_epochs=many", "trainer.max_epochs=many: should be a valid integer"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0 trains nothing"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 needs trainer.max_steps"),
         ("trainer.precision=float7", "trainer.precision=float7: should be"),
+        ("trainer.limit_val_batches=some", "trainer.limit_val_batches=some: should be a valid integer"),
+        ("trainer.fast_dev_run=true", "trainer.fast_dev_run writes no checkpoint: type trainer.max_steps=1"),
+        ("trainer.logger=false", "trainer.logger cannot be set: choose the loggers with logger=wandb"),
         ("logger.wandb=maybe", "logger.wandb=maybe: should be 'auto', 'online', 'offline' or 'off'"),
         ("seed=-1", "seed=-1: should be greater than or equal to 0"),
-        ("finetune=some", "finetune=some: should be all, head, or last_N with N from 1 on, such as last_4"),
-        ("finetune=last_0", "finetune=last_0: should be all, head, or last_N"),
+        ("seed=true", "seed=True: should be a valid integer"),
+        ("seed=4294967296", "seed=4294967296: should be less than 4294967296"),
+        ("checkpoint=", "checkpoint=: String should have at least 1 character"),
+        ("trainable=some", "trainable=some: should be all, head, or last_N with N from 1 on, such as last_4"),
+        ("trainable=last_0", "trainable=last_0: should be all, head, or last_N"),
         ("ema=1", "ema=1: should be less than 1"),
         ("optim.layer_decay=0", "optim.layer_decay=0: should be greater than 0"),
-        ("mixing.mixup=-1", "mixing.mixup=-1: should be greater than or equal to 0"),
-        ("+mixing.mixupp=1", "mixing.mixupp: no such setting; did you mean mixing.mixup?"),
-        ("keep=first", "keep=first: should be 'last' or 'best'"),
-        (
-            "model=vit_xxl",
-            "model=vit_xxl: no such choice; model is one of checkpoint, custom, deit_s, micro",
-        ),
+        ("mixup.mixup_alpha=-1", "mixup.mixup_alpha=-1: should be greater than or equal to 0"),
+        ("mixup.mixup_alhpa=1", "mixup.mixup_alhpa: no such setting; did you mean mixup.mixup_alpha?"),
+        ("mixup=null", "mixup=null: this group cannot be left out"),
+        ("attack=null", "a group cannot be null: name one of its choices"),
+        ("save=first", "save=first: should be 'last' or 'best'"),
+        ("model=vit_xxl", "model=vit_xxl: no such choice; model is one of checkpoint, "),
         ("method=nullspce", "method=nullspce: no such choice; method is one of clean, clean_same_compute,"),
         ("modle=vit_s", "modle: no such setting; did you mean model?"),
         ("model=timm", "model.name is not set: type model.name=..."),
@@ -94,10 +119,10 @@ def test_every_experiment_and_suite_is_accepted():
         ("nullspace.eps=[0.1", "nullspace.eps=[0.1: cannot be read as name=value"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(override, line):
-    said = refused(override)
-    assert said is not None, "accepted"
-    assert said.startswith(line)
+def test_wrong_setting_is_one_line(override, line):
+    error = error_of(override)
+    assert error is not None, "accepted"
+    assert error.startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -123,30 +148,54 @@ def test_what_is_wrong_is_said_in_one_line(override, line):
         ),
     ],
 )
-def test_evaluation_too(override, line):
-    said = refused(override, script=evaluate)
-    assert said is not None, "accepted"
-    assert said.startswith(line)
+def test_wrong_setting_of_evaluate_is_one_line(override, line):
+    error = error_of(override, script=evaluate)
+    assert error is not None, "accepted"
+    assert error.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["limit_val_batches=1", "limit_train_batches=0.5", "val_check_interval=0.5", "max_time='00:01:00:00'",
+     "deterministic=warn", "check_val_every_n_epoch=null", "overfit_batches=2", "profiler=simple", "min_steps=3"],
+)  # fmt: skip
+def test_arguments_of_lightning_trainer_need_no_plus(argument):
+    """Also those that conf/trainer does not list."""
+    assert error_of(f"trainer.{argument}") is None
+    assert error_of("trainer=ddp", f"+trainer.{argument}") is None
+
+
+def test_all_arguments_of_lightning_trainer_can_be_set():
+    defaults = {name: parameter.default for name, parameter in inspect.signature(lightning.Trainer).parameters.items()}
+    del defaults["logger"], defaults["max_epochs"]
+    assert error_of(*(f"trainer.{name}={json.dumps(default)}" for name, default in defaults.items())) is None
+
+
+def test_callbacks_are_built_from_the_trainer_node():
+    node = "trainer.callbacks=[{_target_: lightning.pytorch.callbacks.Timer, duration: 00:01:00:00}]"
+    assert error_of(node) is None
+    assert error_of(node.replace("duration", "durations")).startswith(
+        "trainer.callbacks[0].durations: no such setting; did you mean trainer.callbacks[0].duration?"
+    )
 
 
 @pytest.mark.parametrize("model", ["vit_ti", "vit_s", "vit_b", "vit_l", "deit_s"])
-def test_models_that_live_on_imagenet_bring_it_along(model):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"model={model}"])
-        assert cfg.data["_target_"] == "nsaug.data.ImageNet"
-        assert cfg.optim.lr == 1e-4
-        assert cfg.trainer.max_epochs == 10
-        assert compose("train", [f"model={model}", "data=cifar10"]).data["_target_"] == "nsaug.data.CIFAR10"
-        assert compose("evaluate", [f"model={model}"]).data["_target_"] == "nsaug.data.ImageNet"
+def test_imagenet_models_choose_imagenet_data(model):
+    cfg = composed(f"model={model}")
+    assert cfg.data["_target_"] == "nsaug.data.ImageNet"
+    assert cfg.optim.lr == 1e-4
+    assert cfg.trainer.max_epochs == 10
+    assert composed(f"model={model}", "data=cifar10").data["_target_"] == "nsaug.data.CIFAR10"
+    assert composed(f"model={model}", script=evaluate).data["_target_"] == "nsaug.data.ImageNet"
 
 
-def test_several_wrong_settings_together():
-    assert refused("mixing.mixup=0.8", "data.batch_size=7") == (
+def test_combined_settings_are_checked():
+    assert error_of("mixup.mixup_alpha=0.8", "data.batch_size=7") == (
         "mixup and cutmix pair images: data.batch_size=7 should be even"
     )
-    assert refused("method=pgd", "method.attack.eps=2").startswith("method.attack.eps=2: should be less than or equal")
-    assert refused("method=trades", "+method.attack.norm=2").startswith("method.attack.norm: no such setting")
-    assert refused("method=random_noise", "method.match=size").startswith("method.match=size: should be 'norm', ")
+    assert error_of("method=pgd", "method.attack.eps=2").startswith("method.attack.eps=2: should be less than or equal")
+    assert error_of("method=trades", "+method.attack.norm=2").startswith("method.attack.norm: no such setting")
+    assert error_of("method=random_noise", "method.noise.match=size").startswith("method.noise.match=size: should be ")
 
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -155,31 +204,87 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_compose(experiment):
     root = ["data.root=somewhere"] if experiment == "finetune" else []
-    assert refused(f"experiment={experiment}", *root) is None
-    assert refused(f"experiment={experiment}", *root, "method=trades", "nullspace=per_batch", "trainer=ddp") is None
+    assert error_of(f"experiment={experiment}", *root) is None
+    assert error_of(f"experiment={experiment}", *root, "method=trades", "nullspace=per_batch", "trainer=ddp") is None
 
 
 @pytest.mark.parametrize("method", ["pgd", "fgsm_rs", "trades"])
-def test_one_radius_for_training_and_validation(method):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"method={method}", "attack.eps=8/255"])
-        assert cfg.method.attack.eps == "8/255"
-        assert compose("train", [f"method={method}", "method.attack.eps=2/255"]).method.attack.eps == "2/255"
+def test_training_and_validation_attack_share_eps(method):
+    assert composed(f"method={method}", "attack.eps=8/255").method.attack.eps == "8/255"
+    assert composed(f"method={method}", "method.attack.eps=2/255").method.attack.eps == "2/255"
 
 
-def test_missing_data_is_said_before_weights_are_sought(monkeypatch):
-    monkeypatch.setattr("nsaug.models.factory._require_hub_weights", lambda *_: pytest.fail("weights sought"))
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", ["model=vit_s", "nullspace.eps=0.05", "data.root=/nowhere"])
+def test_data_are_checked_before_weights(monkeypatch):
+    monkeypatch.setattr("nsaug.models.factory._require_hub_weights", lambda *_: pytest.fail("looked for weights"))
+    cfg = composed("model=vit_s", "nullspace.eps=0.05", "data.root=/nowhere")
     with pytest.raises(UserError, match="data.root=/nowhere does not exist"):
         instantiate(cfg.data).setup("fit")
 
 
-def test_values_are_held_against_their_type():
+def test_values_are_checked_against_types():
     validate_value("x", "4/255", float | str)
     with pytest.raises(UserError, match="x=null: "):
         validate_value("x", None, int)
 
 
-def test_full_errors_are_not_left_switched_on():
+USER_MODULE = """
+from __future__ import annotations
+from typing import TYPE_CHECKING
+from nsaug.methods import Clean
+if TYPE_CHECKING:
+    from somewhere import Nowhere
+
+class Checked(Clean):
+    def __init__(self, alpha: float = 1.0):
+        super().__init__()
+
+class Unresolvable(Clean):
+    def __init__(self, alpha: Nowhere = 1.0):
+        super().__init__()
+"""
+
+
+def test_user_classes_are_checked_like_own_ones(tmp_path, monkeypatch):
+    (tmp_path / "userpackage.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    custom = ["method=custom", "method._target_=userpackage.Checked"]
+    assert error_of(*custom, "method.alpha=2") is None
+    assert error_of(*custom, "+method.alpha=2") is None
+    assert error_of(*custom, "method.alpha=much") == "method.alpha=much: should be a valid number, unable to parse" + (
+        " string as a number"
+    )
+    assert error_of(*custom, "method.alhpa=2") == "method.alhpa: no such setting; did you mean method.alpha?"
+    assert error_of("method=custom", "method._target_=userpackage.Unresolvable", "method.alpha=2") is None
+    line = error_of("method=custom", "method._target_=userpackage.Wrong")
+    assert line.startswith("method._target_=userpackage.Wrong: there is no such class or function (")
+    monkeypatch.delitem(sys.modules, "userpackage")
+
+
+def test_errors_of_targets_are_one_line():
+    node = OmegaConf.create(
+        {"_target_": "lightning.Trainer", "barebones": True, "callbacks": None, "profiler": "simple"}
+    )
+    with pytest.raises(UserError, match=r"lightning\.Trainer: "):
+        instantiate(node)
+
+
+@pytest.mark.parametrize("argument", ["hydra.run.dir=", "hydra.sweep.dir="])
+def test_empty_output_folder_is_refused(argument, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli_error(train, monkeypatch, capsys, argument) == f"error: {argument} is empty: type {argument}PATH"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_option_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = cli_error(train, monkeypatch, capsys, "seed=1", "--foo")
+    assert line == "error: unrecognized arguments: --foo: type name=value, or see --help and --hydra-help"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_may_follow_settings():
+    assert _sort_arguments(["a=1", "-m", "b=2", "--config-dir", "dir"]) == ["-m", "--config-dir", "dir", "a=1", "b=2"]
+
+
+def test_full_error_setting_is_restored():
     assert "HYDRA_FULL_ERROR" not in os.environ

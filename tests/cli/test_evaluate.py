@@ -15,10 +15,10 @@ from nsaug.data import Digits
 from nsaug.data.sources.imagenet import wnids
 from nsaug.data.testsets.imagenet_variants import class_subset_indices
 from nsaug.models.factory import build_vit
-from tests.commands import FAST, SHORT, refusal, run, top1
+from tests.commands import FAST, SHORT, cli_error, run, top1
 from tests.conftest import place
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("tmp_cwd")
 
 
 def test_interrupted_evaluation_resumes(trained, monkeypatch, tmp_path):
@@ -70,7 +70,7 @@ def test_score_may_be_null_but_must_name_benchmarks_of_the_suite(trained, monkey
     run(evaluate, monkeypatch, *small, "suite.score=null", "~suite.benchmarks.pgd")
     rows = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert {row["benchmark"] for row in rows} == {"clean", "fgsm", "gaussian_noise"}
-    line = refusal(evaluate, monkeypatch, capsys, *small, "~suite.benchmarks.pgd")
+    line = cli_error(evaluate, monkeypatch, capsys, *small, "~suite.benchmarks.pgd")
     assert line == "error: suite.score.weights.pgd: no such benchmark; the suite has clean, fgsm, gaussian_noise"
 
 
@@ -109,7 +109,7 @@ def test_last_checkpoint_of_a_crashed_run(monkeypatch, tmp_path):
 
 def test_contradicting_settings_are_one_line(monkeypatch, tmp_path, capsys):
     wrong = ["model=micro", "data=digits", "suite.benchmarks.pgd.param=null", f"hydra.run.dir={tmp_path}", "device=cpu"]
-    assert "needs both param and strengths" in refusal(evaluate, monkeypatch, capsys, *wrong)
+    assert "needs both param and strengths" in cli_error(evaluate, monkeypatch, capsys, *wrong)
 
 
 def test_evaluating_the_moving_average_is_logged(monkeypatch, tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_evaluating_the_moving_average_is_logged(monkeypatch, tmp_path, capsys):
 
 
 def test_model_with_another_number_of_classes_is_refused(monkeypatch, tmp_path, capsys):
-    line = refusal(
+    line = cli_error(
         evaluate, monkeypatch, capsys, "model=micro", "data=digits", f"hydra.run.dir={tmp_path}", "device=cpu"
     )
     assert "has 1000 classes, the data set has 10: finetune it first" in line
@@ -136,7 +136,7 @@ def test_suite_corruptions(trained, monkeypatch, tmp_path, capsys):
         rows = [row for row in csv.DictReader(file) if row["condition"] == "corrupted" and row["metric"] == "top1"]
     assert len(rows) == 15
     assert "jpeg_compression 5" in capsys.readouterr().out
-    line = refusal(
+    line = cli_error(
         evaluate, monkeypatch, capsys, "suite=corruptions", f"checkpoint={trained}", "device=cpu",
         "suite.corruption_error.alexnet=true", f"hydra.run.dir={tmp_path}/eval",
     )  # fmt: skip
@@ -301,12 +301,12 @@ def test_validation_split(monkeypatch, tmp_path, capsys, trained):
     data.setup("fit")
     with np.load(next((tmp_path / "outputs").rglob("*.npz"))) as cached:
         assert list(cached["ids"]) == data.val_set.ids
-    line = refusal(evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=train")
+    line = cli_error(evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=train")
     assert "split" in line
 
 
 def test_validation_split_of_a_run_without_one(monkeypatch, tmp_path, capsys, trained):
-    line = refusal(
+    line = cli_error(
         evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=val", "data=digits", "data.val_fraction=0"
     )
     assert "split=val: the run has no validation images (data.val_fraction=0)" in line

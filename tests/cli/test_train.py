@@ -1,4 +1,4 @@
-"""train.py as a user runs it, in this process."""
+"""train.py as a user runs it, mostly in this process."""
 
 import json
 import shutil
@@ -15,37 +15,37 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nsaug.cli import evaluate, train
-from tests.commands import FAST, SHORT, metrics, refusal, run, top1
+from tests.commands import FAST, SHORT, cli_error, metrics, run, top1
 from tests.conftest import ROOT, SHARED
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("tmp_cwd")
 
 
-def test_a_run_leaves_weights_that_timm_and_evaluate_take(capsys, trained, monkeypatch, tmp_path):
+def test_weights_load_in_timm_and_evaluate(capsys, trained, monkeypatch, tmp_path):
     model = timm.create_model(f"local-dir:{trained}", pretrained=True)
     checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
     for key, value in model.state_dict().items():
         assert torch.equal(checkpoint["state_dict"][f"vit.{key}"], value), key
-    record = json.loads((trained / "config.json").read_text())["nsaug"]
-    assert (record["name"], record["method"], record["seed"]) == ("nullspace", "nullspace", 0)
+    metadata = json.loads((trained / "config.json").read_text())["nsaug"]
+    assert (metadata["name"], metadata["method"], metadata["seed"]) == ("nullspace", "nullspace", 0)
 
-    told = {name for row in metrics(trained) for name, value in row.items() if value}
-    assert {"train/influence_before", "train/influence", "train/converged", "train/lr"} <= told
-    assert {"val/top1", "val/adv_top1", "val/loss"} <= told
+    logged = {name for row in metrics(trained) for name, value in row.items() if value}
+    assert {"train/influence_before", "train/influence", "train/converged", "train/lr"} <= logged
+    assert {"val/top1", "val/adv_top1", "val/loss"} <= logged
     assert "val top-1" in capsys.readouterr().out
 
     small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=100", "device=cpu"]
-    where = [f"hydra.run.dir={tmp_path}/eval", f"checkpoint=[{trained},{trained}/last.ckpt]"]
-    run(evaluate, monkeypatch, *small, *where)
-    found = top1(tmp_path / "eval")
-    assert len(found) == 2 * 4
-    assert found[:4] == found[4:], "the same weights twice"
-    views = ["results.png", "results.md", "groups.csv", "comparisons.csv", "report.html"]
-    assert all((tmp_path / "eval" / view).stat().st_size > 100 for view in views)
+    twice = f"checkpoint=[{trained},{trained}/last.ckpt]"  # the same weights
+    run(evaluate, monkeypatch, *small, twice, f"hydra.run.dir={tmp_path}/eval")
+    accuracies = top1(tmp_path / "eval")
+    assert len(accuracies) == 2 * 4
+    assert accuracies[:4] == accuracies[4:]
+    reports = ["results.png", "results.md", "groups.csv", "comparisons.csv", "report.html"]
+    assert all((tmp_path / "eval" / report).stat().st_size > 100 for report in reports)
     assert "100 test images" in capsys.readouterr().out
 
 
-def test_finetuning_starts_from_the_checkpoint(trained, monkeypatch, tmp_path):
+def test_training_starts_from_the_checkpoint(trained, monkeypatch, tmp_path):
     run(
         train, monkeypatch, *SHORT, f"checkpoint={trained}", "method=clean", "optim.lr=1e-12", "optim.weight_decay=0",
         f"hydra.run.dir={tmp_path}/again", "name=again", "seed=5",
@@ -53,11 +53,11 @@ def test_finetuning_starts_from_the_checkpoint(trained, monkeypatch, tmp_path):
     first, second = (timm.create_model(f"local-dir:{f}", pretrained=True) for f in (trained, tmp_path / "again"))
     for key, value in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[key], value, atol=1e-6, rtol=0)
-    record = json.loads((tmp_path / "again" / "config.json").read_text())["nsaug"]
-    assert (record["name"], record["method"], record["seed"]) == ("again", "clean", 5)
+    metadata = json.loads((tmp_path / "again" / "config.json").read_text())["nsaug"]
+    assert (metadata["name"], metadata["method"], metadata["seed"]) == ("again", "clean", 5)
 
 
-def test_the_same_seed_trains_the_same_weights(monkeypatch, tmp_path):
+def test_same_seed_same_weights(monkeypatch, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(train, monkeypatch, *SHORT, f"seed={seed}", f"hydra.run.dir={tmp_path}/{name}")
     heads = [timm.create_model(f"local-dir:{tmp_path}/{name}", pretrained=True).head.weight for name in "abc"]
@@ -68,11 +68,11 @@ def test_the_same_seed_trains_the_same_weights(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        ["nullspace=batch"],
-        ["method=clean", "keep=best", "trainer.max_steps=-1", "trainer.max_epochs=2"],
+        ["nullspace=per_batch"],
+        ["method=clean", "save=best", "trainer.max_steps=-1", "trainer.max_epochs=2"],
         ["trainer.precision=bf16-mixed"],
         ["model.drop_path_rate=0.1"],
-        ["trainer.accumulate_grad_batches=2", "method.unreached=drop"],
+        ["trainer.accumulate_grad_batches=2", "method.kl_weight=1"],
         ["data.val_fraction=0", "attack=fgsm"],
         ["model.img_size=16", "model.patch_size=4"],
     ],
@@ -82,7 +82,7 @@ def test_options_compose(monkeypatch, tmp_path, options):
     assert (tmp_path / "model.safetensors").exists()
 
 
-def test_a_multirun_gives_each_run_its_folder_and_one_group(monkeypatch, tmp_path):
+def test_multirun_has_a_folder_per_run_and_one_group(monkeypatch, tmp_path):
     started, init = [], wandb.init
     monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or init(**options))
     run(
@@ -92,14 +92,14 @@ def test_a_multirun_gives_each_run_its_folder_and_one_group(monkeypatch, tmp_pat
     folders = sorted(path.parent for path in (tmp_path / "sweep").glob("*/model.safetensors"))
     assert [folder.name.split("nullspace.eps=")[1].split(",")[0] for folder in folders] == ["0.01", "0.1"]
     runs = [list((folder / "wandb").glob("offline-run-*")) for folder in folders]
-    assert [len(found) for found in runs] == [1, 1]
+    assert [len(records) for records in runs] == [1, 1]
     assert [options["group"] for options in started] == ["sweep", "sweep"]
     assert [options["config"]["nullspace"]["eps"] for options in started] == [0.01, 0.1]
-    assert wandb.run is None, "the last one is finished too"
+    assert wandb.run is None, "the last one is finished, too"
 
 
-def test_no_two_runs_of_a_sweep_share_a_folder(monkeypatch, tmp_path, trained):
-    """Start weights are no part of a folder's name, and 4/255 would be a folder within a folder."""
+def test_folder_names_of_a_sweep(monkeypatch, tmp_path, trained):
+    """They leave out the checkpoint, and a / in a value makes no folder within a folder."""
     run(
         train, monkeypatch, "-m", *FAST, "trainer.max_steps=1", "method=clean", f"checkpoint={trained},null",
         "attack.eps=4/255,0", f"hydra.sweep.dir={tmp_path}/sweep",
@@ -107,48 +107,48 @@ def test_no_two_runs_of_a_sweep_share_a_folder(monkeypatch, tmp_path, trained):
     folders = sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/model.safetensors"))
     assert [folder.split(",")[0] for folder in folders] == ["0", "1", "2", "3"]
     assert "attack.eps=4:255" in folders[0]
-    starts = [json.loads((tmp_path / "sweep" / name / "config.json").read_text()) for name in folders]
-    assert [each["nsaug"]["settings"]["start"] for each in starts] == ["nullspace", "nullspace", None, None]
+    configs = [json.loads((tmp_path / "sweep" / name / "config.json").read_text()) for name in folders]
+    assert [config["nsaug"]["settings"]["start"] for config in configs] == ["nullspace", "nullspace", None, None]
 
 
-def test_pictures_of_the_noise(monkeypatch, tmp_path):
-    run(train, monkeypatch, *SHORT, "logger.pictures=4", f"hydra.run.dir={tmp_path}")
-    with Image.open(tmp_path / "noise.png") as picture:
-        assert picture.width > picture.height > 3 * 64
+def test_noise_images_are_saved(monkeypatch, tmp_path):
+    run(train, monkeypatch, *SHORT, "logger.num_images=4", f"hydra.run.dir={tmp_path}")
+    with Image.open(tmp_path / "noise.png") as grid:
+        assert grid.width > grid.height > 3 * 64
 
 
-def test_missing_data_and_weights_are_one_line(monkeypatch, tmp_path, capsys, imagenet):
+def test_missing_data_or_weights_are_one_line(monkeypatch, tmp_path, capsys, imagenet):
     monkeypatch.setenv("NSAUG_DATA", str(tmp_path))
     where = f"hydra.run.dir={tmp_path}/run"
-    said = refusal(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where)
-    assert said.startswith(
+    line = cli_error(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where)
+    assert line.startswith(
         f"error: data.root={tmp_path}/imagenet does not exist: type data.root=PATH, a folder that contains"
     )
     small = [f"data.root={imagenet}", "data.val_fraction=0.25"]
-    said = refusal(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where, *small)
-    assert "weights of vit_small_patch16_224.augreg_in21k_ft_in1k cannot be downloaded" in said
-    assert "checkpoint=PATH" in said
-    assert "model.pretrained=false" in said
+    line = cli_error(train, monkeypatch, capsys, "model=vit_s", "nullspace.eps=0.05", where, *small)
+    assert "weights of vit_small_patch16_224.augreg_in21k_ft_in1k cannot be downloaded" in line
+    assert "checkpoint=PATH" in line
+    assert "model.pretrained=false" in line
 
 
 def test_wrong_settings_are_one_line(monkeypatch, tmp_path, capsys):
     where = f"hydra.run.dir={tmp_path}/run"
-    assert refusal(train, monkeypatch, capsys, where, "nullspace.eps=9").endswith("should be less than 2")
-    assert "did you mean nullspace.eps" in refusal(train, monkeypatch, capsys, where, "nullspace.esp=0.1")
-    assert "no such choice" in refusal(train, monkeypatch, capsys, where, "method=nothing")
-    line = refusal(train, monkeypatch, capsys, where, "keep=best", "data.val_fraction=0")
-    assert line.startswith("error: keep=best needs validation images")
-    assert "does not exist" in refusal(evaluate, monkeypatch, capsys, where, "checkpoint=nowhere")
-    assert "no model to evaluate" in refusal(evaluate, monkeypatch, capsys, where)
+    assert cli_error(train, monkeypatch, capsys, where, "nullspace.eps=9").endswith("should be less than 2")
+    assert "did you mean nullspace.eps" in cli_error(train, monkeypatch, capsys, where, "nullspace.esp=0.1")
+    assert "no such choice" in cli_error(train, monkeypatch, capsys, where, "method=nothing")
+    line = cli_error(train, monkeypatch, capsys, where, "save=best", "data.val_fraction=0")
+    assert line.startswith("error: save=best needs validation images")
+    assert "does not exist" in cli_error(evaluate, monkeypatch, capsys, where, "checkpoint=nowhere")
+    assert "no model to evaluate" in cli_error(evaluate, monkeypatch, capsys, where)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_a_device_that_is_not_there_is_one_line(monkeypatch, tmp_path, capsys):
-    line = refusal(train, monkeypatch, capsys, f"hydra.run.dir={tmp_path}", "trainer=gpu", "logger=csv")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_missing_device_is_one_line(monkeypatch, tmp_path, capsys):
+    line = cli_error(train, monkeypatch, capsys, f"hydra.run.dir={tmp_path}", "trainer=gpu", "logger=csv")
     assert line.startswith("error: lightning.Trainer: ")
 
 
-def test_in_a_multirun_the_others_go_on(monkeypatch, tmp_path, capsys):
+def test_failed_run_does_not_stop_a_multirun(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run(
             train, monkeypatch, "-m", *FAST, "trainer.max_steps=1", "nullspace.eps=9,0.1",
@@ -160,8 +160,8 @@ def test_in_a_multirun_the_others_go_on(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_multirun_in_processes_of_their_own(monkeypatch, tmp_path, capsys):
-    """hydra-submitit-launcher's local executor, which runs what a Slurm job would: one is refused, one trains."""
+def test_multirun_in_processes(monkeypatch, tmp_path, capsys):
+    """The local executor of hydra-submitit-launcher runs what a Slurm job would: one run fails, one trains."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     monkeypatch.chdir(ROOT)
     arguments = [
@@ -175,24 +175,26 @@ def test_a_multirun_in_processes_of_their_own(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "0.1" / "model.safetensors").exists()
 
 
-def test_without_slurm_there_are_no_slurm_jobs(monkeypatch, tmp_path, capsys):
+def test_slurm_without_srun_is_one_line(monkeypatch, tmp_path, capsys):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     monkeypatch.setenv("PATH", "/nowhere")
-    line = refusal(train, monkeypatch, capsys, "-m", "hydra/launcher=slurm", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
-    assert line.startswith("error: hydra/launcher=slurm: there is no srun here")
+    line = cli_error(
+        train, monkeypatch, capsys, "-m", "hydra/launcher=slurm", "seed=0,1", f"hydra.sweep.dir={tmp_path}"
+    )
+    assert line.startswith("error: hydra/launcher=slurm: srun is not installed")
 
 
-def test_two_views_of_what_is_never_augmented_are_warned_of(monkeypatch, tmp_path, capsys):
+def test_identical_views_are_warned_about(monkeypatch, tmp_path, capsys):
     run(train, monkeypatch, *SHORT, "method=clean_two_views", f"hydra.run.dir={tmp_path}")
-    assert "clean_two_views: all views of an image are the same" in capsys.readouterr().out
+    assert "clean_two_views: identical views" in capsys.readouterr().out
 
 
-def test_imagenet_images_train_a_model(monkeypatch, tmp_path, imagenet):
+def test_train_on_imagenet_images(monkeypatch, tmp_path, imagenet):
     """A small ViT at 64 px on real images; ViT-S at 224 px is the slow test below."""
     run(
-        train, monkeypatch, *SHORT, "model=vit_ti", f"data.root={imagenet}", "data.num_workers=0", "data.val_fraction=0.25",
-        "data.batch_size=4", "model.pretrained=false", "model.img_size=64", "model.args={depth: 2}",
-        f"hydra.run.dir={tmp_path}",
+        train, monkeypatch, *SHORT, "model=vit_ti", f"data.root={imagenet}", "data.num_workers=0",
+        "data.val_fraction=0.25", "data.batch_size=4", "model.pretrained=false",
+        "model.img_size=64", "model.args={depth: 2}", f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000
 
@@ -211,7 +213,7 @@ def test_vit_s_trains_at_224_px(monkeypatch, tmp_path, imagenet):
     "method",
     ["clean", "clean_two_views", "clean_same_compute", "nullspace", "random_noise", "pgd", "fgsm_rs", "trades"],
 )
-def test_every_method_trains_vit_s_on_imagenet(monkeypatch, tmp_path, imagenet, method):
+def test_methods_train_vit_s_on_imagenet(monkeypatch, tmp_path, imagenet, method):
     run(
         train, monkeypatch, *FAST, "trainer.max_steps=1", "model=vit_s", f"method={method}", f"data.root={imagenet}",
         "data.batch_size=2", "data.val_fraction=0.1", "model.pretrained=false", f"hydra.run.dir={tmp_path}",
@@ -221,7 +223,7 @@ def test_every_method_trains_vit_s_on_imagenet(monkeypatch, tmp_path, imagenet, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["cifar10_pretrain", "cifar10_pretrain_cpu", "cifar10_finetune"])
-def test_cifar10_experiments_take_steps_on_real_images(monkeypatch, tmp_path, experiment):
+def test_cifar10_experiments_train(monkeypatch, tmp_path, experiment):
     archive = SHARED / "cifar10.tar.xz"
     if not archive.is_file():
         pytest.skip(f"no real CIFAR-10 images at {archive} (set NSAUG_SHARED)")
@@ -229,21 +231,22 @@ def test_cifar10_experiments_take_steps_on_real_images(monkeypatch, tmp_path, ex
         tar.extractall(tmp_path, filter="data")
     run(
         train, monkeypatch, *FAST, f"experiment={experiment}", "trainer.max_steps=3", "data.num_workers=0",
-        f"data.root={tmp_path}/cifar10", "data.batch_size=8", "data.val_fraction=0.001", f"hydra.run.dir={tmp_path}/run",
+        f"data.root={tmp_path}/cifar10", "data.batch_size=8", "data.val_fraction=0.001",
+        f"hydra.run.dir={tmp_path}/run",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}/run", pretrained=True).num_classes == 10
 
 
-def test_processes_that_start_apart_need_one_folder(monkeypatch, tmp_path, capsys):
+def test_torchrun_needs_an_output_folder(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    line = refusal(train, monkeypatch, capsys, *FAST, "trainer=multi_node")
+    line = cli_error(train, monkeypatch, capsys, *FAST, "trainer=multi_node")
     assert "add hydra.run.dir=outputs/train/NAME, the same for all" in line
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert "add hydra.run.dir" in refusal(train, monkeypatch, capsys, *FAST)
+    assert "add hydra.run.dir" in cli_error(train, monkeypatch, capsys, *FAST)
 
 
 @pytest.mark.slow
-def test_two_machines_of_one_process_each(tmp_path):
+def test_two_nodes_of_one_process(tmp_path):
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
@@ -260,8 +263,8 @@ def test_two_machines_of_one_process_each(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_ends_as_an_eager_one(monkeypatch, tmp_path):
-    """By torch.compile's default backend."""
+def test_compiled_run_equals_eager_run(monkeypatch, tmp_path):
+    """With the default backend of torch.compile."""
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("no C++ compiler")
     weights = []
@@ -274,8 +277,7 @@ def test_a_compiled_run_ends_as_an_eager_one(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [["hydra.run.dir={}/below"], ["-m", "seed=0,1", "hydra.sweep.dir={}/below"]])
-def test_a_folder_that_cannot_be_written_is_found_out_first(monkeypatch, tmp_path, capsys, settings):
+def test_unwritable_output_folder_is_one_line(monkeypatch, tmp_path, capsys, settings):
     (tmp_path / "file").write_text("")
-    told = [setting.format(tmp_path / "file") for setting in settings]
-    line = refusal(train, monkeypatch, capsys, *told, *FAST)
+    line = cli_error(train, monkeypatch, capsys, *[text.format(tmp_path / "file") for text in settings], *FAST)
     assert "the output folder cannot be written (" in line

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from nsaug.cli import train
-from tests.commands import FAST, refusal, run
+from tests.commands import FAST, cli_error, run
 from tests.conftest import ROOT
 
 COMMAND = ["data=custom", "data.batch_size=8", "data.num_workers=0"]
 
 
-def test_example_of_a_source_trains(monkeypatch, tmp_path, elsewhere):
+def test_example_of_a_source_trains(monkeypatch, tmp_path, tmp_cwd):
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/data.md").read_text(), re.MULTILINE | re.DOTALL)
     module = ModuleType("mypackage")
     monkeypatch.setitem(sys.modules, "mypackage", module)
@@ -33,5 +33,5 @@ def test_example_of_a_source_trains(monkeypatch, tmp_path, elsewhere):
     ("target", "message"),
     [([], "data._target_ is not set"), (["data._target_=mypackage.Cells"], "data._target_=mypackage.Cells: there is")],
 )
-def test_missing_class_is_one_line(monkeypatch, capsys, elsewhere, target, message):
-    assert message in refusal(train, monkeypatch, capsys, *COMMAND, *target)
+def test_missing_class_is_one_line(monkeypatch, capsys, tmp_cwd, target, message):
+    assert message in cli_error(train, monkeypatch, capsys, *COMMAND, *target)

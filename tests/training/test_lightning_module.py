@@ -9,15 +9,14 @@ from unittest import mock
 import lightning as L
 import pytest
 import torch
-from nsaug.methods.noise import NoiseMethod
 from torch._dynamo.utils import counters
 from torch.profiler import profile
 from torch.utils.data import DataLoader, DistributedSampler
 
 from nsaug.attacks import FGSM, FGSMRS, PGD
-from nsaug.methods import TRADES, AdversarialTraining, Clean, Nullspace, RandomNoise
+from nsaug.methods import TRADES, AdversarialTraining, Clean, NoiseAugmentation
 from nsaug.models.noisy_vit import _run
-from nsaug.nullspace import EpochSynthesis, NoiseSynthesis, Refinement
+from nsaug.nullspace import NullspaceNoise, RandomNoise, UniversalNoise
 from nsaug.training.lightning_module import AdamWConfig, Finetuner, warmup_cosine
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import Stream
@@ -26,23 +25,22 @@ from tests.conftest import ROOT, tiny_vit
 
 METHODS = {
     "clean": lambda: Clean(),
-    "sample": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03)),
-    "batch": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=1e-9, steps=2, lr=0.03, scope="batch")),
-    "epoch": lambda: Nullspace(EpochSynthesis(limit=1.0, eps=1e-9, rounds=2, share=0.5, lr=0.03, units="relative")),
-    "bf16": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=1e-9, steps=2, lr=0.03, precision="bf16")),
-    "drop": lambda: Nullspace(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03), unreached="drop"),
-    "consistency": lambda: Nullspace(NoiseSynthesis(limit=1.0, steps=1, lr=0.03), consistency=0.1),
-    "random": lambda: RandomNoise(NoiseSynthesis(limit=1.0, eps=0.005, steps=2, lr=0.03)),
-    "influence": lambda: RandomNoise(NoiseSynthesis(limit=1.0, eps=0.01), match="influence"),
-    "start": lambda: RandomNoise(NoiseSynthesis(limit=1.0), match="start"),
-    "random_batch": lambda: RandomNoise(NoiseSynthesis(limit=1.0, scope="batch"), match="start"),
+    "per_image": lambda: NoiseAugmentation(NullspaceNoise(init_scale=1.0, eps=0.005, num_steps=2)),
+    "per_batch": lambda: NoiseAugmentation(NullspaceNoise(init_scale=1.0, num_steps=2, scope="per_batch")),
+    "universal": lambda: NoiseAugmentation(
+        UniversalNoise(init_scale=1.0, eps=1e-9, num_passes=2, data_fraction=0.5, lr=0.03)
+    ),
+    "kl": lambda: NoiseAugmentation(NullspaceNoise(init_scale=1.0, num_steps=1), kl_weight=0.1),
+    "random": lambda: NoiseAugmentation(RandomNoise(NullspaceNoise(init_scale=1.0, eps=0.005, num_steps=2))),
+    "influence": lambda: NoiseAugmentation(RandomNoise(NullspaceNoise(init_scale=1.0, eps=0.01), match="influence")),
+    "init": lambda: NoiseAugmentation(RandomNoise(NullspaceNoise(init_scale=1.0), match="init")),
     "pgd": lambda: AdversarialTraining(PGD(num_steps=2)),
-    "fgsm_rs": lambda: AdversarialTraining(FGSMRS()),
+    "fgsm_rs": lambda: AdversarialTraining(FGSMRS(), name="fgsm_rs"),
     "trades": lambda: TRADES(PGD(num_steps=2, random_start=False)),
 }
 
 
-def some_data(count=8):
+def make_data(count=8):
     rng = torch.Generator().manual_seed(4)
     images = torch.rand(count, 3, 8, 8, generator=rng, dtype=torch.float64)
     labels = torch.randint(10, (count,), generator=rng)
@@ -55,7 +53,7 @@ def trainer(**kwargs):
     return L.Trainer(**options | quiet | kwargs)
 
 
-def test_the_schedule():
+def test_warmup_cosine():
     rates = [warmup_cosine(step, total=100, warmup=10) for step in range(101)]
     assert rates[:2] == [1 / 11, 2 / 11]
     assert rates[10] == 1 == max(rates)
@@ -65,53 +63,44 @@ def test_the_schedule():
     assert warmup_cosine(0, total=1, warmup=0) == 1
 
 
-def test_biases_norms_and_positions_do_not_decay():
+def test_no_weight_decay_on_biases_norms_and_positions():
     module = Finetuner(tiny_vit().double(), Clean(), AdamWConfig(weight_decay=0.3, lr=1e-3), seed=0)
     fit = trainer(max_steps=1)
-    fit.fit(module, DataLoader(some_data(), batch_size=4))
+    fit.fit(module, DataLoader(make_data(), batch_size=4))
     decay = {id(p): group["weight_decay"] for group in fit.optimizers[0].param_groups for p in group["params"]}
     for name, parameter in module.vit.model.named_parameters():
-        plain = parameter.dim() == 1 or name in ("pos_embed", "cls_token")
-        assert decay[id(parameter)] == (0 if plain else 0.3), name
+        no_decay = parameter.dim() == 1 or name in ("pos_embed", "cls_token")
+        assert decay[id(parameter)] == (0 if no_decay else 0.3), name
     assert len(decay) == len(list(module.vit.parameters()))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_moves_the_weights_and_logs_what_happened(method):
+def test_training_changes_weights_and_logs_metrics(method):
     module = Finetuner(tiny_vit().double(), METHODS[method]().double(), AdamWConfig(lr=1e-3), seed=0)
     before = {key: value.clone() for key, value in module.vit.state_dict().items()}
     fit = trainer(gradient_clip_val=1.0)
-    fit.fit(module, DataLoader(some_data(), batch_size=4))
+    fit.fit(module, DataLoader(make_data(), batch_size=4))
     assert all(not torch.equal(value, before[key]) for key, value in module.vit.state_dict().items())
-    if isinstance(module.method, Nullspace):
-        noted = {
-            "influence_before",
-            "influence",
-            "refinement_steps",
-            "noise_rms",
-            "noise_rms_before",
-            "converged",
-        }
-        assert {f"train/{name}" for name in noted} <= set(fit.callback_metrics)
-        assert fit.callback_metrics["train/influence"] <= fit.callback_metrics["train/influence_before"]
+    if isinstance(module.method, NoiseAugmentation):
+        names = {"influence_before", "influence", "noise_rms", "converged", "clean_loss", "noisy_loss"}
+        assert {f"train/{name}" for name in names} <= set(fit.callback_metrics)
 
 
-def test_the_noise_of_a_step_follows_from_seed_step_and_rank():
-    """Two runs draw alike although one used up random numbers in between; another seed draws otherwise."""
+def test_draws_depend_on_seed_step_and_rank():
+    """Not on what was drawn before; another seed gives other draws."""
 
     def run(seed, disturb):
         torch.manual_seed(disturb)
-        module = Finetuner(tiny_vit().double(), METHODS["sample"]().double(), AdamWConfig(), seed=seed)
+        module = Finetuner(tiny_vit().double(), METHODS["per_image"]().double(), AdamWConfig(), seed=seed)
         torch.manual_seed(disturb)
-        trainer().fit(module, DataLoader(some_data(), batch_size=4))
+        trainer().fit(module, DataLoader(make_data(), batch_size=4))
         return module.vit.state_dict()["head.weight"]
 
     torch.testing.assert_close(run(0, 1), run(0, 2), rtol=0, atol=0)
     assert not torch.equal(run(0, 1), run(1, 1))
 
 
-def test_each_batch_draws_anew():
-    """Also within one step of the optimiser, when it accumulates the gradients of two batches."""
+def test_accumulated_batches_have_their_own_draws():
     drawn = []
 
     class Recording(Clean):
@@ -120,133 +109,125 @@ def test_each_batch_draws_anew():
             return super().loss(vit, images, labels, generator)
 
     module = Finetuner(tiny_vit().double(), Recording(), AdamWConfig(), seed=5)
-    trainer(max_steps=2, accumulate_grad_batches=2).fit(module, DataLoader(some_data(), batch_size=4))
+    trainer(max_steps=2, accumulate_grad_batches=2).fit(module, DataLoader(make_data(), batch_size=4))
     expected = [torch.rand(4, generator=draws("cpu", 5, Stream.TRAINING, batch, 0)) for batch in range(4)]
     torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
 
 
-def test_the_noise_of_an_epoch_is_learned_at_its_start_and_kept():
-    """One noise for all batches of an epoch, another in the next; only its training images are looked at."""
+def test_universal_noise_is_learned_at_the_start_of_an_epoch():
+    """All batches of an epoch share a noise; the next epoch has another."""
     used = []
 
-    class Recording(Nullspace):
-        def refine(self, *args):
-            used.append(super().refine(*args))
-            return used[-1]
+    class Recording(NoiseAugmentation):
+        def loss(self, *args):
+            used.append(self.noise.noise.clone())
+            return super().loss(*args)
 
-    method = Recording(METHODS["epoch"]().synthesis).double()
+    method = Recording(METHODS["universal"]().noise).double()
     module = Finetuner(tiny_vit().double(), method, AdamWConfig(lr=1e-3), seed=0)
-    trainer(max_steps=-1, max_epochs=2).fit(module, DataLoader(some_data(16), batch_size=4))
-    noises = [found.noise for found in used]
-    assert len(noises) == 8
-    assert all(torch.equal(noises[0], other) for other in noises[1:4])
-    assert all(torch.equal(noises[4], other) for other in noises[5:])
-    assert not torch.equal(noises[0], noises[4])
-    assert [found.steps for found in used] == [4] * 8
-    restored = Nullspace(method.synthesis).double()
-    restored.recall(method.remembered())
-    assert torch.equal(restored.found.noise, noises[-1])
+    trainer(max_steps=-1, max_epochs=2).fit(module, DataLoader(make_data(16), batch_size=4))
+    assert len(used) == 8
+    assert all(torch.equal(used[0], other) for other in used[1:4])
+    assert all(torch.equal(used[4], other) for other in used[5:])
+    assert not torch.equal(used[0], used[4])
 
 
-def test_a_site_that_the_model_lacks_is_refused_before_anything_starts():
+def test_unknown_layer_is_refused():
     with pytest.raises(UserError, match="takes no noise at blocks.9"):
-        Finetuner(tiny_vit(), Nullspace(NoiseSynthesis(layer="blocks.9")), AdamWConfig(), seed=0)
+        Finetuner(tiny_vit(), NoiseAugmentation(NullspaceNoise(layer="blocks.9")), AdamWConfig(), seed=0)
 
 
-def test_validation_measures_clean_and_attacked_images():
+def test_validation_measures_clean_and_adversarial_accuracy():
     vit = tiny_vit().double()
     attack = FGSM(eps=0.2)
     module = Finetuner(vit, Clean(), AdamWConfig(), seed=0, attack=attack, val_attack_batches=1)
-    loader = DataLoader(some_data(), batch_size=4)
+    loader = DataLoader(make_data(), batch_size=4)
     (metrics,) = trainer().validate(module, loader, verbose=False)
-    images, labels = torch.stack([x for x, _, _ in some_data()]), torch.stack([y for _, y, _ in some_data()])
+    images, labels = torch.stack([x for x, _, _ in make_data()]), torch.stack([y for _, y, _ in make_data()])
     vit.eval()
     first = (vit(attack(vit, images[:4], labels[:4])).argmax(1) == labels[:4]).double().mean()
     assert metrics["val/top1"] == pytest.approx((vit(images).argmax(1) == labels).double().mean().item())
     assert metrics["val/adv_top1"] == pytest.approx(first.item())
 
 
-def noise_of_the_image(self, vit, images, generator):
-    """A draw that follows from the image alone, so that an image has the same noise on whichever rank it lands."""
+def start_from_the_image(vit, images, count, scale, layer, generator):
+    """A start that depends on the image alone, so that an image has the same noise on every rank."""
+    if count == 1:
+        return (2 * torch.rand(1, *vit.noise_shape(layer), generator=generator, dtype=torch.float64) - 1) * scale
     seeds = (images.sum((1, 2, 3)) * 1e6).long().tolist()
-    draw = [torch.rand(vit.noise_shape(), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return 2 * torch.stack(draw).double() - 1
+    draws = [torch.rand(vit.noise_shape(layer), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return 2 * torch.stack(draws).double() - 1
 
 
-class Kept(Finetuner):
+class KeepGradients(Finetuner):
     def on_before_optimizer_step(self, optimizer):
         self.kept = [p.grad.clone() for p in self.vit.parameters()]
 
 
 def gradients(name: str, world: int, accumulated: int = 1) -> dict:
-    """One optimiser step's gradients of 16 images, in batches of 8 or, cut into 2 ranks or 2 accumulated ones, less."""
+    """Gradients of one optimizer step on 16 images, in batches of 8 that 2 ranks or 2 accumulated batches may share."""
     method = METHODS[name]().double()
-    module = Kept(tiny_vit().double(), method, AdamWConfig(), seed=0)
+    module = KeepGradients(tiny_vit().double(), method, AdamWConfig(), seed=0)
     options = {"strategy": "ddp", "devices": world, "num_nodes": 1} if world > 1 else {}
     rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
-    mine = DistributedSampler(some_data(16), num_replicas=world, rank=rank, shuffle=False)
-    loader = DataLoader(some_data(16), batch_size=8 // world, sampler=mine)
+    sampler = DistributedSampler(make_data(16), num_replicas=world, rank=rank, shuffle=False)
+    loader = DataLoader(make_data(16), batch_size=8 // world, sampler=sampler)
     trainer(max_steps=1, accumulate_grad_batches=accumulated, **options).fit(module, loader)
-    found = {"gradients": module.kept}
-    if isinstance(method, NoiseMethod):
-        found["rms"] = method.rms
-    if name == "epoch":
-        found["noise"] = method.found.noise
-    return found
+    results = {"gradients": module.kept}
+    if name == "universal":
+        results["noise"] = method.noise.noise
+    return results
 
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Counts what torch.compile makes, without the time that its default backend takes."""
+    """Counts the graphs of torch.compile, with a backend faster than the default."""
     monkeypatch.setattr("nsaug.models.noisy_vit._compiled_run", torch.compile(_run, backend="aot_eager"))
     counters.clear()
     return lambda: counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_compiled_step_is_the_same_of_three_graphs_at_most(name, graphs):
+def test_compiled_step_equals_eager_with_four_graphs_at_most(name, graphs):
     weights, counts = [], []
 
     class Counted(Finetuner):
         def on_train_start(self):
-            self.tried = graphs()  # whether anything can be compiled
+            self.before = graphs()  # of check_compile
 
         def on_train_batch_end(self, *args):
-            counts.append(graphs() - self.tried)
+            counts.append(graphs() - self.before)
 
     for compile in (False, True):
         vit = tiny_vit(compile=compile).double()
-        loader = DataLoader(some_data(16), batch_size=4)
+        loader = DataLoader(make_data(16), batch_size=4)
         module = Counted(vit, METHODS[name]().double(), AdamWConfig(lr=1e-3), seed=0, attack=FGSM())
         trainer(max_steps=-1, max_epochs=2).fit(module, loader, loader)
         weights.append(vit.state_dict())
     assert counts[:8] == [0] * 8
-    assert 1 <= counts[8] <= 3
+    assert 1 <= counts[8] <= 4
     assert counts[8:] == [counts[8]] * 8
     torch.testing.assert_close(weights[1], weights[0], atol=1e-12, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["sample", "batch", "pgd", "trades"])
-def test_a_compiled_step_costs_no_more_arithmetic(name, graphs, images, labels):
-    """In particular no gradients to the weights where the noise's or the images' alone are wanted."""
+@pytest.mark.parametrize("name", ["per_image", "per_batch", "pgd", "trades"])
+def test_compiled_step_needs_no_more_flops(name, graphs, images, labels):
+    """In particular no gradients to the weights where only those to the noise or the images are needed."""
 
-    def arithmetic(compile):
+    def flops(compile):
         vit, method = tiny_vit(compile=compile).double().train(), METHODS[name]().double()
-        if isinstance(method, NoiseMethod):
-            method.prepare(vit, images, lambda value: value)
-        for _ in range(2):  # the second does what the first compiled
-            with profile(with_flops=True) as class_subset, vit.compiled():
+        for _ in range(2):  # the first compiles
+            with profile(with_flops=True) as profiler, vit.compiled():
                 loss, _ = method.loss(vit, images, labels, draws("cpu", 0))
                 loss.backward()
-        return sum(event.flops for event in class_subset.events())
+        return sum(event.flops for event in profiler.events())
 
-    assert 0 < arithmetic(True) <= 1.01 * arithmetic(False)
+    assert 0 < flops(True) <= 1.01 * flops(False)
 
 
-def test_drop_path_takes_two_graphs_more(graphs, images, labels):
-    """Refined in eval mode, and its target is the model's answer there."""
-    vit, method = tiny_vit(compile=True, drop_path_rate=0.1).double().train(), METHODS["sample"]().double()
-    method.prepare(vit, images, lambda value: value)
+def test_drop_path_needs_two_more_graphs(graphs, images, labels):
+    """The noise is synthesized in eval mode, toward the predictions of eval mode."""
+    vit, method = tiny_vit(compile=True, drop_path_rate=0.1).double().train(), METHODS["per_image"]().double()
     for step in range(3):
         with vit.compiled():
             loss, _ = method.loss(vit, images, labels, draws("cpu", step))
@@ -254,31 +235,31 @@ def test_drop_path_takes_two_graphs_more(graphs, images, labels):
     assert graphs() == 5
 
 
-def test_where_nothing_can_be_compiled_it_says_so_before_the_first_step(monkeypatch):
+def test_failing_compiler_is_reported_before_the_first_step(monkeypatch):
     def broken(function):
         raise RuntimeError("no compiler\nmore")
 
     module = Finetuner(tiny_vit(compile=True), Clean(), AdamWConfig(), seed=0)
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(UserError, match=r"does not work here \(no compiler\).*model.compile=false"):
-        trainer().fit(module, DataLoader(some_data(), batch_size=4))
+        trainer().fit(module, DataLoader(make_data(), batch_size=4))
 
 
-SPLIT = ["clean", "sample", "drop", "epoch"]
+SPLIT = ["clean", "per_image", "universal"]
 
 
 def rank_of_two(rank: int, path: str) -> None:
-    """What a process of two does: some methods with draws that follow the images, then all accumulating two batches."""
+    """Save the gradients of one of two processes, for some methods without and for all with accumulation."""
     torch.set_num_threads(1)
-    with mock.patch.object(NoiseSynthesis, "draw", noise_of_the_image):
-        found = {name: gradients(name, 2) for name in SPLIT}
-    found |= {f"{name}, accumulated": gradients(name, 2, accumulated=2) for name in METHODS}
-    torch.save(found, f"{path}/{rank}")
+    with mock.patch("nsaug.nullspace.per_image.start_noise", start_from_the_image):
+        results = {name: gradients(name, 2) for name in SPLIT}
+    results |= {f"{name}, accumulated": gradients(name, 2, accumulated=2) for name in METHODS}
+    torch.save(results, f"{path}/{rank}")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each of two processes found, over gloo."""
+    """The gradients of two processes over gloo."""
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("", 0))
@@ -298,9 +279,9 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SPLIT)
-def test_two_processes_get_one_process_gradients(name, ranks):
-    """DDP in float64; of scope `batch` and all others each rank's draws are its own by design."""
-    with mock.patch.object(NoiseSynthesis, "draw", noise_of_the_image):
+def test_two_processes_equal_one(name, ranks):
+    """DDP in float64, for methods whose draws are made to depend on the image alone."""
+    with mock.patch("nsaug.nullspace.per_image.start_noise", start_from_the_image):
         one = gradients(name, 1)
     for two in ranks:
         assert two[name].keys() == one.keys()
@@ -309,21 +290,19 @@ def test_two_processes_get_one_process_gradients(name, ranks):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_ranks_and_accumulated_batches_are_averaged(name, ranks):
-    """Two ranks and two batches each, against the mean of the gradients of all four by `Method.loss` alone."""
-    found = [rank[f"{name}, accumulated"] for rank in ranks]
-    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)  # the epoch's noise, too
-    data = some_data(16)
+    """Two ranks with two batches, against the mean of four gradients of `Method.loss`."""
+    results = [rank[f"{name}, accumulated"] for rank in ranks]
+    torch.testing.assert_close(results[0], results[1], atol=0, rtol=0)  # universal noise, too
+    data = make_data(16)
     images, labels = torch.stack([x for x, _, _ in data]), torch.stack([y for _, y, _ in data])
     method, vit = METHODS[name]().double(), tiny_vit().double().train()
-    if isinstance(method, NoiseMethod):
-        method.rms.copy_(found[0]["rms"])
-    if name == "epoch":
-        nothing = torch.full((1,), torch.nan)
-        method.found = Refinement(found[0]["noise"], None, nothing, nothing, nothing, nothing, nothing > 0, 0)
+    if name == "universal":
+        method.setup(vit)
+        method.noise.noise.copy_(results[0]["noise"])
     for rank in range(2):
         for step in range(2):
-            mine = slice(rank + 8 * step, 8 * (step + 1), 2)  # as DistributedSampler deals them out
-            loss, _ = method.loss(vit, images[mine], labels[mine], draws("cpu", 0, Stream.TRAINING, step, rank))
+            subset = slice(rank + 8 * step, 8 * (step + 1), 2)  # as DistributedSampler splits them
+            loss, _ = method.loss(vit, images[subset], labels[subset], draws("cpu", 0, Stream.TRAINING, step, rank))
             (loss / 4).backward()
     expected = [parameter.grad for parameter in vit.parameters()]
-    torch.testing.assert_close(found[0]["gradients"], expected, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(results[0]["gradients"], expected, atol=1e-12, rtol=1e-9)

@@ -1,6 +1,4 @@
 import contextlib
-import json
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +9,6 @@ from nsaug.evaluation import Score
 from nsaug.evaluation.reporting.aggregate import aggregate_seeds, tabulate
 from nsaug.evaluation.reporting.plots import overview
 from nsaug.evaluation.reporting.wandb_logger import EvaluationLogger
-from nsaug.training.callbacks import NoiseMonitor
 from nsaug.training.loggers import LoggerConfig, finish, wandb_run_info
 from tests.evaluation.conftest import results as results  # a fixture
 
@@ -22,18 +19,18 @@ def no_account(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    wandb.teardown()  # it remembers the environment it was first used in
+    wandb.teardown()  # it caches the environment of its first use
 
 
-def kinds(loggers):
+def types(loggers):
     return [type(logger) for logger in loggers]
 
 
-def test_without_an_account_it_records_offline_and_asks_nobody(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+def test_without_account_wandb_is_offline(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for input"))
     loggers = LoggerConfig().loggers(tmp_path, "clean-0", "sweep", {"seed": 0, "nullspace": {"eps": 0.03}})
     try:
-        assert kinds(loggers) == [CSVLogger, WandbLogger]
+        assert types(loggers) == [CSVLogger, WandbLogger]
         run = loggers[1].experiment
         assert run.settings.mode == "offline"
         assert (run.name, run.group, run.project) == ("clean-0", "sweep", "nsaug")
@@ -41,11 +38,11 @@ def test_without_an_account_it_records_offline_and_asks_nobody(tmp_path, monkeyp
     finally:
         finish(loggers, failed=False)
     assert wandb.run is None
-    assert list((tmp_path / "wandb").glob("offline-run-*")), "recorded below the run's folder"
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
     assert capsys.readouterr().out == ""
 
 
-def test_without_a_network_it_falls_back_and_says_so(tmp_path, monkeypatch, caplog):
+def test_without_network_wandb_falls_back_to_offline(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     real = wandb.init
 
@@ -57,11 +54,11 @@ def test_without_a_network_it_falls_back_and_says_so(tmp_path, monkeypatch, capl
     monkeypatch.setattr(wandb, "init", unreachable)
     loggers = LoggerConfig().loggers(tmp_path, "clean-0", None, {})
     finish(loggers, failed=False)
-    assert kinds(loggers) == [CSVLogger, WandbLogger]
+    assert types(loggers) == [CSVLogger, WandbLogger]
     assert "W&B cannot be reached (Run initialization has timed out)" in caplog.text
 
 
-def test_each_run_of_a_multirun_is_its_own(tmp_path):
+def test_runs_of_a_multirun_are_separate(tmp_path):
     ids = []
     for name in ("a", "b"):
         loggers = LoggerConfig(wandb="offline").loggers(tmp_path / name, name, "sweep", {})
@@ -70,34 +67,19 @@ def test_each_run_of_a_multirun_is_its_own(tmp_path):
     assert ids[0] != ids[1]
 
 
-def test_csv_alone_and_nothing_at_all(tmp_path):
-    assert kinds(LoggerConfig(wandb="off").loggers(tmp_path, "x", None, {})) == [CSVLogger]
+def test_csv_only_and_no_logger(tmp_path):
+    assert types(LoggerConfig(wandb="off").loggers(tmp_path, "x", None, {})) == [CSVLogger]
     assert LoggerConfig(wandb="off", csv=False).loggers(tmp_path, "x", None, {}) == []
 
 
-@pytest.mark.parametrize(
-    ("steps", "converged", "says"),
-    [(0, 1, "the noise starts below eps"), (3, 0, "no noise gets below eps"), (3, 0.4, None)],
-)
-def test_noise_that_is_none_is_warned_of_once(steps, converged, says, caplog):
-    caplog.set_level(logging.WARNING)
-    watch = NoiseMonitor(batches=5)
-    trainer = SimpleNamespace(callback_metrics={"train/refinement_steps": steps, "train/converged": converged})
-    for _ in range(20):
-        watch.on_train_batch_end(trainer, None)
-    watch.on_train_end(trainer, None)
-    assert len(caplog.records) == (1 if says else 0)
-    assert json.dumps(says) == "null" or says in caplog.text
-
-
 class Online:
-    """Stands for wandb.init: keeps what each run was asked for and was sent."""
+    """Replaces wandb.init and records the options and logs of every run."""
 
     def __init__(self):
         self.runs = []
 
-    def __call__(self, **told):
-        run = SimpleNamespace(told=told, summary={}, sent={}, url="https://wandb.test/run")
+    def __call__(self, **options):
+        run = SimpleNamespace(options=options, summary={}, sent={}, url="https://wandb.test/run")
         run.log = run.sent.update
         self.runs.append(run)
         return contextlib.nullcontext(run)
@@ -105,12 +87,12 @@ class Online:
 
 @pytest.fixture
 def evaluated(results, tmp_path):
-    """Two runs of `clean` that W&B knows, two of `nullspace` that it does not."""
+    """Two runs of `clean` that were recorded online, two of `nullspace` that were not."""
     for result in results:
         if result.model.name == "clean":
             seed = result.model.metadata["seed"]
-            place = {"id": f"abc{seed}", "project": "their", "entity": "me", "online": True}
-            result.model.metadata["wandb"] = place
+            info = {"id": f"abc{seed}", "project": "their", "entity": "me", "online": True}
+            result.model.metadata["wandb"] = info
     rows = tabulate(results, Score(weights={"pgd": 1}))
     (tmp_path / "report.html").write_text("<p>the report</p>")
     overview(aggregate_seeds(rows), tmp_path / "results.png")
@@ -122,45 +104,45 @@ def publish(evaluated, **settings):
     EvaluationLogger(**settings).publish(folder, "digits of 4", rows, results)
 
 
-def test_an_evaluation_goes_to_the_runs_that_trained(evaluated, monkeypatch):
+def test_evaluation_is_logged_to_the_training_runs(evaluated, monkeypatch):
     monkeypatch.setattr(wandb, "init", online := Online())
     publish(evaluated, wandb="online")
     first, second, own = online.runs
-    assert [run.told.get("id") for run in online.runs] == ["abc0", "abc1", None]
-    assert first.told["resume"] == "must"
-    assert (first.told["project"], first.told["entity"]) == ("their", "me")
+    assert [run.options.get("id") for run in online.runs] == ["abc0", "abc1", None]
+    assert first.options["resume"] == "must"
+    assert (first.options["project"], first.options["entity"]) == ("their", "me")
     assert first.summary["test/clean/top1"] == pytest.approx(0.9)
     assert second.summary["test/clean/top1"] == pytest.approx(0.92)
     assert "test/score/score" in first.summary
     assert set(first.sent["test/table"].get_column("checkpoint")) == {"runs/clean0"}
     assert len(first.sent["test/samples"]) == 2
-    assert own.told["name"] == "digits of 4"
+    assert own.options["name"] == "digits of 4"
     assert set(own.sent["test/table"].get_column("checkpoint")) == {"runs/nullspace0", "runs/nullspace1"}
     assert {"test/overview", "test/report"} <= set(own.sent)
 
 
-def test_an_evaluation_goes_to_a_run_of_its_own(evaluated, monkeypatch):
+def test_evaluation_can_have_its_own_run(evaluated, monkeypatch):
     monkeypatch.setattr(wandb, "init", online := Online())
     publish(evaluated, wandb="online", log_to="new_run", project="mine")
     (run,) = online.runs
-    assert run.told["project"] == "mine"
+    assert run.options["project"] == "mine"
     assert len(set(run.sent["test/table"].get_column("checkpoint"))) == 4
 
 
-def test_without_an_account_an_evaluation_stays_where_it_is(evaluated, monkeypatch):
+def test_without_account_evaluation_is_not_logged(evaluated, monkeypatch):
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("started"))
     publish(evaluated)
     publish(evaluated, wandb="off")
 
 
-def test_an_evaluation_offline_is_really_recorded(evaluated):
+def test_offline_evaluation_is_recorded(evaluated):
     publish(evaluated, wandb="offline")
     (record,) = evaluated[0].glob("wandb/offline-run-*/*.wandb")
     assert b"the report" in b"".join(file.read_bytes() for file in record.parent.rglob("*.html"))
     assert wandb.run is None
 
 
-def test_a_server_that_refuses_costs_a_warning(evaluated, monkeypatch, caplog):
+def test_failing_server_costs_a_warning(evaluated, monkeypatch, caplog):
     def refuse(**_):
         raise wandb.errors.CommError("no route to host\nand more")
 
@@ -169,11 +151,11 @@ def test_a_server_that_refuses_costs_a_warning(evaluated, monkeypatch, caplog):
     assert f"the evaluation could not be sent to W&B (no route to host); it is in {evaluated[0]}" in caplog.text
 
 
-def test_a_run_says_where_it_is_recorded(tmp_path):
+def test_wandb_run_info(tmp_path):
     loggers = LoggerConfig(csv=False, wandb="offline").loggers(tmp_path, "clean-0", None, {})
     try:
-        told = wandb_run_info(loggers)
-        assert told == {"id": loggers[0].experiment.id, "project": "nsaug", "entity": None, "online": False}
+        info = wandb_run_info(loggers)
+        assert info == {"id": loggers[0].experiment.id, "project": "nsaug", "entity": None, "online": False}
     finally:
         finish(loggers, failed=False)
     assert wandb_run_info([]) is None

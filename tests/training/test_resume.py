@@ -1,4 +1,4 @@
-"""A run that was stopped and taken up again ends as the one that was never stopped; `make soak` kills processes."""
+"""A resumed run ends exactly like an uninterrupted one. `make soak` kills processes."""
 
 import os
 import signal
@@ -11,28 +11,29 @@ import torch
 
 from nsaug.cli import train
 from nsaug.models import weights
-from nsaug.training import checkpointing
+from nsaug.training import checkpointing, resume
 from nsaug.training.lightning_module import Finetuner
 from nsaug.utils.errors import UserError
 from scripts.fault_injection import SETTINGS, difference
-from tests.commands import FAST, metrics, refusal, run
+from tests.commands import FAST, cli_error, metrics, run
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
-SHORT = [each for each in SETTINGS if "max_epochs" not in each] + ["trainer.max_epochs=2"]
+pytestmark = pytest.mark.usefixtures("tmp_cwd")
+SHORT = [setting for setting in SETTINGS if "max_epochs" not in setting] + ["trainer.max_epochs=2"]
 VARIANTS = {
-    "warm": [],
-    "epoch": ["nullspace=epoch", "nullspace.limit=3"],
+    "per_image": [],
+    "universal": ["nullspace=universal"],
     "accumulated": ["trainer.accumulate_grad_batches=3", "checkpoint_every_n_steps=2"],
     "trades": ["method=trades", "method.attack.num_steps=2"],
-    "two views": ["method=clean_two_views", "keep=best"],
+    "two views": ["method=clean_two_views", "save=best"],
     "workers": ["method=clean", "data.num_workers=2"],
+    "val_check_interval": ["method=clean", "save=best", "trainer.val_check_interval=7"],  # at every checkpoint
 }
 
 
 @pytest.fixture
 def breaks(monkeypatch):
-    """Makes the n-th training step from now on raise, once."""
+    """Makes the n-th training step from now on raise an error, once."""
     step, left = Finetuner.training_step, []
 
     def failing(self, *rest):
@@ -51,28 +52,28 @@ SLOW = ("accumulated", "trades", "two views")
 
 
 @pytest.mark.parametrize(
-    "variant", [pytest.param(each, marks=[pytest.mark.slow] if each in SLOW else []) for each in VARIANTS]
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in VARIANTS]
 )
-def test_it_ends_bit_by_bit_as_if_it_had_never_stopped(variant, monkeypatch, tmp_path, breaks):
-    """Broken within the first epoch, and again, taken up, in the second."""
+def test_resumed_run_is_bit_identical(variant, monkeypatch, tmp_path, breaks):
+    """Stopped in the first epoch, resumed, and stopped again in the second."""
     settings = [*SHORT, *VARIANTS[variant]]
     run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/whole")
     for step, more in ((12, []), (17, ["resume=true"])):
         breaks(step)
         with pytest.raises(RuntimeError, match="injected"):
             run(train, monkeypatch, *settings, *more, f"hydra.run.dir={tmp_path}/broken")
-    run(train, monkeypatch, *settings, f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/elsewhere")
+    run(train, monkeypatch, *settings, f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/other")
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
-    assert not (tmp_path / "elsewhere" / "model.safetensors").exists(), "it goes on where it was"
+    assert not (tmp_path / "other" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_each_with_its_own_noise(tmp_path):
-    """DDP on the CPU, killed with all that it started; and one output folder, not one for each rank."""
+def test_two_processes_resume(tmp_path):
+    """DDP on the CPU, killed with all its processes; all ranks share one output folder."""
     settings = [
-        "nullspace.init=warm", "nullspace.limit=3", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2",
-        "trainer.enable_progress_bar=false", "trainer.max_epochs=2", "checkpoint_every_n_steps=4", "val_attack_batches=1",
-        "logger=csv", "logger.pictures=0",
+        "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.enable_progress_bar=false",
+        "trainer.max_epochs=2", "checkpoint_every_n_steps=4", "val_attack_batches=1", "logger=csv",
+        "logger.num_images=0",
     ]  # fmt: skip
 
     def start(*arguments):
@@ -88,15 +89,13 @@ def test_two_processes_go_on_each_with_its_own_noise(tmp_path):
     assert broken.wait() == -signal.SIGKILL
     kept = torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)
     assert kept["global_step"] < 20
-    first, second = (each["noise"] for each in kept["method_of_rank"])
-    assert not torch.equal(first, second)
     assert start(f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/third").wait(200) == 0
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "third", "whole"]
     assert {path.name for path in (tmp_path / "third").iterdir()} <= {".hydra", "train.log"}
 
 
-def test_sigterm_is_heard(monkeypatch, tmp_path, capsys):
+def test_sigterm_writes_a_checkpoint(monkeypatch, tmp_path, capsys):
     step, done = Finetuner.training_step, []
 
     def terminated(self, *rest):
@@ -112,13 +111,31 @@ def test_sigterm_is_heard(monkeypatch, tmp_path, capsys):
         run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/broken")
     assert stop.value.code == 128 + signal.SIGTERM
     assert torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)["global_step"] == 10
-    assert f"stopped by SIGTERM: resume={tmp_path}/broken goes on" in capsys.readouterr().out
+    assert f"stopped by SIGTERM: type resume={tmp_path}/broken to continue" in capsys.readouterr().out
     run(train, monkeypatch, *settings, f"resume={tmp_path}/broken/last.ckpt")
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
 
 
-def test_a_run_that_was_killed_when_it_had_ended_leaves_its_averaged_weights(monkeypatch, tmp_path):
-    """Between the last checkpoint and the weights for timm."""
+def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys):
+    step, done = Finetuner.training_step, []
+
+    def interrupted(self, *rest):
+        done.append(1)
+        if len(done) == 25:
+            raise KeyboardInterrupt
+        return step(self, *rest)
+
+    monkeypatch.setattr(Finetuner, "training_step", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run")
+    assert stop.value.code == 130
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [f"stopped by Ctrl-C: type resume={tmp_path}/run to continue"]
+    assert output.err == ""
+
+
+def test_resuming_a_finished_run_exports_its_weights(monkeypatch, tmp_path):
+    """As after a kill between the last checkpoint and the export; the weights are the moving average."""
     settings = [*FAST, "trainer.max_epochs=1", "ema=0.9", f"hydra.run.dir={tmp_path}/run"]
     run(train, monkeypatch, *settings)
     before = {name: (tmp_path / "run" / name).read_bytes() for name in ("model.safetensors", "metrics.csv")}
@@ -127,54 +144,57 @@ def test_a_run_that_was_killed_when_it_had_ended_leaves_its_averaged_weights(mon
     assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
 
 
-def test_without_anything_to_resume_the_run_starts(monkeypatch, tmp_path, capsys):
+def test_resume_without_checkpoint_starts_a_run(monkeypatch, tmp_path, capsys):
     run(train, monkeypatch, *FAST, "trainer.max_steps=2", "resume=true", f"hydra.run.dir={tmp_path}/new")
-    assert f"nothing to resume in {tmp_path}/new: the run starts" in capsys.readouterr().out
+    assert f"{tmp_path}/new has no checkpoint to resume: starting a new run" in capsys.readouterr().out
     assert (tmp_path / "new" / "model.safetensors").is_file()
 
 
-def test_another_command_is_refused(monkeypatch, tmp_path, trained, capsys):
-    for change, said in (
-        ("optim.lr=0.5", "optim.lr="), ("seed=3", "seed=0, this command says 3"),
-        ("nullspace.steps=9", "nullspace.steps=3, this command says 9"), ("data.batch_size=32", "data.batch_size=64"),
+def test_resume_with_other_settings_is_refused(monkeypatch, tmp_path, trained, capsys):
+    for change, message in (
+        ("optim.lr=0.5", "optim.lr="), ("seed=3", "seed=0, this command 3"),
+        ("nullspace.num_steps=9", "nullspace.num_steps=3, this command 9"),
+        ("data.batch_size=32", "data.batch_size=64"),
     ):  # fmt: skip
-        line = refusal(train, monkeypatch, capsys, *FAST, "trainer.max_epochs=1", f"resume={trained}", change)
-        assert said in line
+        line = cli_error(train, monkeypatch, capsys, *FAST, "trainer.max_epochs=1", f"resume={trained}", change)
+        assert message in line
         assert line.endswith("type the command that started it")
     run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"resume={trained}", "data.num_workers=1")
 
 
-def test_paths_that_hold_no_run_are_one_line(monkeypatch, tmp_path, capsys):
-    line = refusal(train, monkeypatch, capsys, *FAST, f"resume={tmp_path}/nowhere")
-    assert line == f"error: resume={tmp_path}/nowhere holds no last.ckpt: name a run's output folder"
+def test_resume_from_a_wrong_path_is_one_line(monkeypatch, tmp_path, capsys):
+    line = cli_error(train, monkeypatch, capsys, *FAST, f"resume={tmp_path}/nowhere")
+    assert line == f"error: resume={tmp_path}/nowhere has no last.ckpt: name the output folder of a run"
 
 
 def damage(path):
-    """Turns some bits in the middle, more than may lie between two tensors."""
+    """Flip bits in the middle, over more bytes than the padding between two tensors."""
     content = bytearray(path.read_bytes())
-    for place in range(len(content) // 2, len(content) // 2 + 200):
-        content[place] ^= 1
+    for index in range(len(content) // 2, len(content) // 2 + 200):
+        content[index] ^= 1
     path.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(monkeypatch, tmp_path, trained, caplog, capsys):
+def test_damaged_checkpoint_falls_back_to_the_previous_one(monkeypatch, tmp_path, trained, caplog, capsys):
     run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/whole")
     run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/broken")
     broken = tmp_path / "broken"
     assert [torch.load(broken / name, weights_only=True)["epoch"] for name in ("previous.ckpt", "last.ckpt")] == [0, 1]
     damage(broken / "last.ckpt")
-    line = refusal(train, monkeypatch, capsys, *FAST, "trainer.max_epochs=2", f"resume={broken}/last.ckpt")
-    assert line == f"error: resume={broken}/last.ckpt is damaged: type resume={broken}, which knows the one before"
+    line = cli_error(train, monkeypatch, capsys, *FAST, "trainer.max_epochs=2", f"resume={broken}/last.ckpt")
+    assert (
+        line == f"error: resume={broken}/last.ckpt is damaged: type resume={broken}, which falls back to previous.ckpt"
+    )
     run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"resume={broken}")
-    assert f"{broken}/last.ckpt is damaged: the run goes on from previous.ckpt" in capsys.readouterr().out
+    assert f"{broken}/last.ckpt is damaged: resuming from previous.ckpt" in capsys.readouterr().out
     assert difference(tmp_path / "whole", broken) == ""
     for name in ("last.ckpt", "previous.ckpt"):
         damage(broken / name)
-    with pytest.raises(UserError, match=r"last.ckpt and previous.ckpt are damaged: start anew"):
-        checkpointing.find_last_checkpoint(broken)
+    with pytest.raises(UserError, match=r"last.ckpt and previous.ckpt are damaged: start the run again"):
+        resume.find_last_checkpoint(broken)
 
 
-def test_a_disk_that_is_full_is_one_line(monkeypatch, tmp_path, capsys):
+def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
     def full(content, path):
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
@@ -183,14 +203,16 @@ def test_a_disk_that_is_full_is_one_line(monkeypatch, tmp_path, capsys):
     kept = (tmp_path / "run" / "last.ckpt").read_bytes()
     (tmp_path / "run" / "previous.ckpt").unlink(missing_ok=True)
     monkeypatch.setattr(checkpointing.torch, "save", full)
-    line = refusal(train, monkeypatch, capsys, *FAST, "trainer.max_epochs=1", "seed=1", f"hydra.run.dir={tmp_path}/run")
+    line = cli_error(
+        train, monkeypatch, capsys, *FAST, "trainer.max_epochs=1", "seed=1", f"hydra.run.dir={tmp_path}/run"
+    )
     assert line.startswith(f"error: {tmp_path}/run/last.ckpt cannot be written ([Errno 28] No space left on device)")
-    assert line.endswith(f"the one before is whole: make room and type resume={tmp_path}/run")
+    assert line.endswith(f"the one before is intact: free disk space and type resume={tmp_path}/run")
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == kept
     assert sorted(path.name for path in (tmp_path / "run").glob(".*.tmp")) == []
 
 
-def test_metrics_go_on_after_those_of_before(monkeypatch, tmp_path, breaks):
+def test_resumed_run_continues_metrics_csv(monkeypatch, tmp_path, breaks):
     breaks(30)
     settings = [*FAST, "trainer.max_epochs=2", "trainer.log_every_n_steps=1", f"hydra.run.dir={tmp_path}/run"]
     with pytest.raises(RuntimeError, match="injected"):
@@ -200,8 +222,8 @@ def test_metrics_go_on_after_those_of_before(monkeypatch, tmp_path, breaks):
     assert steps == list(range(40))
 
 
-def test_wandb_goes_on_in_the_run_that_it_was(monkeypatch, tmp_path):
-    settings = [*FAST, "logger=wandb", "logger.wandb=offline", "logger.pictures=0", f"hydra.run.dir={tmp_path}/run"]
+def test_resumed_run_continues_its_wandb_run(monkeypatch, tmp_path):
+    settings = [*FAST, "logger=wandb", "logger.wandb=offline", "logger.num_images=0", f"hydra.run.dir={tmp_path}/run"]
     ids = []
     for more in (["trainer.max_epochs=1"], ["trainer.max_epochs=1", "resume=true"]):
         run(train, monkeypatch, *settings, *more)

@@ -1,17 +1,17 @@
-"""Are runs that were stopped and taken up again the runs that were never stopped?
+"""Stop training runs by faults, resume them, and compare them with an uninterrupted run.
 
-    python benchmarks/soak.py --kills 20
+    python scripts/fault_injection.py --kills 20
 
-trains on the embedded digits once without a fault; then as often as asked for with one (SIGKILL or SIGTERM at a random
-moment, an exception in a random step, a disk that is full at a random checkpoint), started again with resume=true; and
-prints how many ended with bit-identical weights, optimiser and metrics. Exits 1 where one did not.
+Trains on the embedded digits with nullspace noise per image and with universal noise. Every further run is stopped by a
+fault and restarted with resume=true: SIGKILL or SIGTERM at a random moment, an exception in a random step, or a full
+disk at a random checkpoint. Prints how many runs end with the weights, optimizer and metrics of the uninterrupted run,
+bit for bit; exits 1 unless all do.
 """
 
 import argparse
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,87 +29,114 @@ SETTINGS = [
     "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.max_epochs=5",
     "checkpoint_every_n_steps=7", "val_attack_batches=1", "logger=csv", "logger.num_images=0",
 ]  # fmt: skip
-"""Everything on that draws at random or remembers."""
+"""Everything that is random or has state."""
+VARIANTS = ("per_image", "universal")
+"""Of the group nullspace: noise of the step, and noise of the epoch, which is state in a buffer."""
 FAULTS = ("SIGKILL", "SIGTERM", "exception", "SIGKILL twice", "full disk")
-STEPS = 100
+NUM_STEPS, NUM_CHECKPOINTS = 100, 14
+"""At least as many as in 5 epochs of 20 steps."""
+MAX_FILE_SIZE = 100_000
+"""Bytes; less than a checkpoint has."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="how many runs are stopped")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--settings", nargs="*", default=SETTINGS, help="of train.py")
-    options = parser.parse_args()
-    rng = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as place:
-        whole = Path(place) / "whole"
-        begun = training_began(process := start(whole, options.settings), whole)
-        assert process.wait() == 0, "the run without a fault failed"
-        lasts = time.monotonic() - begun
-        print(f"without a fault: {lasts:.1f} s of training", flush=True)
-        same = 0
-        for number in range(options.kills):
-            fault, folder = FAULTS[number % len(FAULTS)], Path(place) / f"run{number}"
-            told = stop(fault, folder, options.settings, rng, lasts)
-            again = start(folder, [*options.settings, "resume=true"]).wait()
-            different = f"started again, it exits with {again}" if again else difference(whole, folder)
-            same += not different
-            print(f"{fault:14} {told:34} {different or 'identical'}", flush=True)
-            shutil.rmtree(folder)
-    print(f"{same} of {options.kills} ended identical")
-    sys.exit(same < options.kills)
+    parser.add_argument("--kills", type=int, default=20, help="number of runs to stop")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    num_identical = 0
+    with tempfile.TemporaryDirectory() as tmp:
+        reference, seconds = {}, {}
+        for variant in VARIANTS[: args.kills]:
+            folder = reference[variant] = Path(tmp) / variant
+            process = start(folder, variant)
+            started = wait_for_training(process, folder)
+            if process.wait():
+                sys.exit(f"the uninterrupted run fails: {last_line(folder)}")
+            seconds[variant] = time.monotonic() - started
+            print(f"uninterrupted, {variant}: {seconds[variant]:.1f} s of training", flush=True)
+        for number in range(args.kills):
+            variant, fault = VARIANTS[number % len(VARIANTS)], FAULTS[number % len(FAULTS)]
+            folder = Path(tmp) / f"run{number}"
+            moment = stop(fault, folder, variant, rng, seconds[variant])
+            if start(folder, variant, "resume=true").wait():
+                result = f"resuming fails: {last_line(folder)}"
+            else:
+                result = difference(reference[variant], folder) or "identical"
+            num_identical += result == "identical"
+            print(f"{variant:9} {fault:14} {moment:40} {result}", flush=True)
+    print(f"{num_identical} of {args.kills} runs are identical")
+    sys.exit(num_identical < args.kills)
 
 
-def start(folder: Path, settings: list[str], *fault: str) -> subprocess.Popen[bytes]:
-    """A run of train.py in a process of its own; with `fault`, of this script, which injects it."""
+def start(folder: Path, variant: str, *settings: str, fault: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    """Start train.py in a process; with (fault, number), start this script instead, which injects the fault."""
     script = [__file__, "--inject", *fault] if fault else [str(ROOT / "train.py")]
+    command = [sys.executable, *script, *SETTINGS, f"nullspace={variant}", *settings, f"hydra.run.dir={folder}"]
     with open(folder.with_suffix(".log"), "ab") as log:
-        command = [sys.executable, *script, *settings, f"hydra.run.dir={folder}"]
         return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def training_began(process: subprocess.Popen[bytes], folder: Path) -> float:
-    """When it did: config.json is written just before."""
+def last_line(folder: Path) -> str:
+    """The last line that a run printed."""
+    return (folder.with_suffix(".log").read_text().splitlines() or [""])[-1]
+
+
+def wait_for_training(process: subprocess.Popen[bytes], folder: Path) -> float:
+    """Wait until config.json is written, just before the first step; return the time."""
     while not (folder / "config.json").is_file() and process.poll() is None:
         time.sleep(0.01)
     return time.monotonic()
 
 
-def stop(fault: str, folder: Path, settings: list[str], rng: random.Random, lasts: float) -> str:
-    """Starts a run, and stops it by a fault; says when."""
+def stop(fault: str, folder: Path, variant: str, rng: random.Random, seconds: float) -> str:
+    """Start a run and stop it by a fault.
+
+    Args:
+        fault: one of FAULTS.
+        folder: of the run.
+        variant: one of VARIANTS.
+        rng: draws the moment of the fault.
+        seconds: duration of the training without a fault.
+
+    Returns:
+        The moment of the fault and the exit code.
+    """
     if not fault.startswith("SIG"):
-        at = rng.randrange(STEPS if fault == "exception" else STEPS // 7)
-        code = start(folder, settings, fault, str(at)).wait()
-        return f"at {'step' if fault == 'exception' else 'checkpoint'} {at}, exit {code}"
-    told = []
-    for again in range(1 + fault.endswith("twice")):
-        process = start(folder, [*settings, *(["resume=true"] if again else [])])
-        if not again:
-            training_began(process, folder)
-        moment = rng.uniform(0, lasts)
+        unit, count = ("step", NUM_STEPS) if fault == "exception" else ("checkpoint", NUM_CHECKPOINTS)
+        number = rng.randrange(count)
+        code = start(folder, variant, fault=(fault, str(number))).wait()
+        return f"at {unit} {number}, exit code {code}"
+    moments = []
+    for settings in ([], ["resume=true"]) if fault.endswith("twice") else ([],):
+        process = start(folder, variant, *settings)
+        wait_for_training(process, folder)
+        moment = rng.uniform(0, seconds)
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.Signals[fault.split()[0]])
-        told.append(f"after {moment:.1f} s, exit {process.wait()}")
-    return "; ".join(told)
+        moments.append(f"after {moment:.1f} s, exit code {process.wait()}")
+    return "; ".join(moments)
 
 
-def difference(whole: Path, folder: Path) -> str:
-    """What of two runs is not the same; empty where all is."""
-    ours, theirs = (torch.load(each / "last.ckpt", weights_only=True) for each in (whole, folder))
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-        if not equal(ours[part], theirs[part]):
-            return f"{part} differs"
+def difference(expected: Path, actual: Path) -> str:
+    """The first part in which two finished runs differ; empty if they are identical."""
+    checkpoints = [torch.load(folder / "last.ckpt", weights_only=True) for folder in (expected, actual)]
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        if not equal(*(checkpoint[key] for checkpoint in checkpoints)):
+            return f"{key} differs"
     for name in ("model.safetensors", "metrics.csv"):
-        if (whole / name).read_bytes() != (folder / name).read_bytes():
+        if (expected / name).read_bytes() != (actual / name).read_bytes():
             return f"{name} differs"
     return ""
 
 
 def equal(one: Any, other: Any) -> bool:
+    """Equality of nested containers of tensors and plain values."""
     if isinstance(one, torch.Tensor):
-        return torch.equal(one, other) or bool(one.isnan().all() and other.isnan().all())
+        return torch.equal(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -117,44 +144,35 @@ def equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def inject(fault: str, at: int) -> None:
-    """Runs train.py in this process, and makes its step or checkpoint number `at` fail."""
-    sys.path.insert(0, str(ROOT))
-    import train
+def inject(fault: str, number: int) -> None:
+    """Train in this process, and let step or checkpoint `number`, counted from 0, fail."""
+    from nsaug.cli import train
     from nsaug.training import checkpointing
     from nsaug.training.lightning_module import Finetuner
 
-    done = 0
-    if fault == "exception":
-        step = Finetuner.training_step
+    owner, name = (Finetuner, "training_step") if fault == "exception" else (checkpointing.torch, "save")
+    function, calls = getattr(owner, name), 0
 
-        def failing(self: Finetuner, *rest: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done > at:
+    def failing(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > number:
+            if fault == "exception":
                 raise RuntimeError("injected")
-            return step(self, *rest)
+            # As on a full disk, the kernel refuses to write more.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, resource.RLIM_INFINITY))
+        return function(*args)
 
-        Finetuner.training_step = failing  # type: ignore[method-assign]
-    else:
-        save = torch.save
-
-        def full(content: Any, path: Any) -> None:
-            nonlocal done
-            done += 1
-            if done > at:  # the kernel refuses to write on: what a full disk does, without filling one
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-            save(content, path)
-
-        checkpointing.torch.save = full  # type: ignore[attr-defined]
+    setattr(owner, name, failing)
     train.main()
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if sys.argv[1:2] == ["--inject"]:
-        fault, at = sys.argv[2], int(sys.argv[3])
+        sys.path.insert(0, str(ROOT))
+        fault, number = sys.argv[2], int(sys.argv[3])
         sys.argv[1:4] = []
-        inject(fault, at)
+        inject(fault, number)
     else:
         main()

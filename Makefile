@@ -4,10 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow soak study lint benchmark nullity clean
+.PHONY: help setup demo test test-slow fault-injection study lint benchmark nullity clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## create .venv with the exact versions of constraints.txt
 
@@ -26,7 +26,7 @@ test: $(READY)  ## the fast tests; no network, no GPU
 test-slow: $(READY)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-soak: $(READY)  ## stop KILLS=20 runs at random moments, resume them, compare the weights
+fault-injection: $(READY)  ## stop KILLS=20 runs at random moments, resume them, compare the weights
 	$(BIN)/python scripts/fault_injection.py --kills $(or $(KILLS),20)
 
 lint: $(READY)  ## style, format and types

@@ -9,6 +9,7 @@ bit for bit; exits 1 unless all do.
 """
 
 import argparse
+import itertools
 import os
 import random
 import resource
@@ -45,25 +46,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    num_identical = 0
+    num_stopped = num_identical = 0
     with tempfile.TemporaryDirectory() as tmp:
-        reference, seconds = {}, {}
-        for variant in VARIANTS[: args.kills]:
-            folder = reference[variant] = Path(tmp) / variant
+        seconds = {}
+        for variant in VARIANTS:
+            folder = Path(tmp) / variant
             process = start(folder, variant)
             started = wait_for_training(process, folder)
             if process.wait():
                 sys.exit(f"the uninterrupted run fails: {last_line(folder)}")
             seconds[variant] = time.monotonic() - started
-            print(f"uninterrupted, {variant}: {seconds[variant]:.1f} s of training", flush=True)
-        for number in range(args.kills):
+            print(f"{variant:9} uninterrupted  {seconds[variant]:.1f} s of training", flush=True)
+        for number in itertools.count():
+            if num_stopped == args.kills:
+                break
             variant, fault = VARIANTS[number % len(VARIANTS)], FAULTS[number % len(FAULTS)]
             folder = Path(tmp) / f"run{number}"
-            moment = stop(fault, folder, variant, rng, seconds[variant])
-            if start(folder, variant, "resume=true").wait():
+            stopped, moment = stop(fault, folder, variant, rng, seconds[variant])
+            if not stopped:
+                result = "not counted: ended before the fault"
+            elif start(folder, variant, "resume=true").wait():
                 result = f"resuming fails: {last_line(folder)}"
             else:
-                result = difference(reference[variant], folder) or "identical"
+                result = difference(Path(tmp) / variant, folder) or "identical"
+            num_stopped += stopped
             num_identical += result == "identical"
             print(f"{variant:9} {fault:14} {moment:40} {result}", flush=True)
     print(f"{num_identical} of {args.kills} runs are identical")
@@ -90,7 +96,7 @@ def wait_for_training(process: subprocess.Popen[bytes], folder: Path) -> float:
     return time.monotonic()
 
 
-def stop(fault: str, folder: Path, variant: str, rng: random.Random, seconds: float) -> str:
+def stop(fault: str, folder: Path, variant: str, rng: random.Random, seconds: float) -> tuple[bool, str]:
     """Start a run and stop it by a fault.
 
     Args:
@@ -101,14 +107,14 @@ def stop(fault: str, folder: Path, variant: str, rng: random.Random, seconds: fl
         seconds: duration of the training without a fault.
 
     Returns:
-        The moment of the fault and the exit code.
+        Whether the fault came before the end of the run, and a description with exit codes.
     """
     if not fault.startswith("SIG"):
         unit, count = ("step", NUM_STEPS) if fault == "exception" else ("checkpoint", NUM_CHECKPOINTS)
         number = rng.randrange(count)
         code = start(folder, variant, fault=(fault, str(number))).wait()
-        return f"at {unit} {number}, exit code {code}"
-    moments = []
+        return code != 0, f"at {unit} {number}, exit code {code}"
+    codes, moments = [], []
     for settings in ([], ["resume=true"]) if fault.endswith("twice") else ([],):
         process = start(folder, variant, *settings)
         wait_for_training(process, folder)
@@ -117,8 +123,9 @@ def stop(fault: str, folder: Path, variant: str, rng: random.Random, seconds: fl
             process.wait(moment)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.Signals[fault.split()[0]])
-        moments.append(f"after {moment:.1f} s, exit code {process.wait()}")
-    return "; ".join(moments)
+        codes.append(process.wait())
+        moments.append(f"after {moment:.1f} s, exit code {codes[-1]}")
+    return codes[0] != 0, "; ".join(moments)
 
 
 def difference(expected: Path, actual: Path) -> str:

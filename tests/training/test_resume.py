@@ -1,4 +1,4 @@
-"""A resumed run ends exactly like an uninterrupted one. `make soak` kills processes."""
+"""A resumed run ends exactly like an uninterrupted one. `make fault-injection` kills processes."""
 
 import os
 import signal

@@ -56,20 +56,19 @@ METHODS = {
 }
 """Entries of stage test."""
 
-GRID = [
-    (eps, init_scale, num_steps)
-    for eps in (0.03, 0.1, 0.3)
-    for init_scale in (0.1, 0.25, 0.5)
-    for num_steps in (1, 3)
-    if (init_scale, num_steps) != (0.5, 1)
+NOISE_SETTINGS = [
+    *((eps, init_scale, 1) for eps in (0.03, 0.1, 0.3) for init_scale in (0.1, 0.25)),
+    *((eps, init_scale, 3) for eps in (0.03, 0.1, 0.3) for init_scale in (0.1, 0.25, 0.5)),
+    *((0.03, 0.1, 6), (0.03, 1, 3)),
 ]
+"""eps, init_scale and num_steps of nullspace noise in stage tune."""
 TUNING_RUNS = {
     "clean": "method=clean",
     **{
-        f"eps_{eps:g}_init_{init_scale:g}_steps_{num_steps}": (
-            f"method=nullspace nullspace.eps={eps:g} nullspace.init_scale={init_scale:g} nullspace.num_steps={num_steps}"
+        f"eps_{eps:g}_init_{scale:g}_steps_{steps}": (
+            f"method=nullspace nullspace.eps={eps:g} nullspace.init_scale={scale:g} nullspace.num_steps={steps}"
         )
-        for eps, init_scale, num_steps in [*GRID, (0.03, 0.1, 6), (0.03, 1, 3)]
+        for eps, scale, steps in NOISE_SETTINGS
     },
     "per_batch": "method=nullspace nullspace=per_batch",
     "paper": "method=nullspace nullspace=universal",

@@ -220,7 +220,8 @@ def rank_correlation(runs: pd.DataFrame, x: str, y: str) -> tuple[Interval, Inte
     """Spearman's rank correlation over all runs, and over the entries of one seed, as a mean over seeds.
 
     The runs of a seed share a start, so seeds are the independent units. The first interval is a jackknife that leaves
-    out one seed at a time (Efron & Tibshirani, An Introduction to the Bootstrap, chapter 11); the second is Student's t.
+    out one seed at a time (Efron & Tibshirani, An Introduction to the Bootstrap, chapter 11); the second is
+    Student's t.
     """
 
     def coefficient(subset: pd.DataFrame) -> float:
@@ -299,12 +300,13 @@ def radius_summary(table: pd.DataFrame, cells: dict[Any, Any]) -> list[str]:
         for metric in METRICS
     ]
     means = [
-        [row.entry, f"{row.mean:.2f}", *(f"{cells[row.entry, metric, ''].mean:.1f}" for metric in METRICS)]
-        for row in radii.itertuples()
+        [entry, f"{cells[entry, 'radius', ''].mean:.2f}", *(f"{cells[entry, key, ''].mean:.1f}" for key in METRICS)]
+        for entry in radii["entry"]
     ]
+    num_runs = radii["num_seeds"].sum()
     return [
-        f"Spearman's rank correlation of the radius with top-1, {radii['num_seeds'].sum()} runs of {len(radii)} entries;"
-        " in brackets 95 % intervals over seeds.",
+        f"Spearman's rank correlation of the radius with top-1, {num_runs} runs of {len(radii)} entries; in brackets 95"
+        " % intervals over seeds.",
         markdown_table(["top-1 on", *CORRELATIONS.values()], correlations),
         "Means over seeds; the radius in rms(u), top-1 in %.",
         markdown_table(["entry", "radius", *METRICS.values()], means),

@@ -36,7 +36,7 @@ lint: $(READY)  ## style, format and types
 #	$(BIN)/python scripts/check_language.py
 
 study: $(READY)  ## finetune by every method on digits, ten seeds, and evaluate: outputs/study (under 20 minutes)
-	$(BIN)/python studies/study.py confirm
+	$(BIN)/python studies/study.py test
 
 benchmark: $(READY)  ## cost of training steps and of evaluation, as ratios
 	$(BIN)/python benchmarks/step_cost.py

@@ -1,90 +1,83 @@
-"""Does nullspace noise help? Each claim as runs from the same starts, compared on the summary score.
+"""Does nullspace noise help? Finetune many methods from the same starts, evaluate them, compare.
 
-    python benchmarks/study.py choose        settings of the noise, one factor at a time, on the validation images
-    python benchmarks/study.py confirm       every method as chosen, fresh seeds, on the test images (make study)
-    python benchmarks/study.py curves        over ε, limit and K, about the defaults, likewise
-    python benchmarks/study.py radius        how large nullspace noise gets on the models of confirm and curves
-    python benchmarks/study.py confirm --data cifar10 --seeds 5 --checkpoint outputs/... data.root=/datasets/cifar10
-    python benchmarks/study.py confirm --data cifar10 --small ...      for a CPU: 150 steps, 500 images, see SMALL
+    python studies/study.py tune      # settings of every method: validation split, seeds 0 to 9
+    python studies/study.py test      # every method as tuned: test split, seeds 100 to 109 (make study)
+    python studies/study.py curves    # over eps, init_scale and num_steps, one at a time; split and seeds as in test
+    python studies/study.py radius    # how large nullspace noise can be, on the finished runs of test and curves
+    python studies/study.py test --data cifar10 --seeds 5 --checkpoint outputs/... data.root=/datasets/cifar10
+    python studies/study.py test --data cifar10 --small ...    # for a CPU: 150 steps, 500 images, see SMALL
+    python studies/study.py test --save                        # also writes studies/results/digits_test.csv
 
-Digits: a plain model is pretrained for each seed, CIFAR-10: all start from the checkpoint. Each start is finetuned by
-every entry of a list with the same data and number of steps (`clean_same_compute`: as much compute as nullspace
-finetuning), and all are judged by suite=digits_study or cifar10_study. Further settings go to every finetuning, or,
-such as suite.max_images=500, to the suite. Two processes work side by side. What was trained or judged before is not
-repeated: a study that was stopped goes on, with the same settings. Each stage ends with its summary.md, in
-outputs/study/digits/choose and the like; tables, all paired differences and the report are in results/ there.
+On digits, a plain model is pretrained for every seed; on CIFAR-10, all runs start from --checkpoint. Every entry of a
+stage finetunes each start with the same data and number of steps (except `clean_same_compute`), and suite=digits_study
+or cifar10_study evaluates all runs. Settings on the command line apply to every finetuning run or, if they start with
+`suite.`, to the evaluation.
+
+An interrupted study continues when the same command is typed again: finished runs and cached evaluations are reused,
+and a finished run with other settings is an error. Results are in outputs/study/DATA/STAGE: summary.md, plots, and in
+results/ the tables and report of evaluate.py.
 """
 
 import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from study_report import finished, report
+from study_report import BASELINE, default_settings, finished_stages, write_report
 
+from nsaug.cli import evaluate, train
 from nsaug.cli.app import format_error
 from nsaug.models.weights import WEIGHTS
 from nsaug.training.resume import diff_configs
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from nsaug.cli import evaluate, train  # noqa: E402
-
-QUIET = ["logger=csv", "logger.num_images=0", "trainer.enable_progress_bar=false", "val_attack_batches=0"]
 
 METHODS = {
-    "clean": "",
-    "clean_two_views": "",
-    "clean_same_compute": "",
-    "nullspace": "",
-    "nullspace_paper": "method=nullspace nullspace=epoch",
-    "random_noise": "",
-    "random_noise_influence": "method=random_noise method.match=influence",
-    "random_noise_start": "method=random_noise method.match=start nullspace.limit=1",  # its best one
-    "fgsm_rs": "",
+    "clean": "method=clean",
+    "clean_two_views": "method=clean_two_views",
+    "clean_same_compute": "method=clean_same_compute",
+    "nullspace": "method=nullspace",
+    "nullspace_paper": "method=nullspace nullspace=universal",
+    "random_noise": "method=random_noise",
+    "random_noise_influence": "method=random_noise method.noise.match=influence",
+    "random_noise_init": "method=random_noise method.noise.match=init nullspace.init_scale=1",  # its best size
+    "fgsm_rs": "method=fgsm_rs",
     "pgd": "method=pgd attack.eps={best}",
     "pgd_3_steps": "method=pgd attack.eps={best} method.attack.num_steps=3",  # costs less than the noise
-    "trades": "",
+    "trades": "method=trades",
 }
-CENTRE = "nullspace.limit=0.5 nullspace.eps=0.3 nullspace.floor=0.5 nullspace.lr=0.1 nullspace.steps=3"
-FACTORS = {
+"""Entries of stage test."""
+
+NOISE_SETTINGS = [
+    *((eps, init_scale, 1) for eps in (0.03, 0.1, 0.3) for init_scale in (0.1, 0.25)),
+    *((eps, init_scale, 3) for eps in (0.03, 0.1, 0.3) for init_scale in (0.1, 0.25, 0.5)),
+    *((0.03, 0.1, 6), (0.03, 1, 3)),
+]
+"""eps, init_scale and num_steps of nullspace noise in stage tune."""
+TUNING_RUNS = {
     "clean": "method=clean",
-    "centre": "",
-    "scope_batch": "nullspace=batch",
-    "floor_0": "nullspace.floor=0",
-    "floor_0.9": "nullspace.floor=0.9",
-    "eps_0.03": "nullspace.eps=0.03",
-    "eps_0.1": "nullspace.eps=0.1",
-    "eps_1": "nullspace.eps=1",
-    "limit_0.25": "nullspace.limit=0.25",
-    "limit_1": "nullspace.limit=1",
-    "limit_3": "nullspace.limit=3",
-    "lr_0.3": "nullspace.lr=0.3",
-    "limit_0.25_lr_0.3": "nullspace.limit=0.25 nullspace.lr=0.3",
-    "eps_0.03_limit_0.25": "nullspace.eps=0.03 nullspace.limit=0.25",
-    "eps_0.03_limit_0.25_steps_1": "nullspace.eps=0.03 nullspace.limit=0.25 nullspace.steps=1",
-    "steps_1": "nullspace.steps=1",
-    "steps_10": "nullspace.steps=10",
-    "norm_held": "nullspace.norm=held",
-    "warm": "nullspace.init=warm",
-    "site_block_1": "nullspace.layer=blocks.1",
-    "weight_0.5": "method.weight=0.5",
-    "weight_2": "method.weight=2",
-    "consistency": "method.consistency=1 method.consistency_of=kl",
-    "growth": "nullspace.floor=0 nullspace.growth=1.3",
-    "paper": "nullspace=epoch",
+    **{
+        f"eps_{eps:g}_init_{scale:g}_steps_{steps}": (
+            f"method=nullspace nullspace.eps={eps:g} nullspace.init_scale={scale:g} nullspace.num_steps={steps}"
+        )
+        for eps, scale, steps in NOISE_SETTINGS
+    },
+    "per_batch": "method=nullspace nullspace=per_batch",
+    "paper": "method=nullspace nullspace=universal",
+    "kl_1": "method=nullspace method.kl_weight=1",
+    "kl_3": "method=nullspace method.kl_weight=3",
+    "random_init_1": "method=random_noise method.noise.match=init nullspace.init_scale=1",
+    "random_influence": "method=random_noise method.noise.match=influence",
+    "random_influence_eps_0.3": "method=random_noise method.noise.match=influence nullspace.eps=0.3",
     "random_norm": "method=random_noise",
-    "random_influence": "method=random_noise method.match=influence",
-    "random_start": "method=random_noise method.match=start",
-    "random_start_limit_1": "method=random_noise method.match=start nullspace.limit=1",
-    "random_start_limit_3": "method=random_noise method.match=start nullspace.limit=3",
     "pgd": "method=pgd",
     "pgd_half": "method=pgd attack.eps={half}",
     "pgd_double": "method=pgd attack.eps={double}",
@@ -95,217 +88,279 @@ FACTORS = {
     "trades_half": "method=trades attack.eps={half}",
     "trades_double": "method=trades attack.eps={double}",
 }
-RADII = {
+"""Entries of stage tune."""
+
+CURVES = {
+    "eps": (0.01, 0.03, 0.1, 0.3, 0.6, 1.0),
+    "init_scale": (0.05, 0.1, 0.25, 0.5, 1.0),
+    "num_steps": (1, 3, 6, 10),
+}
+"""Values of the settings of nullspace noise in stage curves; the others keep their defaults."""
+
+ATTACK_RADII = {
     "digits": {"half": "4/255", "double": "16/255", "best": "16/255"},
     "cifar10": {"half": "1/510", "double": "2/255", "best": "1/255"},
 }
-"""Of PGD in training: beside that of conf/experiment, and the best on the validation images
-(on CIFAR-10 only that and its half were tried, with three steps)."""
-SMALL = ["trainer.max_epochs=-1", "trainer.max_steps=150", "trainer.limit_val_batches=0"]
-SMALL += ["suite.max_images=500", "suite.eps=[1/255]", "suite.severities=[3]"]
-CURVES = {
-    "eps": (0.01, 0.03, 0.1, 0.3, 0.6, 1.0),
-    "limit": (0.25, 0.5, 1.0, 3.0),
-    "steps": (1, 3, 10, 30),
-}
-RADIUS = ["suite=nullspace", *(f"~suite.benchmarks.{name}" for name in ("clean", "noise", "transfer", "exact"))]
-RADIUS += ["suite.eps=[0.03]", "suite.benchmarks.radius.num_noises=1", "suite.benchmarks.radius.init_scales=[1,2]"]
+"""Radii of adversarial training, relative to that of conf/experiment, and the best one in stage tune.
+
+On CIFAR-10, stage tune was run with the default radius and half of it only, with three steps.
+"""
+
+RUN_SETTINGS = ["logger=csv", "logger.num_images=0", "trainer.enable_progress_bar=false", "val_attack_batches=0"]
+SMALL = [
+    *("trainer.max_epochs=-1", "trainer.max_steps=150", "trainer.limit_val_batches=0"),
+    *("suite.max_images=500", "suite.eps=[1/255]", "suite.severities=[3]"),
+]
+RADIUS_SUITE = [
+    "suite=nullspace",
+    *(f"~suite.benchmarks.{name}" for name in ("clean", "noise", "transfer", "exact")),
+    *("suite.eps=[0.03]", "suite.benchmarks.radius.num_noises=1", "suite.benchmarks.radius.init_scales=[1,2]"),
+]
 
 
+def stage_entries(stage: str, data: str) -> dict[str, list[str]]:
+    """Settings of train.py for every entry of a stage, by name."""
+    if stage == "curves":
+        default = default_settings()
+        entries = {"clean": "method=clean", "nullspace": "method=nullspace"}
+        for key, values in CURVES.items():
+            for value in values:
+                if value != default[key]:  # that is the entry nullspace
+                    entries[f"{key}_{value:g}"] = f"method=nullspace nullspace.{key}={value:g}"
+    else:
+        entries = METHODS if stage == "test" else TUNING_RUNS
+    return {name: settings.format(**ATTACK_RADII[data]).split() for name, settings in entries.items()}
+
+
+@dataclass(frozen=True)
 class Study:
-    """One stage of a study on one data set.
+    """One stage of the study on one data set.
 
-    Args:
-        told: the command line.
-        entries: by name, what each is finetuned with beyond what all are.
-        split: what is judged.
-        seeds: those of the finetunings.
+    Attributes:
+        data: digits or cifar10.
+        stage: tune, test, curves or radius.
+        entries: settings of train.py by the name of the entry.
+        seeds: of the finetuning runs.
+        split: the images to evaluate on, val or test.
+        checkpoint: the start of all runs; None: a pretrained model for every seed.
+        settings: additional settings of every finetuning run and, with `suite.`, of the evaluation.
+        processes: number of processes that run at the same time.
     """
 
-    def __init__(self, told: argparse.Namespace, entries: dict[str, list[str]], split: str, seeds: range) -> None:
-        self.told, self.entries, self.split, self.seeds = told, entries, split, seeds
-        self.root = Path("outputs", "study", told.data)
-        self.folder = self.root / told.stage
-        self.suite = [setting for setting in told.settings if setting.startswith("suite.")]
-        self.settings = [setting for setting in told.settings if setting not in self.suite]
-        on_cpu = told.data == "digits"  # a GPU is slower at it
-        self.trainer, self.device = ("trainer=cpu", "device=cpu") if on_cpu else ("trainer=auto", "device=auto")
+    data: str
+    stage: str
+    entries: dict[str, list[str]]
+    seeds: range
+    split: str
+    checkpoint: str | None = None
+    settings: Sequence[str] = ()
+    processes: int = 1
 
-    def runs(self) -> dict[Path, list[str]]:
-        """By folder, what the runs in it are trained with, whatever their seed, in the order in which they can be."""
-        start, told = self.told.checkpoint, {}
+    @property
+    def root(self) -> Path:
+        return Path("outputs", "study", self.data)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.stage
+
+    @property
+    def suite(self) -> list[str]:
+        suite = RADIUS_SUITE if self.stage == "radius" else [f"suite={self.data}_study"]
+        return [*suite, *(setting for setting in self.settings if setting.startswith("suite."))]
+
+    def training_settings(self) -> dict[Path, list[str]]:
+        """Settings of train.py without the seed, by the folder of the runs; the pretrained starts come first."""
+        trainer = "trainer=cpu" if self.data == "digits" else "trainer=auto"  # digits are slower on a GPU
+        common = [trainer, *RUN_SETTINGS]
+        by_folder = {}
+        start = self.checkpoint
         if start is None:
             start = f"{self.root}/pretrained/seed${{seed}}"
-            told[self.root / "pretrained"] = ["experiment=digits_pretrain", "data.val_fraction=0.25"]
+            by_folder[self.root / "pretrained"] = [*common, "experiment=digits_pretrain", "data.val_fraction=0.25"]
+        common += [f"experiment={self.data}_study", f'checkpoint="{start}"']
+        extra = [setting for setting in self.settings if not setting.startswith("suite.")]
         for name, settings in self.entries.items():
-            same = [f"experiment={self.told.data}_study", f'checkpoint="{start}"', f"name={name}"]
-            told[self.folder / name] = [*same, *settings, *self.settings]
-        return {folder: [self.trainer, *QUIET, *words] for folder, words in told.items()}
-
-    def check_settings(self) -> None:
-        """Refuses what the scripts would, and settings that differ from those of runs that are there already."""
-        check(evaluate, f"suite={self.told.data}_study", *self.suite)
-        for folder, words in self.runs().items():
-            now = check(train, *words, name=folder.name)
-            for seed in self.seeds:
-                run = folder / f"seed{seed}"
-                if (run / WEIGHTS).exists():
-                    now.seed = seed
-                    refuse_other_settings(run, now)
-
-    def side_by_side(self, work: Callable[[list[Any]], None], of: list[Any]) -> None:
-        """Each process does its share."""
-        shares = [share for number in range(self.told.processes) if (share := of[number :: self.told.processes])]
-        with ThreadPoolExecutor(self.told.processes) as pool:
-            list(pool.map(work, shares))
+            by_folder[self.folder / name] = [*common, f"name={name}", *settings, *extra]
+        return by_folder
 
     def finetune(self) -> None:
-        """Every entry from the start of every seed; all are judged."""
+        """Finetune every entry from the start of every seed, and evaluate all runs."""
         self.check_settings()
-        self.side_by_side(self.finetune_some, list(self.seeds))
-        self.judge(self.seeds, "results")
+        self.run_parallel(self.finetune_seeds, list(self.seeds))
+        self.evaluate_seeds(self.seeds, "results")  # one table of all; everything is cached by now
 
-    def finetune_some(self, seeds: list[int]) -> None:
-        for folder, words in self.runs().items():
-            self.train(folder, seeds, *words)
-        self.judge(seeds, f"part{seeds[0]}")
+    def check_settings(self) -> None:
+        """Exit with one line if a command would fail, or if a finished run was trained with other settings."""
+        compose_config(evaluate, *self.suite)
+        for folder, settings in self.training_settings().items():
+            config = compose_config(train, *settings, name=folder.name)
+            for seed in self.seeds:
+                if is_finished(folder / f"seed{seed}"):
+                    config.seed = seed
+                    check_same_settings(folder / f"seed{seed}", config)
 
-    def train(self, folder: Path, seeds: list[int], *settings: str) -> None:
-        """The runs of those seeds that are not there yet, in one process."""
-        missing = [seed for seed in seeds if not (folder / f"seed{seed}" / WEIGHTS).exists()]
-        if missing:
-            told = f"seed={','.join(map(str, missing))}"
-            sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=seed${seed}"]
-            self.script("train.py", "-m", told, *settings, *sweep)
-            print(f"trained {folder.relative_to(self.root)}, {told}", flush=True)
+    def finetune_seeds(self, seeds: list[int]) -> None:
+        for folder, settings in self.training_settings().items():
+            missing = [seed for seed in seeds if not is_finished(folder / f"seed{seed}")]
+            if missing:
+                seed_setting = f"seed={','.join(map(str, missing))}"
+                sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=seed${seed}"]
+                self.run_script("train.py", "-m", seed_setting, *settings, *sweep)
+                print(f"trained {folder.relative_to(self.root)}, {seed_setting}", flush=True)
+        self.evaluate_seeds(seeds, f"part{seeds[0]}")
 
-    def judge(self, seeds: Iterable[int], name: str) -> None:
-        runs = [self.folder / entry / f"seed{seed}" for entry in self.entries for seed in seeds]
-        self.evaluate(runs, name, f"suite={self.told.data}_study", f"split={self.split}", *self.suite)
+    def evaluate_seeds(self, seeds: Sequence[int], output: str) -> None:
+        runs = [self.folder / name / f"seed{seed}" for name in self.entries for seed in seeds]
+        self.evaluate_runs(runs, output, f"split={self.split}")
 
-    def radius(self) -> None:
-        """Of the models of the stages that are done, in place of any of its own."""
-        if self.settings or self.told.entries or self.told.checkpoint:
-            raise SystemExit("error: radius is of the models of confirm and curves: leave out all but suite.*")
-        suite = [*RADIUS, *self.suite]
-        check(evaluate, *suite)
-        found: dict[tuple[str, str], Path] = {}
-        for stage in finished(self.root):
+    def measure_radius(self) -> None:
+        """Evaluate the finished runs of test and curves on the radius of their nullspace."""
+        compose_config(evaluate, *self.suite)
+        runs: dict[tuple[str, str], Path] = {}
+        for stage in finished_stages(self.root):
             for seed in self.seeds:
                 for file in sorted(stage.glob(f"*/seed{seed}/{WEIGHTS}")):
-                    found.setdefault(file.parts[-3:-1], file.parent)  # stages share clean and nullspace: the first's
-        runs = list(found.values())
+                    entry, run = file.parts[-3:-1]
+                    runs.setdefault((entry, run), file.parent)  # both stages have clean and nullspace
         if not runs:
-            raise SystemExit("error: radius is of the models of confirm and curves: run one of them first")
-        self.side_by_side(lambda share: self.evaluate(share, f"part{runs.index(share[0])}", *suite), runs)
-        self.evaluate(runs, "results", *suite)
+            fail("stage radius needs finished runs: run the stage test or curves first")
+        folders = list(runs.values())
+        self.run_parallel(lambda share: self.evaluate_runs(share, f"part{folders.index(share[0])}"), folders)
+        self.evaluate_runs(folders, "results")
 
-    def evaluate(self, runs: list[Path], name: str, *suite: str) -> None:
-        where = [f"hydra.run.dir={self.folder}/{name}", f"cache={self.root}/cache", self.device]
-        told = [f"checkpoint=[{','.join(map(str, runs))}]", "tracking.wandb=off", "batch_size=360"]
-        self.script("evaluate.py", *told, *suite, *where)
+    def evaluate_runs(self, runs: Sequence[Path], output: str, *settings: str) -> None:
+        self.run_script(
+            "evaluate.py",
+            f"checkpoint=[{','.join(map(str, runs))}]",
+            *self.suite,
+            *settings,
+            *("tracking.wandb=off", "batch_size=360", f"device={'cpu' if self.data == 'digits' else 'auto'}"),
+            *(f"cache={self.root}/cache", f"hydra.run.dir={self.folder}/{output}"),
+        )
 
-    def script(self, name: str, *arguments: str) -> None:
+    def run_parallel(self, work: Callable[[list[Any]], None], items: list[Any]) -> None:
+        """Call `work` in `processes` threads, with a share of the items each."""
+        shares = [share for first in range(self.processes) if (share := items[first :: self.processes])]
+        with ThreadPoolExecutor(self.processes) as pool:
+            list(pool.map(work, shares))
+
+    def run_script(self, script: str, *settings: str) -> None:
+        """Run a script of this checkout in a process of its own; its output goes to log.txt."""
         log = self.root / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(ROOT / script), *settings]
         with open(log, "a") as file:
-            print("$ python", name, *arguments, file=file, flush=True)
-            before = file.tell()
-            done = subprocess.run([sys.executable, str(ROOT / name), *arguments], stdout=file, stderr=file, check=False)
-        if done.returncode:
-            said = [line for line in log.read_bytes()[before:].decode().splitlines() if line.startswith("error: ")]
-            why = said[-1].removeprefix("error: ") if said else f"the end of {log} says why"
-            # At once: the other process may go on for hours.
-            print(f"error: python {name} failed: {why}", file=sys.stderr, flush=True)
+            print("$ python", script, *settings, file=file, flush=True)
+            start = file.tell()
+            returncode = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+        if returncode:
+            lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
+            errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            reason = errors[-1] if errors else f"see the end of {log}"
+            # Printed now: the exception of a thread is raised only after the other threads have finished.
+            print(f"error: python {script} failed: {reason}", file=sys.stderr, flush=True)
             raise SystemExit(1)
 
 
-def entries_of(stage: str, data: str) -> dict[str, list[str]]:
-    """By name, the settings of a stage's finetunings."""
-    if stage == "choose":
-        told = {}
-        for name, other in FACTORS.items():
-            centre = "" if other == "nullspace=epoch" else CENTRE
-            told[name] = f"method=nullspace {centre} {other}".format(**RADII[data])
-    elif stage == "confirm":
-        told = {name: f"method={name} {other}".format(**RADII[data]) for name, other in METHODS.items()}
-    else:
-        default = OmegaConf.load(ROOT / "conf" / "nullspace" / "sample.yaml")
-        told = {"clean": "method=clean", "nullspace": "method=nullspace"}
-        for key, values in CURVES.items():
-            others = [value for value in values if value != default[key]]
-            told |= {f"{key}_{value:g}": f"method=nullspace nullspace.{key}={value:g}" for value in others}
-    return {name: words.split() for name, words in told.items()}  # what is told twice holds as it is told last
+def is_finished(run: Path) -> bool:
+    return (run / WEIGHTS).exists()
 
 
-def check(script: ModuleType, *words: str, name: str = "suite") -> DictConfig:
-    """The configuration that a script makes of these words; exits with one line where it refuses them."""
+def compose_config(script: ModuleType, *settings: str, name: str = "suite") -> DictConfig:
+    """The checked configuration of a script with these settings; exits with one line if they are wrong."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         try:
-            composed = compose(script.__name__.split(".")[-1], list(words))
-            script.check_settings(composed)
+            config = compose(script.__name__.split(".")[-1], list(settings))
+            script.check_settings(config)
         except Exception as error:
-            raise SystemExit(f"error: {name}: {format_error(error)}") from None
-    return composed
+            fail(f"{name}: {format_error(error)}")
+    return config
 
 
-def refuse_other_settings(run: Path, now: DictConfig) -> None:
-    """Exits where a run was trained with something else than `now`, the start included."""
-    before = OmegaConf.load(run / ".hydra" / "config.yaml")
-    told = (OmegaConf.to_container(each, resolve=True) for each in (before, now))
-    for key, theirs, ours in diff_configs(*told):
-        raise SystemExit(
-            f"error: {run} was trained with {key}={theirs}, this command says {ours}: type the command that made it, or"
-            f" remove {run.parent}"
+def check_same_settings(run: Path, config: DictConfig) -> None:
+    """Exit with one line if a finished run was trained with other settings or from another start."""
+    recorded: Any = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"), resolve=True)
+    current: Any = OmegaConf.to_container(config, resolve=True)
+    for key, old, new in diff_configs(recorded, current):
+        fail(
+            f"{run} was trained with {key}={old}, this command has {new}: type the command of that run, or remove"
+            f" {run.parent}"
         )
 
 
-def count(least: int) -> Callable[[str], int]:
-    """A number on the command line that is no smaller than this."""
+def fail(message: str) -> NoReturn:
+    raise SystemExit(f"error: {message}")
 
-    def number(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{value} is too few: {least} at least")
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """An argparse type: an integer that is not below `minimum`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is too small: type {minimum} or more")
         return value
 
-    return number
+    return integer
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["tune", "test", "curves", "radius"])
+    parser.add_argument("settings", nargs="*", help="settings of every run of train.py, or suite.*")
+    parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
+    parser.add_argument("--checkpoint", help="start of all runs (default on digits: a pretrained model for every seed)")
+    parser.add_argument("--small", action="store_true", help="CIFAR-10 in a few hours of a CPU")
+    parser.add_argument("--seeds", type=at_least(2), default=10, help="number of seeds; two or more, for intervals")
+    parser.add_argument("--processes", type=at_least(1), default=2, help="number of parallel processes")
+    parser.add_argument("--entries", type=lambda text: text.split(","), help="only these: clean,nullspace")
+    parser.add_argument("--save", action="store_true", help="write the table to studies/results/DATA_STAGE.csv")
+    return parser.parse_intermixed_args()
+
+
+def make_study(args: argparse.Namespace) -> Study:
+    """The study of a command line; exits with one line if arguments do not fit together."""
+    if args.stage == "radius":
+        other = [setting for setting in args.settings if not setting.startswith("suite.")]
+        if other or args.entries or args.checkpoint or args.small:
+            fail("stage radius evaluates the runs of test and curves: only suite.* settings apply")
+        entries = {}
+    else:
+        if args.data == "cifar10" and args.checkpoint is None:
+            fail("--checkpoint is missing: name a run of experiment=cifar10_pretrain")
+        if args.small and args.data != "cifar10":
+            fail("--small applies to CIFAR-10: add --data cifar10, or remove it")
+        available = stage_entries(args.stage, args.data)
+        names = args.entries or list(available)
+        if unknown := set(names) - set(available):
+            fail(f"--entries {min(unknown)}: choose among {', '.join(available)}")
+        for needed in (BASELINE, "nullspace") if args.stage == "curves" else (BASELINE,):
+            if needed not in names:
+                fail(f"--entries has no {needed}, which the others are compared with: add it")
+        entries = {name: available[name] for name in names}
+    first_seed, split = (0, "val") if args.stage == "tune" else (100, "test")
+    return Study(
+        data=args.data,
+        stage=args.stage,
+        entries=entries,
+        seeds=range(first_seed, first_seed + args.seeds),
+        split=split,
+        checkpoint=args.checkpoint,
+        settings=[*(SMALL if args.small else ()), *args.settings],
+        processes=args.processes,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["choose", "confirm", "curves", "radius"])
-    parser.add_argument("settings", nargs="*", help="of every finetuning, as train.py takes them, or suite.*")
-    parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
-    parser.add_argument("--checkpoint", help="the run that all start from; digits pretrain their own")
-    parser.add_argument("--small", action="store_true", help="CIFAR-10 within hours of a CPU")
-    parser.add_argument("--seeds", type=count(2), default=10, help="of one there would be no interval")
-    parser.add_argument("--processes", type=count(1), default=2)
-    parser.add_argument(
-        "--entries", type=lambda text: text.split(","), help="of the stage's, these alone: clean,nullspace"
-    )
-    told = parser.parse_intermixed_args()
-    if told.data == "cifar10" and told.checkpoint is None and told.stage != "radius":
-        raise SystemExit("error: --checkpoint is missing: name a run of experiment=cifar10_pretrain")
-    if told.small and told.data != "cifar10":
-        raise SystemExit("error: --small is of CIFAR-10: add --data cifar10, or leave it out")
-    told.settings = [*(SMALL if told.small else ()), *told.settings]
+    args = parse_args()
+    study = make_study(args)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    first, split = (0, "val") if told.stage == "choose" else (100, "test")
-    seeds = range(first, first + told.seeds)
-    if told.stage == "radius":
-        study = Study(told, {}, split, seeds)
-        study.radius()
+    if study.stage == "radius":
+        study.measure_radius()
     else:
-        entries = entries_of(told.stage, told.data)
-        chosen = told.entries or list(entries)
-        if unknown := set(chosen) - set(entries):
-            raise SystemExit(f"error: --entries {min(unknown)}: choose among {', '.join(entries)}")
-        for needed in ("clean", "nullspace") if told.stage == "curves" else ("clean",):
-            if needed not in chosen:
-                raise SystemExit(f"error: --entries lacks {needed}, with which the others are compared: add it")
-        study = Study(told, {name: entries[name] for name in chosen}, split, seeds)
         study.finetune()
-    print(report(study.folder))
+    print(write_report(study.folder, save=args.save))
 
 
 if __name__ == "__main__":

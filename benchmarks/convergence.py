@@ -4,8 +4,8 @@
     python benchmarks/convergence.py --models vit_ti      one of vit_ti, cifar10, digits
     python benchmarks/convergence.py --check              the default settings alone; exits 1 below the bar
 
-Models and images: ViT-Ti/16 (AugReg) on imagenette's validation images and a ViT of 1.2 M parameters on CIFAR-10's, both
-from ../shared/data (or NSAUG_SHARED), and a ViT of 87,000 parameters trained here on digits for a few seconds.
+Models and images: ViT-Ti/16 (AugReg) on imagenette's validation images, a ViT of 1.2 M parameters on CIFAR-10's (both
+from ../shared/data, or NSAUG_SHARED), and a ViT of 87,000 parameters that is trained on digits here, in seconds.
 
 Columns: fraction of the images whose noise is below eps, mean influence, agreement of the predicted class with that
 without noise, each at the start and at the end; root mean square of the noise at the end in multiples of rms(u).
@@ -126,6 +126,13 @@ def measure(model: NoisyViT, images: Tensor, clean: Tensor, config: NullspaceNoi
     }  # fmt: skip
 
 
+def format_row(name: str, config: NullspaceNoise, row: dict[str, float]) -> str:
+    below, agreement = (f"{100 * row[f'{key}_before']:5.1f} -> {100 * row[key]:5.1f}" for key in ("below", "agreement"))
+    influence = f"{row['influence_before']:.4f} -> {row['influence']:.4f}"
+    settings = f"{name:8} {config.eps:4g} {config.init_scale:5g} {config.num_steps:2}"
+    return f"{settings}   {below}  {influence}   {agreement} {row['rms']:7.3f}"
+
+
 def failures(name: str, config: NullspaceNoise, row: dict[str, float]) -> list[str]:
     where = f"{name}, eps {config.eps:g}"
     result = []
@@ -160,12 +167,7 @@ def main() -> None:
             for init_scale, num_steps in grid:
                 config = NullspaceNoise(eps=eps, init_scale=init_scale, num_steps=num_steps)
                 row = measure(model, images, clean, config)
-                print(
-                    f"{name:8} {eps:4g} {init_scale:5g} {num_steps:2} {100 * row['below_before']:6.1f} -> {100 * row['below']:5.1f}"
-                    f"  {row['influence_before']:.4f} -> {row['influence']:.4f}"
-                    f"  {100 * row['agreement_before']:5.1f} -> {100 * row['agreement']:5.1f} {row['rms']:8.3f}",
-                    flush=True,
-                )
+                print(format_row(name, config, row), flush=True)
                 if (init_scale, num_steps) == (DEFAULT.init_scale, DEFAULT.num_steps):
                     failed += failures(name, config, row)
     if options.check:

@@ -36,8 +36,6 @@ from nsaug.utils.types import (
 log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor, Any]
-
-
 Momentum = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 
 
@@ -61,7 +59,7 @@ class NonFiniteLoss(UserError):
 class Finetuner(L.LightningModule):
     """Finetune a ViT by a method, with automatic optimization.
 
-    A method such as `Nullspace` synthesizes the noise of the batch inside its `loss`; the optimizer then takes a step
+    A method such as `NoiseAugmentation` synthesizes the noise of the batch inside its `loss`; the optimizer then takes a step
     on the returned loss.
 
     Args:

@@ -59,8 +59,8 @@ class NonFiniteLoss(UserError):
 class Finetuner(L.LightningModule):
     """Finetune a ViT by a method, with automatic optimization.
 
-    A method such as `NoiseAugmentation` synthesizes the noise of the batch inside its `loss`; the optimizer then takes a step
-    on the returned loss.
+    A method such as `NoiseAugmentation` synthesizes the noise of the batch inside its `loss`; the optimizer then takes
+    a step on the returned loss.
 
     Args:
         vit: the model.

@@ -4,7 +4,7 @@ import torch
 
 from nsaug.attacks import Attack
 from nsaug.cli import train
-from tests.commands import FAST, metrics, cli_error, run
+from tests.commands import FAST, cli_error, metrics, run
 
 
 class BlackImages:

@@ -126,8 +126,11 @@ def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys):
         return step(self, *rest)
 
     monkeypatch.setattr(Finetuner, "training_step", interrupted)
-    with pytest.raises(SystemExit) as stop:
-        run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run")
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run")
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores further ones
     assert stop.value.code == 130
     output = capsys.readouterr()
     assert output.out.splitlines() == [f"stopped by Ctrl-C: type resume={tmp_path}/run to continue"]

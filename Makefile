@@ -33,7 +33,7 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-#	$(BIN)/python scripts/check_language.py
+	$(BIN)/python scripts/check_language.py
 
 study: $(READY)  ## finetune by every method on digits, ten seeds, and evaluate: outputs/study (under 20 minutes)
 	$(BIN)/python studies/study.py test

@@ -15,7 +15,7 @@ from nsaug.utils.types import flatten
 
 log = logging.getLogger(__name__)
 
-DUPLICATED_KEYS = re.compile(r"method\.(match_compute_of\.)?synthesis\.")
+DUPLICATED_KEYS = re.compile(r"method\.(match_compute_of\.)?noise\.(?!match$)")
 """Settings of a method that repeat those under `nullspace`."""
 
 

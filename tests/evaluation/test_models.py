@@ -11,7 +11,7 @@ def runs(tmp_path):
     vit = tiny_vit()
     for name, eps, seed in (("nullspace", 0.01, 0), ("nullspace", 0.01, 1), ("nullspace", 0.1, 0), ("clean", 0.03, 0)):
         nullspace = {"eps": eps, "steps": 3}
-        settings = {"method": {"synthesis": nullspace}, "nullspace": nullspace, "trainer": {"max_steps": -1}}
+        settings = {"method": {"noise": nullspace}, "nullspace": nullspace, "trainer": {"max_steps": -1}}
         metadata = {"name": name, "method": name, "seed": seed, "settings": settings}
         save_config(tmp_path / f"{name}-{eps}-{seed}", vit, metadata)
         save_weights(tmp_path / f"{name}-{eps}-{seed}", vit.model)

@@ -12,7 +12,7 @@ LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
 
 
 class Method(nn.Module):
-    """Turns a batch into a loss. Subclasses define `loss`; state kept across steps belongs into buffers.
+    """Turns a batch into a loss. Subclasses define `loss`; keep state across steps in buffers.
 
     Attributes:
         name: in tables and dashboards.

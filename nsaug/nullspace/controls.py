@@ -8,41 +8,60 @@ from torch import Tensor, nn
 
 from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode
 from nsaug.nullspace.influence import influence
-from nsaug.nullspace.noise import NoiseResult, matches_eval_mode, measure_noise, root_mean_square, scale_noise
+from nsaug.nullspace.noise import Batches, NoiseResult, eval_logits, measure_noise, root_mean_square, scale_noise
+from nsaug.nullspace.universal import UniversalNoise
+from nsaug.utils.errors import UserError
 from nsaug.utils.rng import GeneratorLike
 from nsaug.utils.types import validate_args
 
 NUM_BISECTIONS = 10
 """Forwards that matching the influence takes in training."""
+MAX_SCALE = 100.0
+"""Noise that has not reached ε at this multiple of its start stays below: an untrained model hardly reacts at all."""
 
 
 class RandomNoise(nn.Module):
     """Random noise beside a source of nullspace noise, with the same scope, layer and distribution of the start.
 
+    Like the noise of its reference, it is drawn for every batch or, beside `UniversalNoise`, for every epoch.
+
     Args:
         reference: the source that the noise is compared with.
         match: `init`: the noise that the reference starts from, by far the cheapest; `norm`: scaled to the norm of the
             noise that the reference ends with; `influence`: scaled to an influence just below ε.
+
+    Raises:
+        UserError: the reference does not say what it starts from.
     """
+
+    epoch_start: Tensor
 
     @validate_args
     def __init__(self, reference: Any, match: Literal["init", "norm", "influence"] = "norm") -> None:
         super().__init__()
+        if not hasattr(reference, "start"):
+            raise UserError(
+                f"method=random_noise: {type(reference).__name__} has no method start(model, images, generator): choose"
+                " nullspace=per_image, per_batch or universal, or add it"
+            )
         self.reference = reference
         self.match = match
         self.name = "random_noise" if match == "norm" else f"random_noise_{match}"
         self.eps: float = reference.eps
         self.layer: str = reference.layer
-        self.advice: str = reference.advice
+        self.advice: str = reference.advice if match == "norm" else "lower nullspace.init_scale, or raise nullspace.eps"
         self.cost = 1 / 3 + {"init": 0.0, "norm": reference.cost, "influence": NUM_BISECTIONS / 3}[match]
 
     def setup(self, model: NoisyViT) -> None:
-        if hasattr(self.reference, "setup"):
+        if isinstance(self.reference, UniversalNoise):
             self.reference.setup(model)
+            self.register_buffer("epoch_start", torch.zeros_like(self.reference.noise))
 
-    def start_epoch(self, *args: Any) -> None:
-        if hasattr(self.reference, "start_epoch"):
-            self.reference.start_epoch(*args)
+    def start_epoch(self, model: NoisyViT, batches: Batches, num_batches: int, generator: Any, reduce: Any) -> None:
+        if isinstance(self.reference, UniversalNoise):
+            if self.match == "norm":
+                self.reference.start_epoch(model, batches, num_batches, generator, reduce)
+            self.epoch_start.copy_(self.reference.start(model, self.epoch_start, generator))
 
     def forward(
         self,
@@ -52,18 +71,18 @@ class RandomNoise(nn.Module):
         clean_logits: Tensor | None = None,
         generator: GeneratorLike = None,
     ) -> NoiseResult:
-        noise = self.reference.start(model, images, generator)
-        with torch.no_grad():
-            if self.match == "norm":
-                other = self.reference(model, images, targets, clean_logits, generator).noise
-                noise = scale_noise(noise, root_mean_square(other) / root_mean_square(noise))
-            elif self.match == "influence":
-                with eval_mode(model):
-                    known = clean_logits is not None and matches_eval_mode(model)
-                    clean = clean_logits.detach() if known and clean_logits is not None else model(images)
-                    matched = match_influence(model, images, noise, clean, self.eps, NUM_BISECTIONS, self.layer)
-                noise = scale_noise(noise, matched.scale)
-        return measure_noise(model, images, noise, clean_logits, self.eps, self.layer)
+        clean = eval_logits(model, images, clean_logits)
+        shared = isinstance(self.reference, UniversalNoise)
+        noise = self.epoch_start if shared else self.reference.start(model, images, generator)
+        if self.match == "norm":
+            with torch.no_grad():
+                reference_noise = self.reference(model, images, targets, clean_logits, generator).noise
+            noise = scale_noise(noise, root_mean_square(reference_noise) / root_mean_square(noise))
+        elif self.match == "influence":
+            with eval_mode(model):
+                matched = match_influence(model, images, noise, clean, self.eps, NUM_BISECTIONS, self.layer)
+            noise = scale_noise(noise, matched.scale)
+        return measure_noise(model, images, noise, clean, self.eps, self.layer)
 
 
 @dataclass(frozen=True)
@@ -91,8 +110,8 @@ def match_influence(
 ) -> InfluenceMatch:
     """Find the scale at which noise has an influence just below ε, by bisection on forwards alone.
 
-    The scale grows or shrinks by 4 until ε is bracketed, then the bracket is halved on a logarithmic axis. Since
-    the influence of small noise grows with the square of its scale, the first guess starts from that law.
+    The scale grows or shrinks by 4 until ε is bracketed, then the bracket is halved on a logarithmic axis. The first
+    guess takes the influence to grow with the square of the scale, as that of small noise does.
 
     Args:
         model: in a mode that computes the same as eval mode.
@@ -104,7 +123,7 @@ def match_influence(
         layer: where the noise is added.
 
     Returns:
-        The largest scale that was tried with an influence below ε; 0 if there was none.
+        The largest scale that was tried with an influence below ε, at most MAX_SCALE; 0 if there was none.
     """
     scale = torch.ones(len(noise), device=noise.device, dtype=noise.dtype)
     low, best = torch.zeros_like(scale), torch.zeros_like(scale)
@@ -116,8 +135,9 @@ def match_influence(
         low, best = torch.where(below, scale, low), torch.where(below, current, best)
         high = torch.where(below, high, scale)
         if step == 0:
-            guess = scale * (0.9 * eps / current).sqrt().clamp(1e-3, 1e3)
+            guess = (0.9 * eps / current).sqrt()
+            guess = torch.where(below, guess.clamp_min(1.05), guess)
         else:
             guess = torch.where(high.isinf(), 4 * low, torch.where(low == 0, high / 4, (low * high).sqrt()))
-        scale = guess
+        scale = guess.clamp_max(MAX_SCALE)
     return InfluenceMatch(low, best)

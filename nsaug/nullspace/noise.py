@@ -26,7 +26,7 @@ Eps = Annotated[FiniteFloat, Field(gt=0, lt=2)]
 ReduceMean = Callable[[Tensor], Tensor]
 """Averages a tensor over all ranks; every rank has to call it equally often."""
 Batches = Callable[[int, int], Iterable[Tensor]]
-"""From the number of a pass over the data and a count to that many batches of images, (B, 3, H, W) in [0, 1]."""
+"""A function (pass_number, count) that yields `count` batches of images, (B, 3, H, W) in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class NoiseSource(Protocol):
 
 
 def start_noise(
-    model: NoisyViT, images: Tensor, count: int, scale: float | Tensor, layer: str, generator: GeneratorLike
+    model: NoisyViT, like: Tensor, count: int, scale: float | Tensor, layer: str, generator: GeneratorLike
 ) -> Tensor:
-    """`count` noises drawn from U(-scale, scale), (count, *model.noise_shape(layer)), scale in the layer's units."""
-    return scale * (2 * uniform((count, *model.noise_shape(layer)), generator, images) - 1)
+    """`count` noises from U(-scale, scale), (count, *model.noise_shape(layer)), with the dtype of `like`."""
+    return scale * (2 * uniform((count, *model.noise_shape(layer)), generator, like) - 1)
 
 
 @torch.no_grad()
@@ -104,28 +104,47 @@ def embedding_rms(model: NoisyViT, images: Tensor, layer: str = PATCH_EMBED) -> 
         return full_precision(model.activations(images, layer)).square().mean().sqrt()
 
 
+def eval_logits(model: NoisyViT, images: Tensor, clean_logits: Tensor | None = None) -> Tensor:
+    """The logits without noise in eval mode, (B, C), without a graph.
+
+    Args:
+        clean_logits: (B, C), in the mode that the model is in, if the caller has them: reused if that mode computes
+            the same as eval mode.
+    """
+    if clean_logits is not None and matches_eval_mode(model):
+        return clean_logits.detach()
+    if clean_logits is None:
+        check_images(images)
+    with torch.no_grad(), eval_mode(model):
+        return model(images)
+
+
 def measure_noise(
     model: NoisyViT,
     images: Tensor,
     noise: Tensor,
-    clean_logits: Tensor | None,
+    clean_logits: Tensor,
     eps: float,
     layer: str,
     influence_before: Tensor | None = None,
 ) -> NoiseResult:
     """The result for a noise that is final: its logits, its influence and whether it is below ε.
 
-    Logits are computed in the mode of the model; if that differs from eval mode, the influence takes another forward.
+    Args:
+        clean_logits: (B, C), those of `eval_logits`.
+        influence_before: (B,), of the noise that a source started from; that of `noise` if None.
+
+    The logits are computed in the mode of the model; if that differs from eval mode, the influence takes one more
+    forward.
     """
-    logits = model(images, noise, layer)
-    if clean_logits is not None and matches_eval_mode(model):
-        after = influence(logits.detach(), clean_logits.detach())
-    else:
+    logits = measured = model(images, noise, layer)
+    if not matches_eval_mode(model):
         with torch.no_grad(), eval_mode(model):
-            after = influence(model(images, noise, layer), model(images))
-    bounded = after if len(noise) == len(images) else after.mean(0, keepdim=True)
+            measured = model(images, noise, layer)
+    after = influence(measured.detach(), clean_logits)
+    limited = after if len(noise) == len(images) else after.mean(0, keepdim=True)
     before = after if influence_before is None else influence_before
-    return NoiseResult(noise, logits, before, after, (bounded < eps).expand(len(images)))
+    return NoiseResult(noise, logits, before, after, (limited < eps).expand(len(images)))
 
 
 def check_images(images: Tensor) -> None:

@@ -10,9 +10,8 @@ from nsaug.nullspace.influence import influence, probability_change
 from nsaug.nullspace.noise import (
     Eps,
     NoiseResult,
-    check_images,
     embedding_rms,
-    matches_eval_mode,
+    eval_logits,
     measure_noise,
     scale_noise,
     start_noise,
@@ -23,7 +22,7 @@ from nsaug.utils.types import NonNegativeInt, PositiveFloat, validated_dataclass
 LEVEL = 0.6
 """Influence that the steps aim at, as a fraction of ε: a little inside, to allow for the error of linearization."""
 MAX_STEP = 0.5
-"""Norm of a step at most, as a fraction of the norm of the noise: farther away, the gradient says little."""
+"""Largest norm of a step, as a fraction of the norm of the noise: farther away, the gradient says little."""
 
 
 @validated_dataclass
@@ -78,9 +77,9 @@ def synthesize(
     """Move random noise to the boundary of the ε-approximate nullspace, from either side.
 
     With φ(v) = ||softmax f(u + v) - softmax f(u)||, the square root of the influence, every update is the smallest
-    change of v after which log φ, linearized, is at the level set φ² = LEVEL ε. (In the logarithm, because φ grows
-    almost exponentially while the model is confident: a linear φ overshoots.) The last update also shrinks noise that
-    is still above ε. Always K updates: K + 1 forwards and K backwards to the noise
+    change of v after which log φ, linearized, is at the level set φ² = LEVEL ε, as in DeepFool. (In the logarithm,
+    because φ grows almost exponentially while the model is confident: steps in φ itself overshoot.) Noise that is still
+    above ε before the last update is also shrunk by it. Always K updates: K + 1 forwards and K backwards to the noise
     alone, without waiting for the device. A training step costs (6 + 2 K) / 3 plain ones, counting a forward, a
     backward to activations and a backward to weights as 1 each.
 
@@ -90,23 +89,17 @@ def synthesize(
         config: the settings; the defaults of `NullspaceNoise` if None.
         clean_logits: (B, C), the logits without noise, if the caller has them: saves a forward.
         generator: draws the start; on the device of the images, or one generator per image.
-        rms: rms(u), the unit of `init_scale`, if it shall not depend on these images; a scalar.
+        rms: rms(u), the unit of `init_scale`, to make the start independent of these images; a scalar.
 
     Returns:
         Noise for each image, (B, ...), or (1, ...) with scope per_batch. The logits come from the last forward and
         carry the graph that the loss needs.
 
     Raises:
-        UserError: no images, values outside [0, 1], an unknown layer.
+        UserError: an unknown layer; without `clean_logits` also no images, or values outside [0, 1].
     """
     config = config or NullspaceNoise()
-    same_as_eval = matches_eval_mode(model)
-    if clean_logits is None or not same_as_eval:
-        if clean_logits is None:
-            check_images(images)
-        with torch.no_grad(), eval_mode(model):
-            clean_logits = model(images)
-    clean_logits = clean_logits.detach()
+    clean_logits = eval_logits(model, images, clean_logits)
     noise = config.start(model, images, generator, rms)
     target = (LEVEL * config.eps) ** 0.5
     before = None
@@ -122,8 +115,9 @@ def synthesize(
             before = influence(logits.detach(), clean_logits) if before is None else before
             noise = newton_step(noise, gradient, phi, target)
             if step == config.num_steps - 1:
-                noise = scale_noise(noise, torch.where(phi.square() >= config.eps, target / phi, 1.0))
-    return measure_noise(model, images, noise, clean_logits if same_as_eval else None, config.eps, config.layer, before)
+                shrink = torch.where(phi.square() >= config.eps, target / phi, 1.0)
+                noise = scale_noise(noise, shrink.to(noise.dtype))
+    return measure_noise(model, images, noise, clean_logits, config.eps, config.layer, before)
 
 
 def newton_step(noise: Tensor, gradient: Tensor, phi: Tensor, target: float) -> Tensor:
@@ -145,6 +139,7 @@ def newton_step(noise: Tensor, gradient: Tensor, phi: Tensor, target: float) -> 
 
 
 def _distance(logits: Tensor, clean_logits: Tensor, shared: bool) -> Tensor:
-    """φ of each noise: (B,), or (1,) for the root of the mean influence. norm() has a gradient at 0, sqrt() none."""
+    """φ of each noise: (B,), or (1,) for the root of the mean influence."""
+    # norm() rather than the square root of the influence: its gradient at 0 is 0, not NaN.
     change = probability_change(logits, clean_logits)
     return change.flatten().norm()[None] / len(change) ** 0.5 if shared else change.norm(dim=-1)

@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode
+from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode, params_frozen
 from nsaug.nullspace.influence import full_precision, influence
 from nsaug.nullspace.noise import (
     Batches,
@@ -13,6 +13,7 @@ from nsaug.nullspace.noise import (
     NoiseResult,
     ReduceMean,
     check_images,
+    eval_logits,
     measure_noise,
     root_mean_square,
     scale_noise,
@@ -32,7 +33,7 @@ class UniversalConfig:
     init_scale: PositiveFloat = 3.0
     """The noise starts from U(-init_scale, init_scale), in the units of the patch embeddings."""
     lr: PositiveFloat = 0.1
-    """Of AdamW on the noise, in the same units; a cosine decays it over all `num_passes`."""
+    """Of AdamW on the noise, in the same units; a cosine decays it over `num_passes` whole passes over the data."""
     num_passes: PositiveInt = 3
     """Passes over part of the data, at most."""
     data_fraction: PositiveFraction = 0.1
@@ -56,8 +57,9 @@ def learn_universal(
 ) -> NoiseResult:
     """Learn one noise from batch after batch, as the authors do (arXiv 2403.10476; github.com/Liu-Hy/ns-vit).
 
-    Minimizes the mean L2 distance of the logits by AdamW (weight decay 0.01, torch's default), the model in eval mode.
-    The influence is measured on the current batch before its update.
+    Minimize the mean L2 distance of the logits by AdamW (weight decay 0.01, torch's default), the model in eval mode.
+    The influence is measured on the current batch before its update, so that the last update of a noise that never
+    gets below ε is not measured.
 
     Args:
         model: gradients, modes, running statistics and other generators stay unchanged.
@@ -79,15 +81,15 @@ def learn_universal(
     config = config or UniversalConfig()
     noise = before = None
     updates = config.num_updates(num_batches)
-    with eval_mode(model):
+    with eval_mode(model), params_frozen(model):
         for images in _iterate_passes(batches, config.num_passes, updates):
             check_images(images)
             if noise is None:
                 if start is None:
                     start = start_noise(model, images, 1, config.init_scale, config.layer, generator)
-                noise, norm = start.clone().requires_grad_(), root_mean_square(start)
+                noise, start_rms = start.clone().requires_grad_(), root_mean_square(start)
                 optimizer = torch.optim.AdamW([noise], lr=config.lr)
-                decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_batches * config.num_passes)
+                scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_batches * config.num_passes)
             with torch.no_grad():
                 clean_logits = full_precision(model(images))
             with torch.enable_grad():
@@ -101,10 +103,10 @@ def learn_universal(
             # Not backward(): it would fill the gradients of the parameters, which the outer step accumulates into.
             noise.grad = reduce_mean(torch.autograd.grad(distance, noise)[0])
             optimizer.step()
-            decay.step()
+            scheduler.step()
             if keep_norm:
                 with torch.no_grad():
-                    noise.copy_(scale_noise(noise, norm / root_mean_square(noise)))
+                    noise.copy_(scale_noise(noise, start_rms / root_mean_square(noise)))
     if noise is None or before is None:
         raise UserError("there are no batches to learn the noise from: the training set is empty")
     return NoiseResult(noise.detach(), logits.detach(), before, after, converged.expand(len(after)))
@@ -171,6 +173,7 @@ class UniversalNoise(nn.Module):
         clean_logits: Tensor | None = None,
         generator: GeneratorLike = None,
     ) -> NoiseResult:
+        clean_logits = eval_logits(model, images, clean_logits)
         return measure_noise(model, images, self.noise, clean_logits, self.eps, self.layer)
 
 

@@ -84,7 +84,7 @@ def digits_vit(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         run(train, monkeypatch, *FAST, "method=clean", "trainer.max_epochs=12", f"hydra.run.dir={folder}/run")
-    return build_vit(**find_models(f"{folder}/run", None)[0].model()).eval()
+    return build_vit(**find_models(f"{folder}/run", None)[0].build_args()).eval()
 
 
 @pytest.mark.parametrize(

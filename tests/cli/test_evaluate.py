@@ -36,7 +36,7 @@ def test_interrupted_evaluation_resumes(trained, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Benchmark, "run", interrupted_run)
     interrupt = True
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         run(evaluate, monkeypatch, *small, f"hydra.run.dir={tmp_path}/interrupted")
     assert "clean" in (tmp_path / "interrupted" / "results.csv").read_text(), "finished rows are written"
     interrupt = False

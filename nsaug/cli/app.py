@@ -1,6 +1,5 @@
 """Entry points with one-line errors, and checks of a configuration before anything is built."""
 
-import difflib
 import functools
 import inspect
 import logging
@@ -31,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, first_line, unknown_name
 
 # attack.eps=4/255 in the name of a sweep's folder would create a folder within a folder.
 OmegaConf.register_new_resolver("nsaug.filename", lambda text: text.replace("/", ":"), replace=True)
@@ -237,11 +236,7 @@ def _format_missing_config(error: MissingConfigException) -> str:
 
 def _unknown_key(key: str, known: Iterable[str]) -> str:
     prefix, _, name = key.rpartition(".")
-    names = sorted(known)
-    matches = difflib.get_close_matches(name, names, n=1)
-    scope = f"{prefix}." if prefix else ""
-    hint = f"did you mean {scope}{matches[0]}?" if matches else f"choose among {', '.join(names)}"
-    return f"{key}: no such setting; {hint}"
+    return unknown_name(prefix, name, known)
 
 
 def validate_config(cfg: DictConfig, top_level_keys: set[str]) -> None:

@@ -3,8 +3,10 @@
 import datetime
 import json
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
-from nsaug.utils.errors import UserError, first_line
+from nsaug.cli.app import INTERRUPTED, entry_point, instantiate, validate_config, validate_value
+from nsaug.utils.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from nsaug.data import TestDataset
-    from nsaug.evaluation import EvalModel, NamedBenchmark, Subset
+    from nsaug.evaluation import Entry, EvalModel, Plan, SuiteConfig, Unit, Workers
     from nsaug.models.noisy_vit import NoisyViT
 
 log = logging.getLogger("nsaug.evaluate")
 
-TOP_LEVEL_KEYS = {"data", "model", "suite", "checkpoint", "seed", "batch_size", "device", "cache", "tracking", "split"}
-SUITE_KEYS = {
-    "benchmarks", "score", "corruption_error", "max_images", "image_list", "require_data",
-    "eps", "eps_autoattack", "eps_l2", "std", "severities", "num_images", "num_noises", "layer", "root", "imagenet",
+TOP_LEVEL_KEYS = {
+    "data", "model", "suite", "checkpoint", "seed", "batch_size", "cache", "tracking", "split",
+    "accelerator", "devices", "num_nodes", "shard", "dry_run",
 }  # fmt: skip
 
 
@@ -36,167 +38,161 @@ def main(cfg: DictConfig) -> None:
     """Run every benchmark of the suite on every model, then write tables, plots and a report."""
     check_settings(cfg)
 
-    import pandas as pd
-    import torch
+    from nsaug.evaluation import ResultCache, Runner, Workers, parse_shard
+    from nsaug.evaluation.progress import show_progress
 
-    from nsaug.evaluation import ResultCache, Subset, find_models, run_suite
-    from nsaug.evaluation.reporting.aggregate import COLUMNS, append_csv, cross_benchmark_rows, result_rows
-    from nsaug.evaluation.reporting.report import write_report
+    suite = build_suite_config(cfg)
+    shard = parse_shard(cfg.shard)
+    cache = ResultCache(Path(cfg.cache))
+    workers = Workers(cfg.accelerator, to_plain(cfg.devices), cfg.num_nodes)
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    # The first process lists the images and checks every model and benchmark before the others are started.
+    plan, missing, num_workers = prepare(cfg, suite, workers.device) if workers.is_first else (None, [], 0)
+    if cfg.dry_run:
+        if plan is not None:
+            print_plan(cfg, plan, cache, missing, workers)
+        return
+    cache.check_writable()
+    workers.start()
+    plan, num_workers = workers.broadcast((plan, num_workers))
+    load = partial(load_vit, cfg, workers.device)
+    runner = Runner(plan, load, cache, workers.device, cfg.batch_size, num_workers // workers.local_size)
+    pending = workers.broadcast(runner.pending(*shard) if workers.is_first else [])
 
-    # Suite
-    benchmarks = build_benchmarks(cfg)
-    score = build_optional(cfg.suite.get("score"))
-    corruption_error = build_optional(cfg.suite.get("corruption_error"))
-    if score:
-        score.check(benchmark.name for benchmark in benchmarks)
-    benchmarks, missing = drop_missing_datasets(benchmarks, cfg.suite.get("require_data", False))
-    subset = Subset(seed=cfg.seed, max_images=cfg.suite.max_images, image_list=cfg.suite.get("image_list"))
+    with one_line_interrupt(cfg, workers.is_first):
+        if workers.is_first:
+            with show_progress(sum(unit.cost for unit in pending), lambda: workers.add_progress(0)):
+                compute(runner, pending, workers)
+        else:
+            compute(runner, pending, workers)
+            return
+        if cfg.shard is not None:
+            log.info(
+                "shard %s is done, its results are in %s: run the same command without shard= for the tables",
+                cfg.shard, cfg.cache,
+            )  # fmt: skip
+            return
+        results = runner.results()
+    report(cfg, suite, results, missing, workers.device)
 
-    # Models and data: every model is checked before the first one is evaluated
-    checkpoint = list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint
-    models = find_models(checkpoint, cfg.model.get("name"))
+
+def compute(runner: "Runner", pending: "Sequence[Unit]", workers: "Workers") -> None:
+    """Compute this process's part of the units."""
+    runner.compute((pending[number] for number in workers.take(len(pending))), lambda unit: workers.add_progress(unit.cost))
+    workers.finish()
+
+
+@contextmanager
+def one_line_interrupt(cfg: DictConfig, is_first: bool) -> Iterator[None]:
+    """Print one line at Ctrl-C: what is kept, and how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_first:
+            log.warning("stopped by Ctrl-C: finished blocks are in %s; type the same command to continue", cfg.cache)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def prepare(cfg: DictConfig, suite: "SuiteConfig", device: "torch.device") -> "tuple[Plan, list[str], int]":
+    """Check all models, data sets and benchmarks, and list the units of work.
+
+    Returns:
+        The plan, one line per missing data set, and the number of processes that load images.
+    """
+    from nsaug.evaluation import Planner, Subset, expand, find_models
+
+    entries = expand(suite, instantiate)
+    entries, missing = drop_missing_datasets(entries, suite.require_data)
+    models = find_models(to_plain(cfg.checkpoint), cfg.model.get("name"))
     get_data = make_data_loader(cfg)
-    num_forwards = 0
     for model in models:
-        data = get_data(model)
-        if corruption_error:
-            corruption_error.check(data)
-        check_benchmarks(benchmarks, data, model)
-        num_forwards += count_forwards(benchmarks, data, subset)
+        check_benchmarks(entries, get_data(model), model)
         if not uses_model_config(cfg, model):
             model.build_args()
 
-    def load_model_and_data(model: "EvalModel") -> "tuple[NoisyViT, TestDataset]":
+    def load(model: "EvalModel") -> "tuple[NoisyViT, TestDataset]":
         data = get_data(model)
-        vit = load_model(cfg, model, data).to(device)
-        data.configure(vit.data_config)
-        if ema := model.metadata.get("settings", {}).get("ema"):
-            log.info("%s: evaluating the moving average of its weights (ema=%g)", model.label, ema)
+        vit = load_vit(cfg, device, model)
+        check_classes(vit, data, model)
         return vit, data
 
-    # A single model is loaded now, so that its errors stop the command; one of many fails only its own benchmarks.
-    preloaded = load_model_and_data(models[0]) if len(models) == 1 else None
-
-    # Evaluation: rows are appended to results.csv as they come
-    results = []
-    rows: list[dict[str, Any]] = []
-    cache = ResultCache(Path(cfg.cache))
-    with progress_bar(num_forwards) as on_progress:
-        for result in run_suite(
-            models, benchmarks, lambda model: preloaded or load_model_and_data(model), cache, subset, on_progress
-        ):
-            new_rows = result_rows(result)
-            append_csv(pd.DataFrame(new_rows, columns=COLUMNS), folder / "results.csv", new=not rows)
-            results.append(result)
-            rows += new_rows
-
-    # Report
-    num_failed = sum(result.output is None for result in results)
-    if num_failed < len(results):
-        table = pd.DataFrame(rows + cross_benchmark_rows(results, score, corruption_error), columns=COLUMNS)
-        class_names = get_data(models[0]).class_names
-        metadata = report_metadata(cfg, device)
-        write_report(table, results, score, class_names, metadata, folder, missing)
-        instantiate(cfg.tracking).publish(folder, f"{metadata['suite']} of {len(models)}", table, results)
-        print_tables(table, missing)
-        log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
-    if num_failed:
-        raise UserError(f"{num_failed} of {len(results)} benchmarks failed (see above); the others are in {cfg.cache}")
+    if len(models) == 1:  # its errors stop the command; one of many fails only its own benchmarks
+        loaded = load(models[0])
+        load = lambda model: loaded  # noqa: E731
+    for model in models:
+        if ema := model.metadata.get("settings", {}).get("ema"):
+            log.info("%s: evaluating the moving average of its weights (ema=%g)", model.label, ema)
+    subset = Subset(seed=cfg.seed, max_images=suite.max_images, image_list=suite.image_list)
+    plan = Planner(models, entries, load, subset, cfg.batch_size).build()
+    return plan, missing, get_data(models[0]).num_workers
 
 
 def check_settings(cfg: DictConfig) -> None:
     """Check everything that can be checked without data or weights."""
     from typing import Literal
 
-    import torch
-
     from nsaug.utils.types import NonNegativeInt, PositiveInt
 
     validate_config(cfg, TOP_LEVEL_KEYS)
-    validate_value(
-        "checkpoint",
-        OmegaConf.to_container(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint,
-        str | list[str] | None,
-    )
-    if unknown := set(map(str, cfg.suite)) - SUITE_KEYS:
-        raise UserError(f"suite.{min(unknown)}: no such setting; choose among {', '.join(sorted(SUITE_KEYS))}")
-    for key in ("score", "corruption_error"):
-        if cfg.suite.get(key) is not None and "_target_" not in cfg.suite[key]:
-            raise UserError(f"suite.{key} has no _target_: add one, or set suite.{key}=null")
     if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
         raise UserError("model.compile and model.grad_checkpointing are for training: remove them")
-    validate_value("seed", cfg.seed, NonNegativeInt)
-    validate_value("split", cfg.split, Literal["test", "val"])
-    validate_value("batch_size", cfg.batch_size, PositiveInt | None)
-    validate_value("cache", cfg.cache, str)
-    validate_value("suite.max_images", cfg.suite.max_images, PositiveInt | None)
-    validate_value("suite.image_list", cfg.suite.get("image_list"), str | None)
-    validate_value("suite.require_data", cfg.suite.get("require_data", False), bool)
-    if cfg.device != "auto":
-        try:
-            torch.empty(0, device=cfg.device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"device={cfg.device} cannot be used ({first_line(error)}): type device=cpu or device=auto"
-            ) from error
+    types = {
+        "checkpoint": str | list[str] | None, "seed": NonNegativeInt, "split": Literal["test", "val"],
+        "batch_size": PositiveInt, "cache": str, "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt],
+        "num_nodes": PositiveInt, "shard": str | None, "dry_run": bool,
+    }  # fmt: skip
+    for key, annotation in types.items():
+        validate_value(key, to_plain(cfg[key]), annotation)
 
 
-def build_optional(node: DictConfig | None) -> Any:
-    return None if node is None else instantiate(node)
+def to_plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def build_benchmarks(cfg: DictConfig) -> "list[NamedBenchmark]":
-    """Build the suite's benchmarks and check that noise transfers name an analysis of the suite."""
-    from nsaug.evaluation import Analysis, Benchmark, NamedBenchmark, NoiseAnalysis, NoiseTransfer
+def build_suite_config(cfg: DictConfig) -> "SuiteConfig":
+    """Check the keys of the suite and their types."""
+    from pydantic import ValidationError
 
-    benchmarks = [NamedBenchmark(str(name), instantiate(node)) for name, node in cfg.suite.benchmarks.items()]
-    sources = [item.name for item in benchmarks if isinstance(item.benchmark, NoiseAnalysis)]
-    for item in benchmarks:
-        if not isinstance(item.benchmark, Benchmark | Analysis):
-            raise UserError(f"suite.benchmarks.{item.name}: set its _target_ to nsaug.evaluation.Benchmark")
-        if isinstance(item.benchmark, NoiseTransfer) and item.benchmark.source not in sources:
-            raise UserError(
-                f"suite.benchmarks.{item.name}.source={item.benchmark.source}: no such NoiseAnalysis in the suite;"
-                f" it has: {', '.join(sources) or 'none'}"
-            )
-    return benchmarks
+    from nsaug.evaluation import SuiteConfig
+    from nsaug.utils.types import validation_message
+
+    try:
+        return SuiteConfig(**to_plain(cfg.suite))
+    except ValidationError as error:
+        raise UserError(validation_message(error, "suite", SuiteConfig.__dataclass_fields__)) from error
 
 
-def drop_missing_datasets(
-    benchmarks: "list[NamedBenchmark]", require_data: bool
-) -> "tuple[list[NamedBenchmark], list[str]]":
+def drop_missing_datasets(entries: "list[Entry]", require_data: bool) -> "tuple[list[Entry], list[str]]":
     """Remove benchmarks whose data set is missing; also return one line per missing data set.
 
     Raises:
-        UserError: data sets are missing and `require_data` is set, or no benchmark remains.
+        UserError: data sets are missing and `require_data` is set.
     """
-    missing = missing_datasets(benchmarks)
+    missing = missing_datasets(entries)
     if missing and require_data:
         raise UserError(f"{'; '.join(missing)} (suite.require_data=false skips them)")
+    lines = []
     for reason, names in missing.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        log.warning("skipped: %s%s: %s", names[0], others, reason)
+        lines.append(f"skipped: {names[0]}{others}: {reason}")
+        log.warning("%s", lines[-1])
     skipped = {name for names in missing.values() for name in names}
-    remaining = [item for item in benchmarks if item.name not in skipped]
-    if not remaining:
-        raise UserError(f"no benchmarks left to run: {'; '.join(missing)}")
-    return remaining, [f"skipped: {', '.join(names)}: {reason}" for reason, names in missing.items()]
+    return [entry for entry in entries if entry.name not in skipped], lines
 
 
-def missing_datasets(benchmarks: "list[NamedBenchmark]") -> dict[str, list[str]]:
+def missing_datasets(entries: "list[Entry]") -> dict[str, list[str]]:
     """Names of the benchmarks whose own data set is missing, by reason."""
     from nsaug.data import MissingData
 
     missing: dict[str, list[str]] = {}
-    for item in benchmarks:
+    for entry in entries:
         try:
-            if item.benchmark.data is not None:
-                item.benchmark.data.setup("test")
+            if entry.benchmark.data is not None:
+                entry.benchmark.data.setup("test")
         except MissingData as error:
-            missing.setdefault(str(error), []).append(item.name)
+            names = missing.setdefault(str(error), [])
+            if entry.name not in names:
+                names.append(entry.name)
     return missing
 
 
@@ -211,8 +207,6 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
         if not node:
             raise UserError(f"{model.checkpoint or model.name} does not record its training data: add data=...")
         assert isinstance(node, dict)
-        if cfg.batch_size:
-            node["batch_size"] = cfg.batch_size
         key = json.dumps(node, sort_keys=True)
         if key not in loaded:
             loaded[key] = as_test_dataset(instantiate(OmegaConf.create(node)), split=cfg.split)
@@ -222,50 +216,35 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     return get_data
 
 
-def check_benchmarks(benchmarks: "list[NamedBenchmark]", data: "TestDataset", model: "EvalModel") -> None:
-    """Raise UserError if a benchmark does not fit the classes of a model's data."""
-    for item in benchmarks:
-        test_data = item.benchmark.data or data
-        if getattr(item.benchmark, "attack", None) and test_data.images.has_label_sets:
-            raise UserError(
-                f"suite.benchmarks.{item.name}: attacks need one label per image, this data set has sets of labels"
-            )
+def check_benchmarks(entries: "list[Entry]", data: "TestDataset", model: "EvalModel") -> None:
+    """Raise UserError if a benchmark does not fit the classes or the labels of a model's data."""
+    for entry in entries:
+        test_data = entry.benchmark.data or data
+        try:
+            entry.benchmark.check(test_data)
+        except UserError as error:
+            raise UserError(f"{entry.name}: {error}") from error
         if test_data.class_names != data.class_names:
             raise UserError(
-                f"suite.benchmarks.{item.name} has {test_data.num_classes:,} classes such as"
-                f" {test_data.class_names[0]}, {model.label} has {data.num_classes:,} such as {data.class_names[0]}:"
-                f" choose another suite, or remove the benchmark with '~suite.benchmarks.{item.name}'"
+                f"{entry.name} has {test_data.num_classes:,} classes such as {test_data.class_names[0]},"
+                f" {model.label} has {data.num_classes:,} such as {data.class_names[0]}: choose another suite, or"
+                " remove it from the suite"
             )
 
 
-def count_forwards(benchmarks: "list[NamedBenchmark]", data: "TestDataset", subset: "Subset") -> int:
-    """Approximate number of forward passes of all benchmarks, for the progress bar."""
-    total = 0
-    for item in benchmarks:
-        benchmark = item.benchmark
-        images = (benchmark.data or data).images
-        selected, _ = subset.select(images, benchmark.class_subset(data), require_match=benchmark.data is None)
-        total += benchmark.num_forwards(len(selected))
-    return total
-
-
-def uses_model_config(cfg: DictConfig, model: "EvalModel") -> bool:
-    """Whether `model=` defines the architecture: not for weights with a config.json, nor for other timm models."""
-    return (
-        cfg.model.get("name") is not None
-        and model.config is None
-        and (model.checkpoint is not None or model.name == cfg.model.name)
-    )
-
-
-def load_model(cfg: DictConfig, model: "EvalModel", data: "TestDataset") -> "NoisyViT":
-    """Build a model and check that its classes are those of the data."""
+def load_vit(cfg: DictConfig, device: "torch.device", model: "EvalModel") -> "NoisyViT":
+    """Build a model with its weights."""
     from nsaug.models.factory import build_vit
 
     if uses_model_config(cfg, model):
         vit: NoisyViT = instantiate(cfg.model, checkpoint=model.checkpoint)
     else:
         vit = build_vit(**model.build_args())
+    return vit.to(device).eval()
+
+
+def check_classes(vit: "NoisyViT", data: "TestDataset", model: "EvalModel") -> None:
+    """Raise UserError if the classes of a model are not those of the data."""
     if vit.model.num_classes != data.num_classes:
         raise UserError(
             f"{model.checkpoint or model.name} has {vit.model.num_classes} classes, the data set has"
@@ -276,18 +255,78 @@ def load_model(cfg: DictConfig, model: "EvalModel", data: "TestDataset") -> "Noi
         raise UserError(
             f"{model.checkpoint} was trained on other classes ({class_names[:3]} ...) than {data.class_names[:3]} ..."
         )
-    return vit
 
 
-@contextmanager
-def progress_bar(total: int) -> "Iterator[Callable[[str, int], None]]":
-    """Show a progress bar; yields a function that takes a title and the number of forward passes done."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+def print_plan(cfg: DictConfig, plan: "Plan", cache: "ResultCache", missing: list[str], workers: "Workers") -> None:
+    """Print what an evaluation would do: blocks by benchmark, how many are cached, and an estimate of the time."""
+    from rich.console import Console
+    from rich.table import Table
 
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda title, num_forwards: progress.update(task, description=title, advance=num_forwards)
+    from nsaug.evaluation.progress import format_duration
+
+    table = Table()
+    for column in ("benchmark", "images", "blocks", "cached"):
+        table.add_column(column, justify="left" if column == "benchmark" else "right")
+    counts: dict[str, list[int]] = {}
+    for job in plan.jobs:
+        row = counts.setdefault(job.entry.title, [0, 0, 0])
+        row[0] += len(job.positions)
+        row[1] += len(job.units)
+        row[2] += sum(key in cache for key in job.units)
+    for title, row in counts.items():
+        table.add_row(title, *(f"{count:,}" for count in row))
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(table)
+    for line in missing:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    failures = {job.failure for job in plan.jobs if job.failure}
+    for failure in failures:
+        console.print(f"cannot be evaluated: {failure}", highlight=False, markup=False, soft_wrap=True)
+    remaining = sum(unit.cost for unit in {unit.key: unit for unit in plan.units if unit.key not in cache}.values())
+    if remaining:
+        seconds = remaining * seconds_per_cost(cfg, plan, workers.device) / workers.size
+        how = f" in {workers.size} processes" if workers.size > 1 else ""
+        log.info("about %s%s, by the time of one batch; corruptions and loading may add to it", format_duration(seconds), how)
+    else:
+        log.info("everything is in the cache")
+
+
+def seconds_per_cost(cfg: DictConfig, plan: "Plan", device: "torch.device") -> float:
+    """Time of a forward pass of one image and one weight of the first model that can be loaded."""
+    import torch
+
+    job = next(job for job in plan.jobs if job.units)
+    vit = load_vit(cfg, device, plan.models[job.model])
+    image, _, _ = plan.image_sets[job.image_set][job.positions[0]]
+    batch = image.to(device).expand(min(cfg.batch_size, 32), -1, -1, -1)
+    times = []
+    with torch.no_grad():
+        for _ in range(2):  # the first call compiles and allocates
+            start = time.perf_counter()
+            vit(batch).cpu()
+            times.append(time.perf_counter() - start)
+    return times[-1] / len(batch) / sum(parameter.numel() for parameter in vit.parameters())
+
+
+def report(
+    cfg: DictConfig, suite: "SuiteConfig", results: "list[BenchmarkResult]", missing: list[str], device: "torch.device"
+) -> None:
+    """Write all files, print the tables, and raise UserError if a benchmark failed."""
+    from nsaug.evaluation.reporting.report import write_report
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    num_failed = sum(result.output is None for result in results)
+    if num_failed < len(results):
+        metadata = report_metadata(cfg, device)
+        table = write_report(results, suite.score, metadata, folder, missing)
+        instantiate(cfg.tracking).publish(folder, f"{metadata['suite']} of {len({r.model.label for r in results})}", table, results)
+        print_tables(table, missing)
+        log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
+    if num_failed:
+        reasons = dict.fromkeys(result.failure for result in results if result.failure)
+        raise UserError(
+            f"{num_failed} of {len(results)} benchmarks failed ({next(iter(reasons))}); the others are in {cfg.cache}"
+        )
 
 
 def print_tables(table: "pd.DataFrame", missing: list[str]) -> None:
@@ -308,7 +347,7 @@ def print_tables(table: "pd.DataFrame", missing: list[str]) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def report_metadata(cfg: DictConfig, device: Any) -> dict[str, str]:
+def report_metadata(cfg: DictConfig, device: "torch.device") -> dict[str, str]:
     """Lines for the head of the report: suite, command, date, device, versions."""
     import lightning
     import timm

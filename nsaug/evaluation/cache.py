@@ -1,183 +1,159 @@
-"""On-disk cache of benchmark results, keyed by everything that a result depends on.
+"""On-disk cache of results, one file for every unit of work, named by a digest of everything that it depends on.
 
-A cached result is reused only if the weights, the images, the benchmark's settings, the seed and the kind of device
-are all the same.
+    python -m nsaug.evaluation.cache outputs/evaluate/cache           list what is in it
+    python -m nsaug.evaluation.cache outputs/evaluate/cache --clear   delete it
+
+Files are read as data (JSON and arrays without pickle); a file that is damaged, or was written by another version, is
+ignored and its unit computed again.
 """
 
-import hashlib
+import argparse
 import json
+import shutil
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nsaug.evaluation.metrics import FIELDS, PerImageScores
-from nsaug.models.noisy_vit import NoisyViT
+from nsaug.evaluation.results import AnalysisResult, Measurement, PerImageResult
+from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.files import atomic_write
 
-VERSION = 2
-"""Raise it whenever the same settings would give a different result or file format."""
+VERSION = "v3"
+"""Subfolder of the entries. Raise it whenever the same settings would give a different result or file format."""
+
+KINDS = {
+    **dict.fromkeys(("label", "prediction"), "iu"),
+    **dict.fromkeys(("top1", "top5"), "b"),
+    **dict.fromkeys(("confidence", "nll", "brier"), "f"),
+}
+"""Kinds of numpy dtypes of the arrays in a file."""
 
 
-@dataclass(frozen=True)
-class CacheKey:
-    """Everything that a result depends on.
+class _Meta(BaseModel):
+    """The JSON part of a file."""
 
-    Attributes:
-        model: path of the checkpoint, or name of the timm model.
-        benchmark: name in the suite.
-        parts: digests and settings: weights, data, benchmark settings, seed, device.
-    """
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str
-    benchmark: str
-    parts: dict[str, Any]
-
-    @property
-    def digest(self) -> str:
-        """Identifies the computation; independent of the path and of names."""
-        return _digest(self.parts | {"version": VERSION})
-
-    @property
-    def name_digest(self) -> str:
-        """Identifies the pair of model path and benchmark name, whatever their content."""
-        return _digest({"model": self.model, "benchmark": self.benchmark})
-
-
-@dataclass(frozen=True)
-class PerImageResult:
-    """Scores of one model on one benchmark.
-
-    Attributes:
-        strengths: the benchmark's strengths; (None,) if it has none.
-        ids: ids of the n images.
-        scores: one entry per strength.
-        sample_indices: indices of k sample images.
-        sample_images: (strengths, k, H, W, 3) in uint8, as the model saw them.
-    """
-
-    strengths: tuple[float | None, ...]
+    title: str
     ids: list[str]
-    scores: list[PerImageScores]
-    sample_indices: list[int]
-    sample_images: np.ndarray
-
-
-class Measurement(NamedTuple):
-    """One number of an analysis.
-
-    Attributes:
-        condition: kind of noise, or whatever else was measured.
-        strength: strength of the condition; None if it has none.
-        metric: name of the metric.
-        noise_index: index of the noise, if several were measured.
-        value: the number.
-    """
-
-    condition: str
-    strength: float | None
-    metric: str
-    noise_index: int
-    value: float
-
-
-@dataclass(frozen=True)
-class AnalysisResult:
-    """Measurements of one model.
-
-    Attributes:
-        measurements: all numbers.
-        ids: ids of the images that were measured on.
-        titles: titles of the images to show in the report.
-        images: the images to show, (H, W, 3) in uint8, all of one size.
-        noises: (M, N, D), for analyses that transfer them to other models.
-    """
-
-    measurements: list[Measurement]
-    ids: list[str]
-    titles: list[str] = field(default_factory=list)
-    images: list[np.ndarray] = field(default_factory=list)
-    noises: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    notes: list[str]
+    measurements: list[tuple[str, float | None, str, int, float]] | None = None
+    titles: list[str] = []
 
 
 class ResultCache:
     """A folder of results; files are written atomically."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder / VERSION
 
-    def load(self, key: CacheKey) -> PerImageResult | AnalysisResult | None:
-        """Return the cached result; None if it is missing or damaged."""
-        arrays = _read(self._path(key))
-        if arrays is None:
-            return None
+    def check_writable(self) -> None:
+        """Raise UserError if results cannot be written."""
         try:
-            meta = json.loads(str(arrays["meta"]))
-            ids = arrays["ids"].tolist()
-            if "measurements" in meta:
-                measurements = [Measurement(*values) for values in meta["measurements"]]
-                return AnalysisResult(measurements, ids, meta["titles"], list(arrays["images"]), arrays["noises"])
-            strengths = tuple(meta["strengths"])
-            scores = [PerImageScores(**{name: arrays[name][i] for name in FIELDS}) for i in range(len(strengths))]
-            return PerImageResult(strengths, ids, scores, arrays["sample_indices"].tolist(), arrays["sample_images"])
-        except KeyError:
+            with atomic_write(self.folder / "writable") as tmp_path:
+                tmp_path.write_text("")
+            (self.folder / "writable").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cache={self.folder.parent} cannot be written ({first_line(error)}): set cache to another folder"
+            ) from error
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def load(self, key: str) -> PerImageResult | AnalysisResult | None:
+        """Return a result; None if it is missing or damaged."""
+        try:
+            with np.load(self._path(key), allow_pickle=False) as file:
+                return _decode(dict(file))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, ValidationError):
             return None
 
-    def save(self, key: CacheKey, result: PerImageResult | AnalysisResult) -> None:
-        arrays: dict[str, Any]
-        if isinstance(result, AnalysisResult):
-            meta: dict[str, Any] = {"measurements": result.measurements, "titles": result.titles}
-            arrays = {"images": np.array(result.images), "noises": result.noises}
-        else:
-            meta = {"strengths": result.strengths}
-            arrays = {name: np.stack([getattr(scores, name) for scores in result.scores]) for name in FIELDS}
-            arrays |= {
-                "sample_indices": np.array(result.sample_indices, int),
-                "sample_images": result.sample_images,
-            }
+    def save(self, key: str, title: str, result: PerImageResult | AnalysisResult) -> None:
+        """Write a result.
+
+        Args:
+            key: digest of everything that the result depends on.
+            title: model and benchmark, for `list`.
+        """
         with atomic_write(self._path(key)) as tmp_path, open(tmp_path, "wb") as file:
-            np.savez_compressed(file, meta=json.dumps(meta), ids=np.array(result.ids), **arrays)
-        with atomic_write(self._latest_path(key)) as tmp_path:
-            tmp_path.write_text(json.dumps(key.parts))
+            np.savez_compressed(file, **_encode(title, result))
 
-    def changed_parts(self, key: CacheKey) -> list[str]:
-        """Parts that differ from the latest result of this model and benchmark; empty if there is none."""
-        try:
-            latest = json.loads(self._latest_path(key).read_text())
-        except (OSError, ValueError):
-            return []
-        return [part for part, value in key.parts.items() if latest.get(part) != value]
+    def titles(self) -> Iterator[tuple[str, Path]]:
+        """Title and path of every readable entry."""
+        for path in sorted(self.folder.glob("*/*.npz")):
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    yield _Meta.model_validate_json(str(file["meta"])).title, path
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, ValidationError):
+                continue
 
-    def _path(self, key: CacheKey) -> Path:
-        return self.folder / f"{key.digest}.npz"
-
-    def _latest_path(self, key: CacheKey) -> Path:
-        return self.folder / "latest" / f"{key.name_digest}.json"
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.npz"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return the arrays of a file; None if it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
+def _encode(title: str, result: PerImageResult | AnalysisResult) -> dict[str, Any]:
+    meta: dict[str, Any] = {"title": title, "ids": result.ids, "notes": list(result.notes)}
+    if isinstance(result, AnalysisResult):
+        meta |= {"measurements": result.measurements, "titles": result.titles}
+        arrays = {"images": np.array(result.images, np.uint8), "noises": result.noises}
+    else:
+        arrays = {name: getattr(result.scores, name) for name in FIELDS} | {"sample_images": result.sample_images}
+        arrays |= {f"extra {name}": values for name, values in result.scores.extra.items()}
+    return {"meta": np.array(json.dumps(meta)), **arrays}
 
 
-def _digest(value: Any) -> str:
-    """SHA-256 of the JSON form of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _decode(arrays: Mapping[str, np.ndarray]) -> PerImageResult | AnalysisResult:
+    """Build a result.
+
+    Raises:
+        ValueError, KeyError, ValidationError: the file has other content than `_encode` writes.
+    """
+    meta = _Meta.model_validate_json(str(arrays["meta"]))
+    if meta.measurements is not None:
+        images, noises = arrays["images"], arrays["noises"]
+        if len(images) != len(meta.titles) or images.dtype != np.uint8 or noises.ndim != 3 or noises.dtype.kind != "f":
+            raise ValueError("images or noises of an unexpected type")
+        measurements = [Measurement(*values) for values in meta.measurements]
+        return AnalysisResult(measurements, meta.ids, meta.titles, list(images), noises, tuple(meta.notes))
+    extra = {name.removeprefix("extra "): values for name, values in arrays.items() if name.startswith("extra ")}
+    for name, values in {**{name: arrays[name] for name in FIELDS}, **extra}.items():
+        if values.shape != (len(meta.ids),) or values.dtype.kind not in KINDS.get(name, "biuf"):
+            raise ValueError(f"{name} of an unexpected type")
+    samples = arrays["sample_images"]
+    if samples.dtype != np.uint8 or samples.ndim != 4 or len(samples) > len(meta.ids):
+        raise ValueError("sample images of an unexpected type")
+    scores = PerImageScores(**{name: arrays[name] for name in FIELDS}, extra=extra)
+    return PerImageResult(meta.ids, scores, samples, tuple(meta.notes))
 
 
-def model_digest(vit: NoisyViT) -> str:
-    """SHA-256 of a model's architecture, input configuration and weights."""
-    config = {"args": vit.model_args, "data": vit.data_config, "architecture": vit.model.pretrained_cfg["architecture"]}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, value in sorted(vit.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def main() -> None:
+    """List or clear a cache."""
+    parser = argparse.ArgumentParser(description="List or clear a cache of evaluation results.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--clear", action="store_true", help="delete all results")
+    args = parser.parse_args()
+    cache = ResultCache(args.folder)
+    if not cache.folder.is_dir():
+        parser.exit(1, f"error: {args.folder} is not a cache of this version: it has no folder {VERSION}\n")
+    if args.clear:
+        shutil.rmtree(cache.folder)
+        return
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for title, path in cache.titles():
+        counts[title] += 1
+        sizes[title] += path.stat().st_size
+    for title, count in counts.items():
+        print(f"{count:7,} blocks {sizes[title] / 2**20:9.1f} MiB  {title}")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,18 +4,15 @@ Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corr
 (arXiv 1903.12261), section 4.
 """
 
-from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from nsaug.corruptions import TEST_CORRUPTIONS
-from nsaug.data import ImageNet, TestDataset
-from nsaug.evaluation.runner import BenchmarkResult
+from nsaug.data.sources.imagenet import wnids
+from nsaug.evaluation.results import BenchmarkResult
 from nsaug.evaluation.statistics import bootstrap_mean
-from nsaug.utils.errors import UserError
-from nsaug.utils.types import validated_dataclass
 
 ALEXNET_ERROR = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
@@ -36,58 +33,50 @@ ERRORS = tuple(
 """Metrics over all corruptions; lower is better."""
 
 
-@validated_dataclass
-class CorruptionError:
-    """Errors over the 15 test corruptions at all 5 severities.
+def corruption_error_rows(results: list[BenchmarkResult]) -> list[dict[str, Any]]:
+    """Table rows on the 15 test corruptions at all 5 severities, computed from the results of one model.
 
     E_c is the error under corruption c averaged over severities, and A_c is AlexNet's.
 
     - `corruption_error`: E_c, one for every corruption.
     - `mean_corruption_error`: mean of E_c.
-    - `mCE`: mean of E_c / A_c (ImageNet only).
-    - `relative_mCE`: mean of (E_c - E_clean) / (A_c - A_clean) (ImageNet only).
+    - `mCE`: mean of E_c / A_c (models of ImageNet's classes only).
+    - `relative_mCE`: mean of (E_c - E_clean) / (A_c - A_clean) (models of ImageNet's classes only).
 
     All are linear in the errors of the images, so that their intervals are a bootstrap over images. They are omitted if
     a corruption or a severity is missing. For corruptions generated on the fly their names end in `_on_the_fly`.
     """
+    return [*_rows(results, stored=True), *_rows(results, stored=False)]
 
-    alexnet: bool = False
-    """Normalize by AlexNet's errors; valid on ImageNet only."""
 
-    def check(self, data: TestDataset) -> None:
-        """Raise UserError if AlexNet's errors are requested for data other than ImageNet."""
-        if self.alexnet and not isinstance(getattr(data, "source", None), ImageNet):
-            raise UserError(
-                "suite.corruption_error.alexnet=true: mCE is normalized by AlexNet's errors on ImageNet-C and means"
-                " nothing on other data; set it to false to report the mean corruption error"
-            )
-
-    def rows(self, results: list[BenchmarkResult]) -> list[dict[str, Any]]:
-        """Table rows computed from the results of one model."""
-        return [*self._rows(results, stored=True), *self._rows(results, stored=False)]
-
-    def _rows(self, results: list[BenchmarkResult], stored: bool) -> list[dict[str, Any]]:
-        by_name = {name: result for name, result in _corruption_results(results) if stored == _is_stored(result)}
-        errors = {name: _errors(result).mean(0) for name, result in by_name.items()}
-        rows = [_row(by_name[name], by_name[name].name, "corruption_error", error) for name, error in errors.items()]
-        first = by_name.get(TEST_CORRUPTIONS[0])
-        if first is None or any(
-            name not in by_name or _image_names(by_name[name]) != _image_names(first) for name in TEST_CORRUPTIONS
-        ):
-            return rows
-        stacked = np.stack([errors[name] for name in TEST_CORRUPTIONS])
-        means = {"mean_corruption_error": stacked.mean(0)}
-        if self.alexnet:
-            alexnet = np.array([ALEXNET_ERROR[name] for name in TEST_CORRUPTIONS])
-            means["mCE"] = (1 / alexnet) @ stacked / len(TEST_CORRUPTIONS)
-            clean = _clean_errors(results, like=first)
-            if clean is not None:
-                weights = 1 / (alexnet - ALEXNET_CLEAN_ERROR)
-                means["relative_mCE"] = weights @ (stacked - clean) / len(TEST_CORRUPTIONS)
-        for metric, mean in means.items():
-            name = metric if stored else f"{metric}{ON_THE_FLY}"
-            rows.append(_row(first, name, name, mean) | {"condition": SUMMARY})
+def _rows(results: list[BenchmarkResult], stored: bool) -> list[dict[str, Any]]:
+    by_name: dict[str, list[BenchmarkResult]] = {}
+    for result in results:
+        if result.corruption is not None and result.is_stored == stored and result.per_image is not None:
+            by_name.setdefault(result.corruption, []).append(result)
+    complete = {
+        name: group
+        for name, group in by_name.items()
+        if sorted(result.strength or 0 for result in group) == SEVERITIES and _same_images(group)
+    }
+    errors = {name: np.stack([_errors(result) for result in group]).mean(0) for name, group in complete.items()}
+    rows = [_row(complete[name][0], complete[name][0].name, "corruption_error", error) for name, error in errors.items()]
+    tested = [complete[name][0] for name in TEST_CORRUPTIONS if name in complete]
+    if len(tested) < len(TEST_CORRUPTIONS) or not _same_images(tested):
         return rows
+    first, stacked = tested[0], np.stack([errors[name] for name in TEST_CORRUPTIONS])
+    means = {"mean_corruption_error": stacked.mean(0)}
+    if list(first.class_names) == wnids():
+        alexnet = np.array([ALEXNET_ERROR[name] for name in TEST_CORRUPTIONS])
+        means["mCE"] = (1 / alexnet) @ stacked / len(TEST_CORRUPTIONS)
+        clean = _clean_errors(results, like=first)
+        if clean is not None:
+            weights = 1 / (alexnet - ALEXNET_CLEAN_ERROR)
+            means["relative_mCE"] = weights @ (stacked - clean) / len(TEST_CORRUPTIONS)
+    for metric, mean in means.items():
+        name = metric if stored else f"{metric}{ON_THE_FLY}"
+        rows.append(_row(first, name, name, mean) | {"condition": SUMMARY})
+    return rows
 
 
 def _row(result: BenchmarkResult, benchmark: str, metric: str, per_image: np.ndarray) -> dict[str, Any]:
@@ -97,35 +86,25 @@ def _row(result: BenchmarkResult, benchmark: str, metric: str, per_image: np.nda
     return result.model.columns | row | interval
 
 
-def _corruption_results(results: list[BenchmarkResult]) -> Iterator[tuple[str, BenchmarkResult]]:
-    """Results of common corruptions at all five severities, with the corruption's name."""
-    for result in results:
-        name, scores = result.benchmark.corruption_name, result.per_image
-        if name is not None and scores is not None and sorted(map(_to_float, scores.strengths)) == SEVERITIES:
-            yield name, result
-
-
-def _to_float(strength: float | None) -> float:
-    return float("nan") if strength is None else float(strength)
-
-
-def _is_stored(result: BenchmarkResult) -> bool:
-    return result.benchmark.data is not None
-
-
 def _errors(result: BenchmarkResult) -> np.ndarray:
-    """Error of every image at every strength, (strengths, n)."""
+    """Error of every image, (n,)."""
     assert result.per_image is not None
-    return np.stack([1.0 - scores.top1 for scores in result.per_image.scores])
+    return 1.0 - result.per_image.scores.top1
 
 
 def _clean_errors(results: list[BenchmarkResult], like: BenchmarkResult) -> np.ndarray | None:
     """Errors (n,) on the clean images with the same file names in the same order; None if there are none."""
     for result in results:
-        if result.benchmark.condition == "clean" and _image_names(result) == _image_names(like):
-            return _errors(result)[0]
+        if result.condition == "clean" and result.per_image is not None and _same_images([result, like]):
+            return _errors(result)
     return None
 
 
-def _image_names(result: BenchmarkResult) -> list[str] | None:
-    return None if result.per_image is None else [PurePath(name).stem for name in result.per_image.ids]
+def _same_images(results: list[BenchmarkResult]) -> bool:
+    names = [_image_names(result) for result in results]
+    return all(other == names[0] for other in names)
+
+
+def _image_names(result: BenchmarkResult) -> list[str]:
+    assert result.per_image is not None
+    return [PurePath(image_id).stem for image_id in result.per_image.ids]

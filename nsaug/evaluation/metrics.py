@@ -4,8 +4,8 @@ The cache keeps every score that a metric needs, so that intervals, paired diffe
 without the model. Every metric takes image weights, which the bootstrap uses.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ class PerImageScores:
         top1, top5: whether the label is the prediction, or among the five most probable classes.
         nll: negative log-likelihood of the label, in nats.
         brier: summed squared difference between the probabilities and the label, in [0, 2].
-        converged: for nullspace noise, whether the noise has an influence below ε (1 or 0); NaN otherwise.
+        extra: further metrics of a benchmark by name, (n,); their mean over images is reported.
+        inputs: images as the model saw them, (n, 3, H, W); for the sample images of the report, not kept.
+        notes: what readers of the results have to know.
     """
 
     label: np.ndarray
@@ -41,20 +43,50 @@ class PerImageScores:
     top5: np.ndarray
     nll: np.ndarray
     brier: np.ndarray
-    converged: np.ndarray
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    inputs: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @staticmethod
+    def empty() -> "PerImageScores":
+        """Scores of no image."""
+        integers, floats, flags = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, bool)
+        return PerImageScores(integers, integers, floats, flags, flags, floats, floats)
+
+    @staticmethod
+    def concatenate(parts: "Sequence[PerImageScores]") -> "PerImageScores":
+        """Scores of all images; parts without `inputs` leave none."""
+        first = parts[0]
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS}
+        extra = {name: np.concatenate([part.extra[name] for part in parts]) for name in first.extra}
+        images = [part.inputs for part in parts if part.inputs is not None]
+        notes = dict.fromkeys(note for part in parts for note in part.notes)
+        inputs = torch.cat(images) if len(images) == len(parts) else None
+        return PerImageScores(**arrays, extra=extra, inputs=inputs, notes=tuple(notes))
 
 
-FIELDS = tuple(PerImageScores.__dataclass_fields__)
+FIELDS = ("label", "prediction", "confidence", "top1", "top5", "nll", "brier")
+"""Arrays that every `PerImageScores` has."""
 
 
 @torch.no_grad()
-def score_predictions(logits: Tensor, labels: Tensor, converged: Tensor | None = None) -> dict[str, Tensor]:
-    """Compute the fields of `PerImageScores` as tensors (B,).
+def score_logits(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    inputs: Tensor | None = None,
+    extra: Mapping[str, Tensor] | None = None,
+    notes: tuple[str, ...] = (),
+) -> PerImageScores:
+    """Score predictions.
 
     Args:
         logits: (B, C).
         labels: (B,), or sets (B, k) padded with negative numbers.
-        converged: (B,); None if there is no nullspace noise.
+        inputs, extra, notes: attributes of the scores; `extra` as tensors (B,).
 
     Raises:
         RuntimeError: a logit is not finite.
@@ -70,7 +102,7 @@ def score_predictions(logits: Tensor, labels: Tensor, converged: Tensor | None =
     top5 = log_probs.topk(min(5, logits.shape[1]), -1).indices
     other_probs = log_probs.exp().masked_fill(is_label, 0)
     brier = other_probs.square().sum(-1) + (1 - label_log_prob.exp()).square()
-    return {
+    scores = {
         "label": labels if labels.dim() == 1 else is_label.int().argmax(1),
         "prediction": prediction,
         "confidence": max_log_prob.exp(),
@@ -78,8 +110,10 @@ def score_predictions(logits: Tensor, labels: Tensor, converged: Tensor | None =
         "top5": is_label.gather(1, top5).any(-1),
         "nll": -label_log_prob,
         "brier": brier,
-        "converged": torch.full_like(brier, float("nan")) if converged is None else converged.to(brier.dtype),
     }
+    arrays = {name: value.cpu().numpy() for name, value in scores.items()}
+    extra_arrays = {name: value.cpu().numpy() for name, value in (extra or {}).items()}
+    return PerImageScores(**arrays, extra=extra_arrays, inputs=inputs, notes=notes)
 
 
 def _mean_of(field: str) -> Callable[[PerImageScores, np.ndarray], np.ndarray]:

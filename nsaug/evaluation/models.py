@@ -2,6 +2,8 @@
 
 import dataclasses
 import glob
+import hashlib
+import json
 import logging
 import re
 from collections import Counter
@@ -9,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from nsaug.models.noisy_vit import NoisyViT
 from nsaug.models.weights import CONFIG, SUFFIXES, WEIGHTS, read_config, resolve_path, run_name
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import flatten
@@ -137,3 +142,13 @@ def _disambiguate(models: list[EvalModel]) -> list[EvalModel]:
         else model
         for model in renamed
     ]
+
+
+def model_digest(vit: NoisyViT) -> str:
+    """SHA-256 of a model's architecture, input configuration and weights."""
+    config = {"args": vit.model_args, "data": vit.data_config, "architecture": vit.model.pretrained_cfg["architecture"]}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, value in sorted(vit.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

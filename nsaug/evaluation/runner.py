@@ -1,221 +1,213 @@
-"""Runs every benchmark of a suite on every model; results in the cache are reused."""
+"""Computes the units of a plan, in one or more processes, and merges their results."""
 
-import hashlib
 import logging
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from nsaug.data import TestDataset
-from nsaug.data.dataset import ImageSet, preview
-from nsaug.evaluation.analyses import Analysis, NoiseTransfer
-from nsaug.evaluation.benchmarks import Benchmark
-from nsaug.evaluation.cache import AnalysisResult, CacheKey, PerImageResult, ResultCache, model_digest
+from nsaug.data.dataset import PAD_LABEL, preview
+from nsaug.evaluation.analyses import Analysis, AnalysisImages
+from nsaug.evaluation.benchmarks import Batch, Constants, ImageBenchmark
+from nsaug.evaluation.benchmarks.base import split_on_oom
+from nsaug.evaluation.cache import ResultCache
+from nsaug.evaluation.loading import Images, LoadFailure, load_units
+from nsaug.evaluation.metrics import PerImageScores
 from nsaug.evaluation.models import EvalModel
-from nsaug.evaluation.subset import Subset
+from nsaug.evaluation.results import AnalysisResult, BenchmarkResult, PerImageResult
+from nsaug.evaluation.units import NUM_SAMPLES, Job, Plan, Unit
 from nsaug.models.noisy_vit import NoisyViT
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, first_line, log_failure
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class NamedBenchmark:
-    """A benchmark or analysis and its name in the suite."""
-
-    name: str
-    benchmark: Benchmark | Analysis
+MAX_LOADED_MODELS = 4
+"""Number of models that a process keeps in memory."""
 
 
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """Result of one model on one benchmark.
+class Runner:
+    """Computes the units of a plan; results go to the cache.
 
-    Attributes:
-        model: the model.
-        named_benchmark: the benchmark and its name in the suite.
-        output: scores or measurements; None if the benchmark failed.
-        failure: why it failed.
-        notes: remarks on the images, for the report.
-    """
-
-    model: EvalModel
-    named_benchmark: NamedBenchmark
-    output: PerImageResult | AnalysisResult | None
-    failure: str | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Name of the benchmark in the suite."""
-        return self.named_benchmark.name
-
-    @property
-    def benchmark(self) -> Benchmark | Analysis:
-        return self.named_benchmark.benchmark
-
-    @property
-    def per_image(self) -> PerImageResult | None:
-        """The output of a benchmark that scores every image; None for others."""
-        return self.output if isinstance(self.output, PerImageResult) else None
-
-    @property
-    def analysis(self) -> AnalysisResult | None:
-        """The output of an analysis; None for others."""
-        return self.output if isinstance(self.output, AnalysisResult) else None
-
-
-def run_suite(
-    models: list[EvalModel],
-    benchmarks: list[NamedBenchmark],
-    load_model_and_data: Callable[[EvalModel], tuple[NoisyViT, TestDataset]],
-    cache: ResultCache,
-    subset: Subset,
-    on_progress: Callable[[str, int], None],
-) -> Iterator[BenchmarkResult]:
-    """Evaluate all models, and yield every result once it is in the cache.
-
-    A benchmark that fails is logged, with its traceback at debug level, and the others continue. Benchmarks that need
-    other models (their noises, or attacks on them) run last; of models with one name, only the first is a source.
+    After a failure the other units of the same job are skipped.
 
     Args:
-        load_model_and_data: returns a model on its device, and its data configured for it.
-        subset: selects the images; its seed is the seed of all random draws.
-        on_progress: called with a title and the number of forward passes done (`Benchmark.num_forwards`).
+        plan: what there is to do.
+        load_model: returns a model on the device.
+        cache: where results are stored; a result that cannot be written is kept in memory.
+        device: device of the models and the images.
+        batch_size: number of images per forward pass of an analysis.
+        num_workers: number of processes that load images.
     """
-    run = partial(
-        _run_benchmarks,
-        load_model_and_data=load_model_and_data,
-        cache=cache,
-        subset=subset,
-        on_progress=on_progress,
-    )
-    noise_transfers = [item for item in benchmarks if isinstance(item.benchmark, NoiseTransfer)]
-    transfer_attacks = [item for item in benchmarks if getattr(item.benchmark, "transfer", False)]
-    white_box = [item for item in benchmarks if item not in (*noise_transfers, *transfer_attacks)]
-    noises: dict[str, dict[str, np.ndarray]] = {item.name: {} for item in benchmarks}
-    for model in models:
-        for result in run(model, white_box, noises):
-            if result.analysis is not None:
-                noises[result.name].setdefault(model.name, result.analysis.noises)
-            yield result
-    sources = {model.name: model for model in reversed(models)}
-    for model in models if len(sources) > 1 else []:
-        if noise_transfers:
-            yield from run(model, noise_transfers, noises)
-        for source in reversed(sources.values()) if transfer_attacks else []:
-            if source.name != model.name:
-                named = [NamedBenchmark(f"{item.name} from {source.name}", item.benchmark) for item in transfer_attacks]
-                yield from run(model, named, noises, source)
 
+    def __init__(
+        self,
+        plan: Plan,
+        load_model: Callable[[EvalModel], NoisyViT],
+        cache: ResultCache,
+        device: torch.device,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
+        self.plan = plan
+        self.cache = cache
+        self.device = device
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._failures: dict[int, str] = {}
+        self._unsaved: dict[str, PerImageResult | AnalysisResult] = {}
+        self._load = lru_cache(MAX_LOADED_MODELS)(lambda number: load_model(plan.models[number]).eval())
+        self._constants = lru_cache(MAX_LOADED_MODELS)(self._make_constants)
 
-def _run_benchmarks(
-    model: EvalModel,
-    benchmarks: list[NamedBenchmark],
-    noises: dict[str, dict[str, np.ndarray]],
-    source: EvalModel | None = None,
-    *,
-    load_model_and_data: Callable[[EvalModel], tuple[NoisyViT, TestDataset]],
-    cache: ResultCache,
-    subset: Subset,
-    on_progress: Callable[[str, int], None],
-) -> Iterator[BenchmarkResult]:
-    """Run benchmarks on one model.
+    def pending(self, shard: int = 0, num_shards: int = 1) -> list[Unit]:
+        """Units without a result, without duplicates, the most expensive first.
 
-    Args:
-        noises: learned noises, by analysis and by model name.
-        source: the model to attack, if it is another one.
-    """
-    try:
-        source_vit = None if source is None else load_model_and_data(source)[0]
-        vit, data = load_model_and_data(model)
-        common = {"weights": model_digest(vit), "classes": data.class_names, "seed": subset.seed}
-        common["device"] = vit.mean.device.type
-    except Exception as error:
-        failure = _log_failure(error, model.label)
-        for item in benchmarks:
-            yield BenchmarkResult(model, item, None, failure)
-        return
-    subsets = _SubsetCache(vit, data, subset)
-    path_or_name = str(Path(model.checkpoint).resolve()) if model.checkpoint else model.name
-    for item in benchmarks:
-        title = f"{model.label}: {item.name}"
-        benchmark = item.benchmark
-        evaluate: Callable[..., PerImageResult | AnalysisResult] = benchmark.run
+        Args:
+            shard, num_shards: take one of that many fixed shares of all units.
+        """
+        units = {unit.key: unit for unit in reversed(self.plan.units)}
+        distinct = [unit for unit in self.plan.units if units[unit.key] is unit]
+        return [unit for unit in distinct[shard::num_shards] if unit.key not in self.cache]
+
+    def compute(self, units: Iterable[Unit], on_done: Callable[[Unit], None]) -> None:
+        """Compute units, and take the next one while one is computed.
+
+        Args:
+            units: the units.
+            on_done: called after each of them.
+        """
+        for unit, images in load_units(units, self.plan.image_sets, self.num_workers, self.device):
+            if unit.job not in self._failures:
+                self._compute(unit, images)
+            on_done(unit)
+
+    def results(self) -> list[BenchmarkResult]:
+        """Results of all jobs, in the order of the plan; what no process has computed is computed now.
+
+        That is what another process failed to compute or to save, what needed its result, and damaged entries.
+        """
+        self.compute([unit for unit in self.plan.units if self._result(unit.key) is None], lambda unit: None)
+        return [self._merge(number, job) for number, job in enumerate(self.plan.jobs)]
+
+    def _result(self, key: str) -> PerImageResult | AnalysisResult | None:
+        return self._unsaved.get(key) or self.cache.load(key)
+
+    def _compute(self, unit: Unit, images: Images | LoadFailure | None) -> None:
+        job = self.plan.jobs[unit.job]
+        title = f"{self.plan.models[job.model].label}: {job.entry.title}"
         try:
-            images, digest, notes = subsets.get(benchmark)
+            if isinstance(images, LoadFailure):
+                raise images.error
+            result = self._evaluate(job, unit, images)
         except Exception as error:
-            yield BenchmarkResult(model, item, None, _log_failure(error, title))
-            continue
-        parts = common | {"settings": benchmark.settings, "data": digest}
-        if isinstance(benchmark, NoiseTransfer):
-            others = {name: array for name, array in noises[benchmark.source].items() if name != model.name}
-            evaluate = partial(evaluate, noises=others)
-            parts["noises"] = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in others.items()}
-        if isinstance(benchmark, Benchmark):
-            evaluate = partial(evaluate, class_subset=benchmark.class_subset(data))
-        if source_vit is not None:
-            evaluate = partial(evaluate, source=source_vit)
-            parts["source"] = model_digest(source_vit)
-        key = CacheKey(path_or_name, item.name, parts)
-        output = cache.load(key)
-        if output is not None:
-            on_progress(title, benchmark.num_forwards(len(images)))
-        else:
-            if changed := cache.changed_parts(key):
-                log.info("%s: evaluating again, changed since the last time: %s", title, ", ".join(changed))
-            on_progress(title, 0)
-            try:
-                output = evaluate(vit, data.readable_loader(images), subset.seed, partial(on_progress, title))
-            except Exception as error:
-                yield BenchmarkResult(model, item, None, _log_failure(error, title))
-                continue
-            cache.save(key, output)
-        yield BenchmarkResult(model, item, output, notes=(*notes, *_unreadable_notes(images, output, title)))
+            self._failures[unit.job] = log_failure(log, title, error)
+            return
+        if result is not None:
+            self._save(unit.key, title, result)
+
+    def _save(self, key: str, title: str, result: PerImageResult | AnalysisResult) -> None:
+        try:
+            self.cache.save(key, title, result)
+        except OSError as error:
+            if not self._unsaved:
+                log.warning(
+                    "results cannot be written to the cache (%s): they reach the tables, but will be computed again",
+                    first_line(error),
+                )
+            self._unsaved[key] = result
+
+    @torch.no_grad()
+    def _evaluate(self, job: Job, unit: Unit, images: Images | None) -> PerImageResult | AnalysisResult | None:
+        """Result of a unit; None if what it requires is not there yet."""
+        model, benchmark = self._load(job.model), job.entry.benchmark
+        if isinstance(benchmark, Analysis):
+            if images is None or len(images.ids) < 2:
+                raise UserError("an analysis needs at least two images: one to learn noise on, one to evaluate it")
+            required = {name: self._result(key) for name, key in job.required.items()}
+            others = {name: result for name, result in required.items() if isinstance(result, AnalysisResult)}
+            if len(others) < len(required):
+                return None
+            selected = AnalysisImages(images.images, images.ids, self.batch_size)
+            return benchmark.analyze(model, selected, self.plan.seed, others)
+        if images is None:
+            return PerImageResult([], PerImageScores.empty(), np.zeros((0, 1, 1, 3), np.uint8))
+        source = None if job.source is None else self._load(job.source)
+        labels = to_subset(images.labels, job.classes, model.model.num_classes)
+        constants = self._constants(job.model if job.source is None else job.source, unit.image_set, job.classes, job.reference)
+        batch = Batch(images.images, labels, images.ids, constants, source, unit.show)
+        with (
+            model.restrict_classes(job.classes),
+            nullcontext() if source in (None, model) else source.restrict_classes(job.classes),
+        ):
+            scores = split_on_oom(lambda part: benchmark.evaluate(model, part, self.plan.seed), batch)
+        samples = np.zeros((0, 1, 1, 3), np.uint8)
+        if unit.show and scores.inputs is not None:
+            shown = scores.inputs[:NUM_SAMPLES].clamp(0, 1) * 255
+            samples = shown.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        if job.classes is not None:
+            indices = np.array(job.classes)
+            scores = replace(scores, label=indices[scores.label], prediction=indices[scores.prediction])
+        return PerImageResult(images.ids, replace(scores, inputs=None), samples, scores.notes)
+
+    def _make_constants(
+        self, number: int, image_set: int, classes: tuple[int, ...] | None, reference: tuple[int, ...]
+    ) -> Constants:
+        model = self._load(number)
+
+        def load() -> tuple[Tensor, Tensor]:
+            ((_, images),) = load_units([Unit(0, image_set, reference, "", 0)], self.plan.image_sets, 0, self.device)
+            if isinstance(images, LoadFailure):
+                raise images.error
+            if images is None:
+                raise UserError(f"none of {len(reference)} images can be read")
+            return images.images, to_subset(images.labels, classes, model.model.num_classes)
+
+        return Constants(model, load)
+
+    def _merge(self, number: int, job: Job) -> BenchmarkResult:
+        """Join the results of a job's units."""
+        benchmark = job.entry.benchmark
+        result = BenchmarkResult(
+            model=self.plan.models[job.model],
+            name=job.entry.name,
+            strength=job.entry.strength,
+            condition=benchmark.condition,
+            output=None,
+            failure=job.failure or self._failures.get(number),
+            corruption=benchmark.corruption_name if isinstance(benchmark, ImageBenchmark) else None,
+            is_own_data=benchmark.data is None and job.classes is None,
+            is_stored=benchmark.data is not None,
+            class_names=self.plan.class_names[job.model] or (),
+        )
+        if result.failure:
+            return result
+        parts = [self._result(key) for key in job.units]
+        if isinstance(benchmark, Analysis):
+            (analysis,) = parts
+            if analysis is None:
+                return replace(result, failure=f"{benchmark.requires} failed on another model")
+            return replace(result, output=replace(analysis, notes=(*job.notes, *analysis.notes)))
+        scored = [part for part in parts if isinstance(part, PerImageResult) and part.ids]
+        ids = [image_id for part in scored for image_id in part.ids]
+        if not ids:
+            return replace(result, failure=f"none of the {len(job.positions):,} images can be read")
+        scores = PerImageScores.concatenate([part.scores for part in scored])
+        notes = dict.fromkeys([*job.notes, *(note for part in scored for note in part.notes)])
+        if len(ids) < len(job.positions):
+            selected = [self.plan.image_sets[job.image_set].ids[position] for position in job.positions]
+            missing = sorted(set(selected).difference(ids))
+            notes[f"{len(missing):,} of {len(selected):,} images cannot be read ({preview(missing)})"] = None
+        return replace(result, output=PerImageResult(ids, scores, scored[0].sample_images, tuple(notes)))
 
 
-class _SubsetCache:
-    """The images of every benchmark, prepared for one model."""
-
-    def __init__(self, vit: NoisyViT, data: TestDataset, subset: Subset) -> None:
-        self.vit = vit
-        self.data = data
-        self.subset = subset
-        self._cache: dict[Any, tuple[ImageSet, str, list[str]]] = {}
-
-    def get(self, benchmark: Benchmark | Analysis) -> tuple[ImageSet, str, list[str]]:
-        """Return the images of a benchmark, their digest, and notes for the report."""
-        own_data, classes = benchmark.data, benchmark.class_subset(self.data)
-        key = id(own_data), tuple(classes or ())
-        if key not in self._cache:
-            data = self.data if own_data is None else own_data
-            data.setup("test")
-            data.configure(self.vit.data_config)
-            images, subset_notes = self.subset.select(data.images, classes, require_match=own_data is None)
-            self._cache[key] = images, f"{images.digest()} {classes}", [*data.notes, *subset_notes]
-        images, digest, notes = self._cache[key]
-        on_the_fly = ["generated on the fly"] if own_data is None and benchmark.corruption_name else []
-        return images, digest, [*on_the_fly, *notes]
-
-
-def _unreadable_notes(images: ImageSet, output: PerImageResult | AnalysisResult, title: str) -> list[str]:
-    """Note, and log, how many of the selected images could not be read."""
-    if isinstance(output, AnalysisResult) or len(output.ids) == len(images):
-        return []
-    missing = sorted(set(images.ids).difference(output.ids))
-    note = f"{len(missing):,} of {len(images):,} images cannot be read ({preview(missing)})"
-    log.warning("%s: %s", title, note)
-    return [note]
-
-
-def _log_failure(error: Exception, title: str) -> str:
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-    log.error("%s failed: %s", title, reason)
-    if not isinstance(error, UserError):
-        log.debug("%s", "".join(traceback.format_exception(error)))
-    return reason
+def to_subset(labels: Tensor, classes: tuple[int, ...] | None, num_classes: int) -> Tensor:
+    """Labels as indices into the classes, PAD_LABEL for others; unchanged without classes."""
+    if classes is None:
+        return labels
+    # The last entry maps PAD_LABEL (-1) to itself.
+    positions = torch.full((num_classes + 1,), PAD_LABEL, device=labels.device)
+    positions[list(classes)] = torch.arange(len(classes), device=labels.device)
+    return positions[labels]

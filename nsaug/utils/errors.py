@@ -1,5 +1,10 @@
 """The error class for mistakes that a user can fix, and one-line summaries of other errors."""
 
+import difflib
+import logging
+import traceback
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake that the user can fix; the message is one line: what is wrong, and what to type instead."""
@@ -13,3 +18,21 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the name of its type if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def unknown_name(prefix: str, name: str, known: Iterable[str]) -> str:
+    """Message for a setting that does not exist, with the nearest known one."""
+    names = sorted(known)
+    matches = difflib.get_close_matches(name, names, n=1)
+    scope = f"{prefix}." if prefix else ""
+    hint = f"did you mean {scope}{matches[0]}?" if matches else f"choose among {', '.join(names)}"
+    return f"{scope}{name}: no such setting; {hint}"
+
+
+def log_failure(log: logging.Logger, title: str, error: Exception) -> str:
+    """Log that something failed, a bug with its traceback at debug level, and return the reason in one line."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+    log.error("%s failed: %s", title, reason)
+    if not isinstance(error, UserError):
+        log.debug("%s", "".join(traceback.format_exception(error)))
+    return reason

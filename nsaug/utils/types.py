@@ -7,10 +7,13 @@ a configuration before anything is built.
 import dataclasses
 import fractions
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, Field, validate_call
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, validate_call
 from pydantic.dataclasses import dataclass
+
+from nsaug.utils.errors import unknown_name
 
 
 def parse_number(value: Any) -> Any:
@@ -67,3 +70,23 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 validate_args = validate_call(config=ConfigDict(arbitrary_types_allowed=True))
 """Decorator that checks the arguments of a function or constructor against their annotations."""
+
+
+def validation_message(error: ValidationError, path: str, known: Iterable[str]) -> str:
+    """One line for the first fault that pydantic reports about the arguments under a path.
+
+    Args:
+        error: the error.
+        path: the setting that holds the arguments, such as `suite.attacks.pgd`.
+        known: names of all arguments.
+    """
+    detail = error.errors(include_url=False)[0]
+    name = ".".join([path, *map(str, detail["loc"][:1])])
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return unknown_name(path, str(detail["loc"][0]), known)
+    if detail["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
+        return f"{name} lacks a value"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if not detail["loc"]:
+        return f"{path}: {message}"
+    return f"{name}={detail['input']}: {message}".replace("None", "null")

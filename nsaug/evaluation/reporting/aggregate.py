@@ -1,18 +1,17 @@
 """Result tables: one row per number, means over seeds, and paired differences between models."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nsaug.evaluation.cache import AnalysisResult
-from nsaug.evaluation.corruption_error import SUMMARY, CorruptionError
+from nsaug.evaluation.corruption_error import SUMMARY, corruption_error_rows
 from nsaug.evaluation.metrics import METRICS
 from nsaug.evaluation.models import EvalModel
-from nsaug.evaluation.runner import BenchmarkResult
+from nsaug.evaluation.results import AnalysisResult, BenchmarkResult
 from nsaug.evaluation.statistics import (
     Interval,
     basic_bootstrap_interval,
@@ -21,9 +20,7 @@ from nsaug.evaluation.statistics import (
     bootstrap_weights,
     t_interval,
 )
-from nsaug.utils.errors import UserError
 from nsaug.utils.files import atomic_write
-from nsaug.utils.types import PositiveFloat, validated_dataclass
 
 COLUMNS = [
     *("checkpoint", "name", "method", "seed"),
@@ -34,82 +31,79 @@ SCORE = "score"
 NAN = float("nan")
 
 
-@validated_dataclass
-class Score:
+Weights = Mapping[str, float]
+"""Weights of benchmarks in the score, by name; `corruptions` means all corruptions generated on the fly."""
+
+
+def score_per_image(results: list[BenchmarkResult], weights: Weights) -> tuple[list[str], np.ndarray] | None:
     """Summary score of a run: weighted mean of the benchmarks' top-1 accuracies, averaged over their strengths.
 
     score = sum over b of weight_b * mean over strengths s of top1(b, s), divided by the sum of the weights.
+
+    Returns:
+        Ids and scores (n,) of the images; None if a weighted benchmark is missing, or has other images.
     """
-
-    weights: dict[str, PositiveFloat]
-    """By benchmark name."""
-
-    def check(self, benchmarks: Iterable[str]) -> None:
-        """Raise UserError if a weight names a benchmark that the suite does not have."""
-        names = list(benchmarks)
-        for name in self.weights:
-            if name not in names:
-                raise UserError(f"suite.score.weights.{name}: no such benchmark; the suite has {', '.join(names)}")
-
-    def per_image(self, results: list[BenchmarkResult]) -> np.ndarray | None:
-        """Score of every image, (n,), from the results of one model; None if a weighted benchmark is missing."""
-        by_name = {result.name: result.per_image for result in results if result.per_image is not None}
-        weighted = [by_name[name] for name in self.weights if name in by_name]
-        if len(weighted) < len(self.weights) or any(result.ids != weighted[0].ids for result in weighted):
+    means = []
+    ids: list[str] | None = None
+    for name in weights:
+        scored = [(result.per_image, result.failure) for result in results if _is_scored_as(result, name)]
+        if not scored or any(per_image is None for per_image, _ in scored):
             return None
-        means = [np.mean([scores.top1 for scores in result.scores], axis=0) for result in weighted]
-        weights = np.array(list(self.weights.values()))
-        return (weights / weights.sum()) @ np.stack(means)
+        outputs = [per_image for per_image, _ in scored if per_image is not None]
+        ids = ids or outputs[0].ids
+        if any(output.ids != ids for output in outputs):
+            return None
+        means.append(np.mean([output.scores.top1 for output in outputs], axis=0))
+    if ids is None:
+        return None
+    values = np.array(list(weights.values()))
+    return ids, (values / values.sum()) @ np.stack(means)
 
 
-def tabulate(
-    results: list[BenchmarkResult], score: Score | None, corruption_error: CorruptionError | None = None
-) -> pd.DataFrame:
+def _is_scored_as(result: BenchmarkResult, name: str) -> bool:
+    if name == "corruptions":
+        return result.condition == "corrupted" and not result.is_stored
+    return result.name == name
+
+
+def tabulate(results: list[BenchmarkResult], weights: Weights) -> pd.DataFrame:
     """One row per model, benchmark, strength and metric, with its interval over images; columns as in COLUMNS."""
     rows = [row for result in results for row in result_rows(result)]
-    return pd.DataFrame(rows + cross_benchmark_rows(results, score, corruption_error), columns=COLUMNS)
+    return pd.DataFrame(rows + cross_benchmark_rows(results, weights), columns=COLUMNS)
 
 
 def result_rows(result: BenchmarkResult) -> list[dict[str, Any]]:
     """Rows that follow from one result alone."""
     if result.analysis is not None:
         return _measurement_rows(result, result.analysis)
-    per_image = result.per_image
-    if per_image is None:
+    if result.per_image is None:
         return []
-    n = len(per_image.ids)
+    scores = result.per_image.scores
+    n = len(scores)
     uniform, samples = np.full(n, 1 / n), bootstrap_weights(n)
-    rows = []
-    for strength, scores in zip(per_image.strengths, per_image.scores, strict=True):
-        intervals = {}
-        for name, metric in METRICS.items():
-            to_interval = basic_bootstrap_interval if name == "ece" else bootstrap_interval
-            intervals[name] = to_interval(float(metric(scores, uniform)), metric(scores, samples))
-        if not np.isnan(scores.converged).any():
-            intervals["converged"] = bootstrap_mean(scores.converged)
-        rows += [_row(result, strength, name, interval) for name, interval in intervals.items()]
-    return rows
+    intervals = {}
+    for name, metric in METRICS.items():
+        to_interval = basic_bootstrap_interval if name == "ece" else bootstrap_interval
+        intervals[name] = to_interval(float(metric(scores, uniform)), metric(scores, samples))
+    intervals |= {name: bootstrap_mean(values) for name, values in scores.extra.items()}
+    return [_row(result, name, interval) for name, interval in intervals.items()]
 
 
-def cross_benchmark_rows(
-    results: list[BenchmarkResult], score: Score | None, corruption_error: CorruptionError | None = None
-) -> list[dict[str, Any]]:
+def cross_benchmark_rows(results: list[BenchmarkResult], weights: Weights) -> list[dict[str, Any]]:
     """Rows that need several results of a model: relative accuracy, the score, errors over all corruptions."""
     rows: list[dict[str, Any]] = []
     for model, model_results in _group_by_model(results):
         scored = [(result, result.per_image) for result in model_results if result.per_image is not None]
-        clean = next((per_image for result, per_image in scored if result.benchmark.condition == "clean"), None)
+        clean = next((per_image for result, per_image in scored if result.condition == "clean"), None)
         for result, per_image in scored:
             if clean is not None and per_image is not clean and per_image.ids == clean.ids:
-                for strength, scores in zip(per_image.strengths, per_image.scores, strict=True):
-                    ratio = _ratio(scores.top1, clean.scores[0].top1)
-                    rows.append(_row(result, strength, "relative_accuracy", ratio))
-        image_scores = score.per_image(model_results) if score else None
-        if image_scores is not None:
+                ratio = _ratio(per_image.scores.top1, clean.scores.top1)
+                rows.append(_row(result, "relative_accuracy", ratio))
+        if score := score_per_image(model_results, weights):
             key = {"benchmark": SCORE, "condition": SUMMARY, "strength": None, "metric": SCORE}
-            interval = vars(bootstrap_mean(image_scores)) | {"n": len(image_scores), "over": "images"}
+            interval = vars(bootstrap_mean(score[1])) | {"n": len(score[0]), "over": "images"}
             rows.append(model.columns | key | interval)
-        rows += corruption_error.rows(model_results) if corruption_error else []
+        rows += corruption_error_rows(model_results)
     return rows
 
 
@@ -127,9 +121,9 @@ def _measurement_rows(result: BenchmarkResult, analysis: AnalysisResult) -> list
     return rows
 
 
-def _row(result: BenchmarkResult, strength: float | None, metric: str, interval: Interval) -> dict[str, Any]:
+def _row(result: BenchmarkResult, metric: str, interval: Interval) -> dict[str, Any]:
     assert result.output is not None
-    key = {"benchmark": result.name, "condition": result.benchmark.condition, "strength": strength, "metric": metric}
+    key = {"benchmark": result.name, "condition": result.condition, "strength": result.strength, "metric": metric}
     cells = vars(interval) | {"n": len(result.output.ids), "over": "images"}
     return result.model.columns | key | cells | {"notes": "; ".join(result.notes)}
 
@@ -162,7 +156,7 @@ def aggregate_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(groups, columns=[*keys, "value", "low", "high", "runs", "over"])
 
 
-def pairwise_differences(results: list[BenchmarkResult], score: Score | None) -> pd.DataFrame:
+def pairwise_differences(results: list[BenchmarkResult], weights: Weights) -> pd.DataFrame:
     """Paired differences in top-1 and in the score between any two names, `name` minus `other`.
 
     Returns:
@@ -178,7 +172,7 @@ def pairwise_differences(results: list[BenchmarkResult], score: Score | None) ->
         runs[f"run {len(runs)}" if seed in runs else seed] = model_results
     rows: list[dict[str, Any]] = []
     for (other, other_runs), (name, runs) in itertools.combinations(runs_by_name.items(), 2):
-        rows += [{"name": name, "other": other} | row for row in _differences(*_pair_runs(runs, other_runs), score)]
+        rows += [{"name": name, "other": other} | row for row in _differences(*_pair_runs(runs, other_runs), weights)]
     columns = ["name", "other", "benchmark", "condition", "strength", "metric", "difference"]
     intervals = ["seeds_low", "seeds_high", "seeds", "images_low", "images_high", "images"]
     return pd.DataFrame(rows, columns=[*columns, *intervals])
@@ -201,8 +195,8 @@ def _pair_runs(
     return [a for a, _ in pairs], [b for _, b in pairs], 1
 
 
-def _differences(first: Runs, second: Runs, num_seeds: int, score: Score | None) -> list[dict[str, Any]]:
-    first_values, second_values = ([_values_by_key(run, score) for run in runs] for runs in (first, second))
+def _differences(first: Runs, second: Runs, num_seeds: int, weights: Weights) -> list[dict[str, Any]]:
+    first_values, second_values = ([_values_by_key(run, weights) for run in runs] for runs in (first, second))
     all_values = (*first_values, *second_values)
     rows = []
     for key, (ids, _) in first_values[0].items():
@@ -221,19 +215,16 @@ def _differences(first: Runs, second: Runs, num_seeds: int, score: Score | None)
 
 
 def _values_by_key(
-    results: list[BenchmarkResult], score: Score | None
+    results: list[BenchmarkResult], weights: Weights
 ) -> dict[tuple[str, str, float | None, str], tuple[list[str], np.ndarray]]:
     """Image ids, and top-1 or score per image, by (benchmark, condition, strength, metric)."""
     values: dict[tuple[str, str, float | None, str], tuple[list[str], np.ndarray]] = {}
     for result in results:
         if (per_image := result.per_image) is not None:
-            for strength, scores in zip(per_image.strengths, per_image.scores, strict=True):
-                key = result.name, result.benchmark.condition, strength, "top1"
-                values[key] = per_image.ids, scores.top1.astype(float)
-    image_scores = score.per_image(results) if score else None
-    if image_scores is not None:
-        ids = next(result.per_image.ids for result in results if result.per_image is not None)
-        values[SCORE, SUMMARY, None, SCORE] = ids, image_scores
+            key = result.name, result.condition, result.strength, "top1"
+            values[key] = per_image.ids, per_image.scores.top1.astype(float)
+    if score := score_per_image(results, weights):
+        values[SCORE, SUMMARY, None, SCORE] = score
     return values
 
 
@@ -242,11 +233,6 @@ def _group_by_model(results: list[BenchmarkResult]) -> list[tuple[EvalModel, lis
     for result in results:
         groups.setdefault((result.model.checkpoint, result.model.name), []).append(result)
     return [(group[0].model, group) for group in groups.values()]
-
-
-def append_csv(frame: pd.DataFrame, path: Path, new: bool) -> None:
-    """Append rows to a CSV file; start it if `new`."""
-    frame.to_csv(path, index=False, header=new, mode="w" if new else "a")
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

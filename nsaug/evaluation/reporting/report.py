@@ -10,7 +10,14 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from nsaug.evaluation.corruption_error import ERRORS
 from nsaug.evaluation.metrics import PerImageScores
 from nsaug.evaluation.reporting import noise_plots, plots
-from nsaug.evaluation.reporting.aggregate import SCORE, Score, aggregate_seeds, pairwise_differences, write_csv
+from nsaug.evaluation.reporting.aggregate import (
+    SCORE,
+    Weights,
+    aggregate_seeds,
+    pairwise_differences,
+    tabulate,
+    write_csv,
+)
 from nsaug.evaluation.reporting.formatting import (
     ResultKey,
     analysis_caption,
@@ -26,7 +33,7 @@ from nsaug.evaluation.reporting.formatting import (
     run_counts,
     table_lines,
 )
-from nsaug.evaluation.runner import BenchmarkResult
+from nsaug.evaluation.results import BenchmarkResult
 from nsaug.utils.files import atomic_write
 
 MAX_PAIRS = 12
@@ -36,26 +43,26 @@ MAX_SAMPLE_MODELS = 4
 
 
 def write_report(
-    rows: pd.DataFrame,
     results: list[BenchmarkResult],
-    score: Score | None,
-    class_names: list[str],
+    weights: Weights,
     metadata: dict[str, Any],
     folder: Path,
     missing: Sequence[str] = (),
-) -> None:
+) -> pd.DataFrame:
     """Write results.csv, .json, .md and .png, groups.csv, comparisons.csv and report.html into a folder.
 
     Args:
-        rows: table from `aggregate.tabulate`.
         results: all results, failures included.
-        score: the suite's score, if it has one.
-        class_names: by class index, for models whose metadata has none.
+        weights: the suite's score.
         metadata: lines for the head of the report, by label.
         folder: output folder of the evaluation.
         missing: one line per missing data set.
+
+    Returns:
+        The table of `aggregate.tabulate`.
     """
-    groups, comparisons = aggregate_seeds(rows), pairwise_differences(results, score)
+    rows = tabulate(results, weights)
+    groups, comparisons = aggregate_seeds(rows), pairwise_differences(results, weights)
     write_csv(rows, folder / "results.csv")
     write_csv(groups, folder / "groups.csv")
     write_csv(comparisons, folder / "comparisons.csv")
@@ -64,9 +71,10 @@ def write_report(
     with atomic_write(folder / "results.md") as tmp_path:
         tmp_path.write_text(markdown(rows, groups, missing))
     plots.overview(groups, folder / "results.png")
-    page = render_page(rows, groups, comparisons, results, score, class_names, metadata, missing)
+    page = render_page(rows, groups, comparisons, results, weights, metadata, missing)
     with atomic_write(folder / "report.html") as tmp_path:
         tmp_path.write_text(page)
+    return rows
 
 
 def render_page(
@@ -74,27 +82,26 @@ def render_page(
     groups: pd.DataFrame,
     comparisons: pd.DataFrame,
     results: list[BenchmarkResult],
-    score: Score | None,
-    class_names: list[str],
+    weights: Weights,
     metadata: dict[str, Any],
     missing: Sequence[str] = (),
 ) -> str:
-    """Content of report.html; arguments as for `write_report`, with both derived tables."""
+    """Content of report.html; arguments as for `write_report`, with all derived tables."""
     scored = [result for result in results if result.per_image is not None]
     names = model_names(rows)
     by_condition: dict[str, list[str]] = {}
     for result in scored:
-        benchmarks = by_condition.setdefault(result.benchmark.condition, [])
+        benchmarks = by_condition.setdefault(result.condition, [])
         if result.name not in benchmarks:
             benchmarks.append(result.name)
     clean = next(iter(by_condition.get("clean", [])), None)
     corruptions = by_condition.get("corrupted", [])
-    start_at = {result.name: clean for result in scored if result.benchmark.uses_model_data}
+    start_at = {result.name: clean for result in scored if result.is_own_data}
     eps = training_eps(scored)
     clean_scores: dict[str, list[PerImageScores]] = {}
     for result in scored:
         if result.name == clean and result.per_image:
-            clean_scores.setdefault(result.model.name, []).append(result.per_image.scores[0])
+            clean_scores.setdefault(result.model.name, []).append(result.per_image.scores)
 
     def curves(condition: str) -> list[tuple[str, str]]:
         return [(b, plots.strength_curve(groups, b, start_at.get(b))) for b in by_condition.get(condition, [])]
@@ -123,9 +130,9 @@ def render_page(
             for benchmark in dict.fromkeys(result.name for result in scored)
             if len(set(eps.values())) > 1
         ],
-        samples=samples(scored, class_names),
-        failures=[(result.model.label, result.name, result.failure) for result in results if result.failure],
-        score=score.weights if score else None,
+        samples=samples(scored),
+        failures=list(dict.fromkeys((result.model.label, result.name, result.failure) for result in results if result.failure)),
+        score=weights,
     )
 
 
@@ -227,26 +234,24 @@ def training_eps(results: list[BenchmarkResult]) -> dict[str, float]:
     return eps
 
 
-def samples(results: list[BenchmarkResult], class_names: list[str]) -> list[dict[str, Any]]:
+def samples(results: list[BenchmarkResult]) -> list[dict[str, Any]]:
     """Sample images at every benchmark's greatest strength, with predictions, for the first run of a name."""
     models: dict[str, dict[str, Any]] = {}
     for result in results:
         name, per_image = result.model.name, result.per_image
         if per_image is None or (name not in models and len(models) == MAX_SAMPLE_MODELS):
             continue
-        section = models.setdefault(name, {"label": result.model.label, "model": result.model, "lines": []})
+        section = models.setdefault(name, {"label": result.model.label, "model": result.model, "lines": {}})
         if section["model"] is not result.model:
             continue
-        hardest = max(range(len(per_image.strengths)), key=lambda i: per_image.strengths[i] or 0)
-        scores, strength = per_image.scores[hardest], per_image.strengths[hardest]
-        classes = result.model.metadata.get("class_names", class_names)
+        scores, classes = per_image.scores, result.class_names
         images = []
-        for i, image in zip(per_image.sample_indices, per_image.sample_images[hardest], strict=True):
+        for i, image in enumerate(per_image.sample_images):
             label, prediction = int(scores.label[i]), int(scores.prediction[i])
             images.append(
-                {"image": plots.data_uri(image), "correct": label == prediction, "prediction": classes[prediction]}
+                {"image": plots.data_uri(image), "correct": bool(scores.top1[i]), "prediction": classes[prediction]}
                 | {"label": classes[label], "confidence": f"{100 * float(scores.confidence[i]):.0f} %"}
             )
-        key = ResultKey(result.name, result.benchmark.condition, strength)
-        section["lines"].append({"title": key.heading, "images": images})
-    return list(models.values())
+        title = ResultKey(result.name, result.condition, result.strength).heading
+        section["lines"][result.name] = {"title": title, "images": images}  # the last strength is the greatest
+    return [section | {"lines": list(section["lines"].values())} for section in models.values()]

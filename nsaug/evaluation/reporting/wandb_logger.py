@@ -94,9 +94,9 @@ def _training_runs(results: list[BenchmarkResult]) -> list[dict[str, Any]]:
 
 
 def _samples(results: list[BenchmarkResult]) -> list[tuple[np.ndarray, str]]:
-    """Sample images at every benchmark's last strength, side by side, with a caption."""
+    """Sample images of every benchmark and strength, side by side, with a caption."""
     return [
-        (np.concatenate(list(result.per_image.sample_images[-1]), axis=1), f"{result.model.label}: {result.name}")
+        (np.concatenate(list(result.per_image.sample_images), axis=1), f"{result.model.label}: {result.name}")
         for result in results
-        if result.per_image is not None
+        if result.per_image is not None and len(result.per_image.sample_images)
     ]

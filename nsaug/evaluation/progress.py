@@ -1,0 +1,61 @@
+"""Progress of an evaluation: a bar on a terminal, a line now and then elsewhere."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+LINE_SECONDS = 30.0
+"""Time between two lines where stdout is not a terminal."""
+REFRESH_SECONDS = 0.5
+
+
+@contextmanager
+def show_progress(total: int, done: Callable[[], int]) -> Iterator[None]:
+    """Show progress and the time left while the context is open.
+
+    Args:
+        total: cost of all units.
+        done: returns the cost of the finished units; called from another thread.
+    """
+    stop = threading.Event()
+    target = _show_bar if sys.stdout.isatty() else _log_lines
+    thread = threading.Thread(target=target, args=(total, done, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show_bar(total: int, done: Callable[[], int], stop: threading.Event) -> None:
+    columns = TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        while not stop.wait(REFRESH_SECONDS):
+            progress.update(task, completed=done())
+
+
+def _log_lines(total: int, done: Callable[[], int], stop: threading.Event) -> None:
+    start = time.monotonic()
+    while not stop.wait(LINE_SECONDS):
+        if share := min(1.0, done() / max(1, total)):
+            left = format_duration((time.monotonic() - start) * (1 - share) / share)
+            log.info("evaluating: %.0f %% done, about %s left", 100 * share, left)
+        else:
+            log.info("evaluating: the first block is not done yet")
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in its largest units, such as `40 s`, `12 min` or `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,110 @@
+"""Results of an evaluation: scores of images and measurements of analyses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from nsaug.evaluation.metrics import PerImageScores
+from nsaug.evaluation.models import EvalModel
+
+
+@dataclass(frozen=True)
+class PerImageResult:
+    """Scores of one model on one benchmark at one strength.
+
+    Attributes:
+        ids: ids of the n images.
+        scores: their scores.
+        sample_images: (k, H, W, 3) in uint8, the first k images as the model saw them.
+        notes: what readers of the results have to know.
+    """
+
+    ids: list[str]
+    scores: PerImageScores
+    sample_images: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+class Measurement(NamedTuple):
+    """One number of an analysis.
+
+    Attributes:
+        condition: kind of noise, or whatever else was measured.
+        strength: strength of the condition; None if it has none.
+        metric: name of the metric.
+        noise_index: index of the noise, if several were measured.
+        value: the number.
+    """
+
+    condition: str
+    strength: float | None
+    metric: str
+    noise_index: int
+    value: float
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """Measurements of one model.
+
+    Attributes:
+        measurements: all numbers.
+        ids: ids of the images that were measured on.
+        titles: titles of the images to show in the report.
+        images: the images to show, (H, W, 3) in uint8, all of one size.
+        noises: (M, N, D), for analyses that transfer them to other models.
+        notes: what readers of the results have to know.
+    """
+
+    measurements: list[Measurement]
+    ids: list[str]
+    titles: list[str] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
+    noises: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Result of one model on one benchmark at one strength.
+
+    Attributes:
+        model: the model.
+        name: name of the benchmark in the suite; for transferred attacks with the name of the other model.
+        strength: the strength; None if the benchmark has none.
+        condition: what was done to the images, one of CONDITIONS; "analyzed" for analyses.
+        output: scores or measurements; None if the benchmark failed.
+        failure: why it failed.
+        corruption: name of the common corruption, generated or stored.
+        is_own_data: whether it was evaluated on all test images of the model's own data, so that its strengths continue
+            the clean accuracy.
+        is_stored: whether the images are a data set of their own.
+        class_names: by class index.
+    """
+
+    model: EvalModel
+    name: str
+    strength: float | None
+    condition: str
+    output: PerImageResult | AnalysisResult | None
+    failure: str | None = None
+    corruption: str | None = None
+    is_own_data: bool = True
+    is_stored: bool = False
+    class_names: Sequence[str] = ()
+
+    @property
+    def per_image(self) -> PerImageResult | None:
+        """The output of a benchmark that scores every image; None for others."""
+        return self.output if isinstance(self.output, PerImageResult) else None
+
+    @property
+    def analysis(self) -> AnalysisResult | None:
+        """The output of an analysis; None for others."""
+        return self.output if isinstance(self.output, AnalysisResult) else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return () if self.output is None else self.output.notes

@@ -1,0 +1,117 @@
+"""Processes that share a run: on several devices, on several nodes, or a fixed share of a job array.
+
+Lightning Fabric launches them (`devices=8`), or detects that torchrun or Slurm did. They share an atomic counter in a
+torch.distributed store, which hands out units of work. There is no collective after the start, so that no time limit
+is exceeded by a long attack.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch.distributed import HashStore, Store, TCPStore
+
+from nsaug.utils.errors import UserError, first_line
+
+T = TypeVar("T")
+POLL_SECONDS = 0.2
+START_TIMEOUT = timedelta(days=1)
+"""Time limit of the start, when other processes wait until the first one has listed and hashed the images."""
+
+
+class Workers:
+    """The processes of a run; only the first one has to know what there is to do before they `start`.
+
+    Args:
+        accelerator: as for `lightning.Trainer`: auto, cpu, gpu, ...
+        devices: number of processes on a machine, one per device; or the indices of devices.
+        num_nodes: number of machines. torchrun and Slurm set both numbers themselves.
+
+    Attributes:
+        device: device of this process.
+        is_first: whether this is the process that plans and reports.
+        local_size: number of processes on this machine.
+
+    Raises:
+        UserError: there are no such devices.
+    """
+
+    def __init__(self, accelerator: str, devices: int | str | list[int], num_nodes: int) -> None:
+        from lightning.fabric import Fabric
+        from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+        from lightning.fabric.strategies import DDPStrategy
+
+        if TorchElasticEnvironment.detect():
+            devices = int(os.environ["LOCAL_WORLD_SIZE"])
+            num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+        elif SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
+            num_nodes = int(os.environ.get("SLURM_NNODES", 1))
+            devices = int(os.environ["SLURM_NTASKS"]) // num_nodes
+        # gloo: the only collectives are two broadcasts of Python objects at the start.
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=START_TIMEOUT)
+        try:
+            self._fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
+        except Exception as error:  # of several types, by the accelerator
+            raise UserError(
+                f"accelerator={accelerator} devices={devices} cannot be used ({first_line(error)}): type"
+                " accelerator=cpu devices=1"
+            ) from error
+        environment = strategy.cluster_environment
+        assert environment is not None
+        self.local_size = strategy.num_processes
+        self.size = self.local_size * num_nodes
+        self.is_first = environment.node_rank() == 0 and environment.local_rank() == 0
+        self.device: torch.device = strategy.root_device
+        self._environment = environment
+        self._store: Store = HashStore()
+
+    def start(self) -> None:
+        """Start the other processes, or wait for them if torchrun or Slurm started them."""
+        if self.size == 1:
+            return
+        self._fabric.launch()
+        port = 0
+        if self.is_first:
+            self._store = store = TCPStore(self._environment.main_address, 0, is_master=True, wait_for_workers=False)
+            port = store.port
+        port = self.broadcast(port)
+        if not self.is_first:
+            self._store = TCPStore(self._environment.main_address, port, is_master=False)
+
+    def broadcast(self, value: T) -> T:
+        """Return the first process's value in all processes."""
+        return self._fabric.broadcast(value) if self.size > 1 else value
+
+    def take(self, count: int) -> Iterator[int]:
+        """Yield numbers below `count` that no other process gets."""
+        while (number := self._store.add("taken", 1) - 1) < count:
+            yield number
+
+    def add_progress(self, amount: int) -> int:
+        """Add to the progress of all processes, and return it."""
+        return self._store.add("progress", amount)
+
+    def finish(self) -> None:
+        """Wait for the other processes in the first one; report the end of the others to it."""
+        if not self.is_first:
+            self._store.add("finished", 1)
+            return
+        while self._store.add("finished", 0) < self.size - 1:
+            time.sleep(POLL_SECONDS)
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Index and count of a share such as `3/8`; (0, 1) for None.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    if text is None:
+        return 0, 1
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"shard={text}: type shard=INDEX/COUNT, with INDEX from 0 to COUNT - 1, such as shard=0/8")
+    return int(index), int(count)

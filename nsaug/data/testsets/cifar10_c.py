@@ -10,7 +10,7 @@ from PIL import Image
 from nsaug.data.dataset import ImageSet
 from nsaug.data.files import file_fingerprint
 from nsaug.data.sources.cifar10 import CLASSES
-from nsaug.data.testsets.stored_corruptions import SEVERITIES, StoredCorruption
+from nsaug.data.testsets.stored_corruptions import NUM_SEVERITIES, StoredCorruption
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import validate_args
 
@@ -31,20 +31,20 @@ class CIFAR10C(StoredCorruption):
     def list_images(self) -> ImageSet:
         path = self.root / f"{self.corruption}.npy"
         images, labels = self._load(path), np.asarray(self._load(self.root / "labels.npy"))
-        count, remainder = divmod(len(images), len(SEVERITIES))
+        count, remainder = divmod(len(images), NUM_SEVERITIES)
         if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or remainder or labels.shape != (len(images),):
             raise UserError(
                 f"{path} has shape {images.shape} and type {images.dtype}, labels.npy {labels.shape}: expected the"
                 " published arrays, (50000, 32, 32, 3) in uint8 and (50000,)"
             )
-        labels = labels.reshape(len(SEVERITIES), count)
+        labels = labels.reshape(NUM_SEVERITIES, count)
         if (labels != labels[0]).any() or labels.min() < 0 or labels.max() >= len(CLASSES):
             raise UserError(
                 f"{self.root / 'labels.npy'}: labels have to be the same at all severities, and from 0 to 9"
             )
-        starts = [(severity - 1) * count for severity in self.severities]
         ids = [f"cifar10-c/{index:05d}" for index in range(count)]
-        return ImageSet(ids, [int(label) for label in labels[0]], _ArraySeverities(str(path), starts))
+        start = (self.severity - 1) * count
+        return ImageSet(ids, [int(label) for label in labels[0]], _StoredRows(str(path), start))
 
     def _load(self, path: Path) -> np.ndarray:
         if not path.is_file():
@@ -56,15 +56,17 @@ class CIFAR10C(StoredCorruption):
 
 
 @dataclass(frozen=True)
-class _ArraySeverities:
-    """Loads an image at every severity, from one array that is ordered by severity."""
+class _StoredRows:
+    """Loads images from consecutive rows of a stored array; opened every time, so that only the path is pickled."""
 
     path: str
-    starts: list[int]
+    start: int
 
-    def __call__(self, index: int) -> list[Image.Image]:
-        stored = np.load(self.path, mmap_mode="r")
-        return [Image.fromarray(stored[start + index]) for start in self.starts]
+    def __call__(self, index: int) -> Image.Image:
+        return Image.fromarray(self._row(index))
 
     def fingerprint(self, index: int) -> str:
-        return f"{index} {file_fingerprint(self.path)}"
+        return f"{self.start + index} {file_fingerprint(self.path)}"
+
+    def _row(self, index: int) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r")[self.start + index]

@@ -1,14 +1,12 @@
 """CIFAR-10-C as it is published."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from nsaug.data.arrays import ArrayFileLoader
 from nsaug.data.dataset import ImageSet
-from nsaug.data.files import file_fingerprint
 from nsaug.data.sources.cifar10 import CLASSES
 from nsaug.data.testsets.stored_corruptions import NUM_SEVERITIES, StoredCorruption
 from nsaug.utils.errors import UserError
@@ -44,7 +42,7 @@ class CIFAR10C(StoredCorruption):
             )
         ids = [f"cifar10-c/{index:05d}" for index in range(count)]
         start = (self.severity - 1) * count
-        return ImageSet(ids, [int(label) for label in labels[0]], _StoredRows(str(path), start))
+        return ImageSet(ids, [int(label) for label in labels[0]], ArrayFileLoader(str(path), start))
 
     def _load(self, path: Path) -> np.ndarray:
         if not path.is_file():
@@ -53,20 +51,3 @@ class CIFAR10C(StoredCorruption):
             return np.load(path, mmap_mode="r")
         except (ValueError, EOFError) as error:  # numpy's errors for a file shorter than its header says
             raise self.missing(f"{path} is truncated or damaged ({path.stat().st_size:,} bytes)") from error
-
-
-@dataclass(frozen=True)
-class _StoredRows:
-    """Loads images from consecutive rows of a stored array; opened every time, so that only the path is pickled."""
-
-    path: str
-    start: int
-
-    def __call__(self, index: int) -> Image.Image:
-        return Image.fromarray(self._row(index))
-
-    def fingerprint(self, index: int) -> str:
-        return f"{self.start + index} {file_fingerprint(self.path)}"
-
-    def _row(self, index: int) -> np.ndarray:
-        return np.load(self.path, mmap_mode="r")[self.start + index]

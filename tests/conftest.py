@@ -3,6 +3,7 @@
 import os
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ def linear_vit() -> NoisyViT:
     """A linear model with two classes, in float64."""
     torch.manual_seed(0)
     return NoisyViT(Linear(2)).double()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory) -> Iterator[None]:
+    """Keep fingerprints of images out of the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

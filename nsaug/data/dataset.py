@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nsaug.data.fingerprints import fingerprints
 from nsaug.utils.errors import UserError, first_line
 
 Label = int | tuple[int, ...]
@@ -44,7 +45,10 @@ def read_image(file: Any, name: str) -> Image.Image:
 
 
 class Loader(Protocol):
-    """Loads the images of a source by position. Has to be picklable, for worker processes."""
+    """Loads the images of a source by position.
+
+    Has to be picklable, for worker processes, and safe to call from several threads.
+    """
 
     def __call__(self, index: int) -> Any:
         """Load an RGB image, or whatever the transform of the image set takes.
@@ -55,7 +59,7 @@ class Loader(Protocol):
         ...
 
     def fingerprint(self, index: int) -> str:
-        """Text that changes when the image does."""
+        """Text that depends on the content of the image alone, such as a hash of its bytes."""
         ...
 
 
@@ -90,18 +94,24 @@ class ImageSet(Dataset[tuple[Tensor, int | Tensor, str]]):
     def _max_labels(self) -> int:
         return max(len(label) for label in self.labels if isinstance(label, tuple))
 
+    def fingerprints(self) -> list[str]:
+        """One text per image, with its id, label and content; does not depend on the machine.
+
+        Raises:
+            UserError: the loader has no method `fingerprint`.
+        """
+        contents = fingerprints(*_unwrap(self.load, range(len(self))))
+        return [f"{i}\0{label}\0{content}" for i, label, content in zip(self.ids, self.labels, contents, strict=True)]
+
     def digest(self) -> str:
-        """SHA-256 over ids, labels, and fingerprints (of a file: size and modification time)."""
-        total = hashlib.sha256()
-        for index, (image_id, label) in enumerate(zip(self.ids, self.labels, strict=True)):
-            total.update(f"{image_id}\0{label}\0{self.load.fingerprint(index)}\n".encode())
-        return total.hexdigest()
+        """SHA-256 over the fingerprints of all images."""
+        return hashlib.sha256("\n".join(self.fingerprints()).encode()).hexdigest()
 
     def subset(self, indices: Iterable[int]) -> "ImageSet":
         """The images at these positions, in this order."""
         positions = list(indices)
         ids, labels = [self.ids[i] for i in positions], [self.labels[i] for i in positions]
-        return ImageSet(ids, labels, _Reindexed(self.load, positions), self.transform)
+        return ImageSet(ids, labels, _Reindexed(*_unwrap(self.load, positions)), self.transform)
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,13 @@ class _Reindexed:
 
     def fingerprint(self, index: int) -> str:
         return self.load.fingerprint(self.positions[index])
+
+
+def _unwrap(load: Loader, positions: Sequence[int]) -> tuple[Loader, list[int]]:
+    """The loader behind a subset, and the positions there."""
+    if isinstance(load, _Reindexed):
+        return load.load, [load.positions[position] for position in positions]
+    return load, list(positions)
 
 
 def label_set(label: Label) -> tuple[int, ...]:

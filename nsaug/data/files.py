@@ -4,12 +4,14 @@ import os
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from nsaug.data.dataset import Label, preview, read_image
+from nsaug.data.fingerprints import Stamp, file_version, hash_file
 from nsaug.utils.errors import UserError
 
 
@@ -22,14 +24,17 @@ class FileLoader:
     def __call__(self, index: int) -> Image.Image:
         return read_image(self.paths[index], self.paths[index])
 
+    @cached_property
+    def store(self) -> str:
+        """The folder that contains all files."""
+        return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in self.paths])
+
+    def stamp(self, index: int) -> Stamp | None:
+        version = file_version(self.paths[index])
+        return None if version is None else Stamp(os.path.abspath(self.paths[index])[len(self.store) :], version)
+
     def fingerprint(self, index: int) -> str:
-        return file_fingerprint(self.paths[index])
-
-
-def file_fingerprint(path: str) -> str:
-    """Size and modification time of a file."""
-    status = os.stat(path)
-    return f"{status.st_size} {status.st_mtime_ns}"
+        return hash_file(self.paths[index])
 
 
 def folder_names(folder: Path) -> list[str]:

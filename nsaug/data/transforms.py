@@ -55,16 +55,6 @@ class MultiView:
 
 
 @dataclass(frozen=True)
-class PerSeverity:
-    """Apply a transform to an image at every severity and stack the results: (severities, 3, H, W)."""
-
-    transform: Callable[[Image.Image], Tensor]
-
-    def __call__(self, images: list[Image.Image]) -> Tensor:
-        return torch.stack([self.transform(image) for image in images])
-
-
-@dataclass(frozen=True)
 class CheckSize:
     """Refuse images that differ in size from the published ones."""
 

@@ -1,29 +1,16 @@
 """CIFAR-10, from class folders or from torchvision's files."""
 
-import hashlib
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torchvision
-from PIL import Image
 
+from nsaug.data.arrays import ArrayLoader
 from nsaug.data.dataset import ImageSet
 from nsaug.data.sources.folder import Folder
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import validate_args
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-@dataclass(frozen=True)
-class _ArrayLoader:
-    images: Any
-
-    def __call__(self, index: int) -> Image.Image:
-        return Image.fromarray(self.images[index])
-
-    def fingerprint(self, index: int) -> str:
-        return hashlib.sha256(self.images[index].tobytes()).hexdigest()
 
 
 class CIFAR10(Folder):
@@ -53,4 +40,4 @@ class CIFAR10(Folder):
             ) from error
         self.class_names = CLASSES
         ids = [f"{split}/{index:05d}" for index in range(len(data))]
-        return ImageSet(ids, [int(label) for label in data.targets], _ArrayLoader(data.data))
+        return ImageSet(ids, [int(label) for label in data.targets], ArrayLoader(data.data))

@@ -1,28 +1,16 @@
 """scikit-learn's handwritten digits (UCI): 1,797 images of 8 x 8 pixels, included in the package."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from sklearn.datasets import load_digits
 
+from nsaug.data.arrays import ArrayLoader
 from nsaug.data.datamodule import ImageDataModule
 from nsaug.data.dataset import ImageSet
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
-
-
-@dataclass(frozen=True)
-class _ArrayLoader:
-    images: np.ndarray
-
-    def __call__(self, index: int) -> Image.Image:
-        return Image.fromarray(self.images[index]).convert("RGB")
-
-    def fingerprint(self, index: int) -> str:
-        return self.images[index].tobytes().hex()
 
 
 class Digits(ImageDataModule):
@@ -38,5 +26,5 @@ class Digits(ImageDataModule):
         order = np.random.default_rng(SPLIT_SEED).permutation(len(pixels))
         num_test = round(TEST_FRACTION * len(pixels))
         ids = [f"digits/{index:04d}" for index in range(len(pixels))]
-        images = ImageSet(ids, [int(label) for label in digits.target], _ArrayLoader(pixels))
+        images = ImageSet(ids, [int(label) for label in digits.target], ArrayLoader(pixels))
         return images.subset(np.sort(order[:num_test] if split == "test" else order[num_test:]).tolist())

@@ -1,6 +1,7 @@
 """Class folders in tar files, through timm's reader."""
 
 import os
+import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from nsaug.data.dataset import MissingData, UnreadableImage, read_image
 from nsaug.data.files import is_hidden
+from nsaug.data.fingerprints import UNREADABLE, Stamp, file_version, hash_bytes
 from nsaug.utils.errors import first_line
 
 
@@ -25,7 +27,7 @@ def is_tarred(path: Path) -> bool:
 class TarLoader:
     """Loads images from a tar file with class folders, a tar of one tar per class, or a folder of such tars.
 
-    The tar is opened for every image, because worker processes must not share a file position.
+    The tar is opened for every image, because processes and threads must not share a file position.
 
     Raises:
         MissingData: the path cannot be read, or has no image in a class folder.
@@ -73,10 +75,23 @@ class TarLoader:
         with file:
             return read_image(file, name)
 
+    @property
+    def store(self) -> str:
+        return os.path.abspath(self.path)
+
+    def stamp(self, index: int) -> Stamp | None:
+        member, parent, child = self.reader.samples[index]
+        version = file_version(self.path / parent if parent else self.path)
+        name = f"{parent or ''}:{child.path if child else ''}:{member.path}:{member.offset_data}"
+        return None if version is None else Stamp(name, version)
+
     def fingerprint(self, index: int) -> str:
-        member, parent, _ = self.reader.samples[index]
-        status = os.stat(self.path / parent if parent else self.path)
-        return f"{status.st_size} {status.st_mtime_ns} {member.path} {member.offset_data}"
+        try:
+            file, _ = self.reader[index]
+            with file:
+                return hash_bytes(file.read())
+        except (OSError, tarfile.TarError):
+            return UNREADABLE
 
 
 def _has_hidden_part(path: str) -> bool:

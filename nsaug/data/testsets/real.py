@@ -18,7 +18,7 @@ class ImageNetReaL(PublishedDataset):
 
     title = "ReaL"
     homepage = "https://github.com/google-research/reassessed-imagenet, for the images of https://image-net.org"
-    condition = "relabelled"
+    condition = "relabeled"
     images_expected = 46_837
 
     def list_images(self) -> ImageSet:

@@ -18,17 +18,20 @@ def arrays(tmp_path):
     return images, labels
 
 
-def test_pixels_are_kept(arrays, tmp_path):
+@pytest.mark.parametrize("severity", [1, 2, 5])
+def test_pixels_are_kept(arrays, tmp_path, severity):
     images, labels = arrays
-    data = open_test(CIFAR10C(root=str(tmp_path), corruption="frost", severities=(2, 5)), config(32))
+    data = open_test(CIFAR10C(root=str(tmp_path), corruption="frost", severity=severity), config(32))
+    assert len(data.images) == 20
     assert data.images.labels == labels[:20].tolist()
     assert data.class_names[3] == "cat"
     for index in (0, 7, 19):
-        expected = torch.tensor(images[[20 + index, 80 + index]]).permute(0, 3, 1, 2) / 255
+        expected = torch.tensor(images[(severity - 1) * 20 + index]).permute(2, 0, 1) / 255
         torch.testing.assert_close(data.images[index][0], expected)
     assert data.notes == ["stored", "20 of 10,000 images are there"]
+    assert data.cache_fields == {"class": "CIFAR10C", "corruption": "frost", "severity": severity}
     data.configure(config(224))
-    assert data.images[0][0].shape == (2, 3, 224, 224)
+    assert data.images[0][0].shape == (3, 224, 224)
     assert data.notes[-1] == "resized from 32 to 224 px"
 
 
@@ -36,7 +39,7 @@ def test_damaged_arrays_are_refused(arrays, tmp_path):
     images, labels = arrays
 
     def setup(corruption="frost"):
-        CIFAR10C(root=str(tmp_path), corruption=corruption).setup()
+        CIFAR10C(root=str(tmp_path), corruption=corruption, severity=1).setup()
 
     np.save(tmp_path / "labels.npy", np.sort(labels))
     with pytest.raises(UserError, match="labels have to be the same at all severities"):

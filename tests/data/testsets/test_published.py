@@ -25,8 +25,8 @@ from tests.data.testsets.helpers import CONFIG
 
 TEST_SETS = [
     (ImageNetA, {}), (ImageNetR, {}), (ImageNetV2, {}), (ImageNetSketch, {}), (StylizedImageNet, {}),
-    (ImageNetReaL, {}), (DAmageNet, {"labels": "nowhere"}), (ObjectNet, {}), (ImageNetC, {"corruption": "fog"}),
-    (CIFAR10C, {"corruption": "fog"}),
+    (ImageNetReaL, {}), (DAmageNet, {"labels": "nowhere"}), (ObjectNet, {}),
+    (ImageNetC, {"corruption": "fog", "severity": 1}), (CIFAR10C, {"corruption": "fog", "severity": 1}),
 ]  # fmt: skip
 
 

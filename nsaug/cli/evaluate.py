@@ -232,6 +232,15 @@ def check_benchmarks(entries: "list[Entry]", data: "TestDataset", model: "EvalMo
             )
 
 
+def uses_model_config(cfg: DictConfig, model: "EvalModel") -> bool:
+    """Whether `model=` defines the architecture: not for weights with a config.json, nor for other timm models."""
+    return (
+        cfg.model.get("name") is not None
+        and model.config is None
+        and (model.checkpoint is not None or model.name == cfg.model.name)
+    )
+
+
 def load_vit(cfg: DictConfig, device: "torch.device", model: "EvalModel") -> "NoisyViT":
     """Build a model with its weights."""
     from nsaug.models.factory import build_vit

@@ -12,7 +12,7 @@ from nsaug.corruptions.corruption import CorruptionName
 from nsaug.data.testsets import TEST_SETS
 from nsaug.data.testsets.stored_corruptions import StoredCorruption
 from nsaug.evaluation.analyses import Analysis, NoiseAnalysis, NoiseRadius, NoiseTransfer, NullspacePair
-from nsaug.evaluation.benchmarks import Clean, CueConflict, ImageBenchmark, UnderAttack, UnderCorruption, UnderNoise
+from nsaug.evaluation.benchmarks import Clean, ImageBenchmark, UnderAttack, UnderCorruption, UnderNoise
 from nsaug.evaluation.units import Entry
 from nsaug.nullspace import NullspaceNoise, UniversalConfig
 from nsaug.utils.errors import UserError, unknown_name
@@ -36,6 +36,7 @@ ANALYSES: dict[str, type[Analysis]] = {
     "transfer": NoiseTransfer,
 }
 SEVERITIES = (1, 2, 3, 4, 5)
+CueConflict = Clean
 Severity = Annotated[int, Field(ge=1, le=5)]
 Args = dict[str, Any] | None
 Instantiate = Callable[[Any], Any]

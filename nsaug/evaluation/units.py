@@ -7,7 +7,7 @@ before or after an interruption.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -219,14 +219,14 @@ class Planner:
             "required": required,
         }
         if not is_analysis:  # rms(u) and the check for masked gradients
-            depends_on["reference"] = self._block_digest(set_number, images, reference)
+            depends_on["reference"] = self._block_digest(set_number, reference)
         size = len(positions) if is_analysis else self.block_size
         blocks = [positions[start : start + size] for start in range(0, len(positions), size)]
         weight = sum(parameter.numel() for parameter in vit.parameters())
         job, keys = len(self._jobs), []
         for index, block in enumerate(blocks):
             show = index == 0 and not is_analysis
-            parts = depends_on | {"images": self._block_digest(set_number, images, block), "show": show}
+            parts = depends_on | {"images": self._block_digest(set_number, block), "show": show}
             cost = benchmark.cost(len(block)) if isinstance(benchmark, Analysis) else benchmark.cost * len(block)
             unit = Unit(job, set_number, block, _digest(parts), cost * weight, show)
             phase = 1 if self._requires(entry) else 0
@@ -267,15 +267,18 @@ class Planner:
         if key not in self._selections:
             positions, notes = self.subset.select(images, classes, require_match)
             reference, _ = Subset(max_images=NUM_REFERENCE_IMAGES).select(images, classes)
+            self._hash_images(images, number, {*positions, *reference})
             self._selections[key] = tuple(positions), notes, tuple(reference)
         return self._selections[key]
 
-    def _block_digest(self, number: int, images: ImageSet, positions: Sequence[int]) -> str:
-        block = number, tuple(positions)
+    def _hash_images(self, images: ImageSet, number: int, positions: Iterable[int]) -> None:
+        missing = [position for position in positions if (number, position) not in self._fingerprints]
+        for position, text in zip(missing, images.subset(missing).fingerprints(), strict=True):
+            self._fingerprints[number, position] = text
+
+    def _block_digest(self, number: int, positions: tuple[int, ...]) -> str:
+        block = number, positions
         if block not in self._block_digests:
-            missing = [position for position in positions if (number, position) not in self._fingerprints]
-            for position, text in zip(missing, images.subset(missing).fingerprints(), strict=True):
-                self._fingerprints[number, position] = text
             self._block_digests[block] = _digest([self._fingerprints[number, position] for position in positions])
         return self._block_digests[block]
 

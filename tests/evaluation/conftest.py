@@ -6,46 +6,35 @@ import numpy as np
 import pytest
 import torch
 
-from nsaug.attacks import PGD
-from nsaug.evaluation import Benchmark, BenchmarkResult, EvalModel, NamedBenchmark
-from nsaug.evaluation.cache import PerImageResult
-from nsaug.evaluation.metrics import PerImageScores, score_predictions
+from nsaug.data.dataset import ImageSet
+from nsaug.evaluation import BenchmarkResult, EvalModel, PerImageResult, score_logits
 
 EPS = (4 / 255, 8 / 255)
-CLEAN = NamedBenchmark("clean", Benchmark())
-ATTACKED = NamedBenchmark("pgd", Benchmark(attack=PGD(), param="eps", strengths=EPS))
 
 
-class Images:
-    """Minimal stand-in for an ImageSet and its loader."""
+class Loader:
+    """Images of a tensor by position."""
 
-    def __init__(self, images, labels, batch_size=4):
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.ids = [f"image{index}" for index in range(len(images))]
-        self.dataset = self
+    def __init__(self, images):
+        self.images = images
 
-    def __len__(self):
-        return len(self.images)
+    def __call__(self, index):
+        return self.images[index]
 
-    def __getitem__(self, index):
-        return self.images[index], self.labels[index], self.ids[index]
+    def fingerprint(self, index):
+        return str(float(self.images[index].sum()))
 
-    def __iter__(self):
-        for start in range(0, len(self.images), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            yield self.images[batch], self.labels[batch], self.ids[batch]
 
-    def digest(self):
-        return str(float(self.images.sum()))
-
-    def subset(self, indices):
-        return Images(self.images[indices], self.labels[indices], self.batch_size)
+def make_images(images, labels):
+    """An ImageSet of tensors, with ids image0, image1, ..."""
+    ids = [f"image{index}" for index in range(len(images))]
+    return ImageSet(ids, labels.tolist(), Loader(images), transform=lambda image: image)
 
 
 def make_data(images, labels):
     """Minimal stand-in for a TestDataset."""
     return SimpleNamespace(
-        images=Images(images, labels), readable_loader=lambda images: images, notes=[], class_subset=None,
+        images=make_images(images, labels), notes=[], class_subset=None, num_workers=0,
         class_names=[str(i) for i in range(10)], setup=lambda stage: None, configure=lambda config: None,
     )  # fmt: skip
 
@@ -63,15 +52,25 @@ def make_scores(accuracy, n=50, seed=0):
     is_correct = torch.arange(n) < round(accuracy * n)
     predictions = torch.where(is_correct, labels, (labels + 1) % 10)
     logits[torch.arange(n), predictions] += 5
-    return PerImageScores(**{key: value.numpy() for key, value in score_predictions(logits, labels).items()})
+    return score_logits(logits, labels)
 
 
-def make_result(model, named_benchmark, accuracies, n=50, seed=0):
-    ids = [f"image{index}" for index in range(n)]
-    scores = [make_scores(accuracy, n, seed) for accuracy in accuracies]
-    images = np.full((len(scores), 3, 8, 8, 3), 100, np.uint8)
-    strengths = named_benchmark.benchmark.evaluated_strengths
-    return BenchmarkResult(model, named_benchmark, PerImageResult(strengths, ids, scores, [0, 20, 40], images))
+def make_result(model, accuracy, name="clean", strength=None, condition="clean", n=50, seed=0, **kwargs):
+    """A result with this accuracy."""
+    output = PerImageResult(
+        [f"image{index}" for index in range(n)], make_scores(accuracy, n, seed), np.full((3, 8, 8, 3), 100, np.uint8)
+    )
+    class_names = [f"class {index}" for index in range(10)]
+    return BenchmarkResult(model, name, strength, condition, output, class_names=class_names, **kwargs)
+
+
+def make_results(model, clean, weak, strong, seed=0, **kwargs):
+    """Results on clean images and under attack at two radii."""
+    attacked = [
+        make_result(model, accuracy, "pgd", eps, "attacked", seed=seed, **kwargs)
+        for eps, accuracy in zip(EPS, (weak, strong), strict=True)
+    ]
+    return [make_result(model, clean, seed=seed, **kwargs), *attacked]
 
 
 @pytest.fixture
@@ -80,7 +79,5 @@ def results():
     results = []
     for name, clean, weak, strong in (("clean", 0.9, 0.5, 0.1), ("nullspace", 0.8, 0.6, 0.3)):
         for seed in range(2):
-            model = make_model(name, seed)
-            results.append(make_result(model, CLEAN, [clean + 0.02 * seed], seed=seed))
-            results.append(make_result(model, ATTACKED, [weak + 0.04 * seed, strong], seed=seed))
+            results += make_results(make_model(name, seed), clean + 0.02 * seed, weak + 0.04 * seed, strong, seed)
     return results

@@ -4,6 +4,7 @@ from nsaug.attacks.autoattack import AutoAttack
 from nsaug.attacks.base import Attack
 from nsaug.attacks.cw import CW
 from nsaug.attacks.deepfool import DeepFool
+from nsaug.attacks.embedding_pgd import EmbeddingPGD
 from nsaug.attacks.fgsm import FGSM
 from nsaug.attacks.fgsm_rs import FGSMRS
 from nsaug.attacks.mifgsm import MIFGSM
@@ -21,6 +22,7 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "DeepFool",
+    "EmbeddingPGD",
     "PGDBase",
     "PatchFool",
 ]

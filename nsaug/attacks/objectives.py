@@ -19,7 +19,7 @@ def gradient(objective: Objective, images: Tensor) -> Tensor:
         return torch.autograd.grad(objective(images), images)[0]
 
 
-def cross_entropy(model: nn.Module, targets: Tensor) -> Objective:
+def cross_entropy(model: Callable[[Tensor], Tensor], targets: Tensor) -> Objective:
     """Cross-entropy to labels (B,) or probabilities (B, C), summed over images."""
     return lambda images: F.cross_entropy(model(images), targets, reduction="sum")
 

@@ -9,10 +9,19 @@ from pydantic import Field, ValidationError
 from nsaug import attacks
 from nsaug.corruptions import TEST_CORRUPTIONS, Corruption
 from nsaug.corruptions.corruption import CorruptionName
+from nsaug.data import CueConflict
 from nsaug.data.testsets import TEST_SETS
 from nsaug.data.testsets.stored_corruptions import StoredCorruption
 from nsaug.evaluation.analyses import Analysis, NoiseAnalysis, NoiseRadius, NoiseTransfer, NullspacePair
-from nsaug.evaluation.benchmarks import Clean, ImageBenchmark, UnderAttack, UnderCorruption, UnderNoise
+from nsaug.evaluation.benchmarks import (
+    Clean,
+    ImageBenchmark,
+    ShapeBias,
+    UnderAttack,
+    UnderCorruption,
+    UnderEmbeddingAttack,
+    UnderNoise,
+)
 from nsaug.evaluation.units import Entry
 from nsaug.nullspace import NullspaceNoise, UniversalConfig
 from nsaug.utils.errors import UserError, unknown_name
@@ -22,6 +31,7 @@ ATTACKS: dict[str, type] = {
     "autoattack": attacks.AutoAttack,
     "cw": attacks.CW,
     "deepfool": attacks.DeepFool,
+    "embedding_pgd": attacks.EmbeddingPGD,
     "fgsm": attacks.FGSM,
     "fgsm_rs": attacks.FGSMRS,
     "mifgsm": attacks.MIFGSM,
@@ -36,7 +46,6 @@ ANALYSES: dict[str, type[Analysis]] = {
     "transfer": NoiseTransfer,
 }
 SEVERITIES = (1, 2, 3, 4, 5)
-CueConflict = Clean
 Severity = Annotated[int, Field(ge=1, le=5)]
 Args = dict[str, Any] | None
 Instantiate = Callable[[Any], Any]
@@ -114,7 +123,8 @@ def _attacks(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entry]:
         kind = args.pop("attack", name)
         for strength, single in _strengths(args, "eps"):
             attack = instantiate(single) if "_target_" in single else _build(_look_up(kind, ATTACKS, path), single, path)
-            yield Entry(name, _build(UnderAttack, {"attack": attack, "transfer": transfer}, path), strength)
+            benchmark = UnderEmbeddingAttack if isinstance(attack, attacks.EmbeddingPGD) else UnderAttack
+            yield Entry(name, _build(benchmark, {"attack": attack, "transfer": transfer}, path), strength)
 
 
 def _corruptions(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entry]:
@@ -137,11 +147,12 @@ def _datasets(config: SuiteConfig) -> Iterator[Entry]:
     for name, given in names.items():
         path, args = f"suite.datasets.{name}", dict(given or {})
         cls = _look_up(args.pop("dataset", name), TEST_SETS, path)
-        args.setdefault("root", config.imagenet if cls.uses_imagenet_root else f"{config.root}/{cls.folder}")
+        folder = getattr(cls, "folder", None)
+        args.setdefault("root", f"{config.root}/{folder}" if folder else config.imagenet)
         if "labels" in inspect.signature(cls).parameters:  # DAmageNet's files have the names of ImageNet's
             args.setdefault("labels", config.imagenet)
         if not issubclass(cls, StoredCorruption):
-            benchmark = CueConflict if name == "cue_conflict" else Clean
+            benchmark = ShapeBias if cls is CueConflict else Clean
             yield Entry(name, benchmark(data=_build(cls, args, path)))
             continue
         corruptions = args.pop("corruptions", list(cls.corruptions))

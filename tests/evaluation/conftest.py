@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from nsaug.data.dataset import ImageSet
-from nsaug.evaluation import BenchmarkResult, EvalModel, PerImageResult, score_logits
+from nsaug.evaluation import (
+    BenchmarkResult,
+    EvalModel,
+    PerImageResult,
+    Planner,
+    ResultCache,
+    Runner,
+    Subset,
+    score_logits,
+)
 
 EPS = (4 / 255, 8 / 255)
 
@@ -81,3 +90,19 @@ def results():
         for seed in range(2):
             results += make_results(make_model(name, seed), clean + 0.02 * seed, weak + 0.04 * seed, strong, seed)
     return results
+
+
+def make_plan(entries, load, models=None, block_size=4, seed=0):
+    """A plan of entries for models; `load` returns a model and its data."""
+    return Planner(models or [make_model()], entries, load, Subset(seed=seed), block_size).build()
+
+
+def make_runner(plan, load, folder):
+    return Runner(plan, lambda model: load(model)[0], ResultCache(folder), torch.device("cpu"), 8, num_workers=0)
+
+
+def evaluate(entries, load, folder, models=None, block_size=4, seed=0):
+    """Results of entries in one process; `load` returns a model and its data."""
+    runner = make_runner(make_plan(entries, load, models, block_size, seed), load, folder)
+    runner.compute(runner.pending(), lambda unit: None)
+    return runner.results()

@@ -1,130 +1,152 @@
-"""run_suite: cached results are reused, changes are evaluated again, failures do not stop other benchmarks."""
+"""Units of work: cached, resumed, shared between processes; failures stay local."""
 
 import copy
 import dataclasses
-import logging
+import itertools
+import random
 
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from nsaug.attacks import PGD
-from nsaug.evaluation import NamedBenchmark, ResultCache, Subset, run_suite
-from nsaug.evaluation.benchmarks import Benchmark
-from nsaug.evaluation.cache import model_digest
+from nsaug.data.dataset import UnreadableImage
+from nsaug.evaluation import Clean, Entry, ResultCache, UnderAttack, UnderNoise
+from nsaug.evaluation.models import model_digest
 from nsaug.models.factory import build_vit
+from nsaug.nullspace import NullspaceNoise
 from nsaug.utils.errors import UserError
 from tests.conftest import tiny_vit
-from tests.evaluation.conftest import ATTACKED, CLEAN, make_data, make_model
+from tests.evaluation.conftest import evaluate, make_data, make_model, make_plan, make_runner
+
+CLEAN = Entry("clean", Clean())
+ATTACKED = Entry("pgd", UnderAttack(attack=PGD(num_steps=3, eps=0.1)), 0.1)
+NOISED = Entry("noise", UnderNoise(noise=NullspaceNoise(num_steps=1, init_scale=1.0)), 1.0)
+ENTRIES = [CLEAN, ATTACKED, NOISED]
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Conditions of the benchmarks that were run rather than loaded from the cache."""
-    conditions, run = [], Benchmark.run
+    """Number of images of every block that was computed rather than loaded from the cache, by benchmark class."""
+    blocks = []
+    for benchmark in (Clean, UnderAttack, UnderNoise):
 
-    def recording_run(self, *args, **kwargs):
-        conditions.append(self.condition)
-        return run(self, *args, **kwargs)
+        def record(self, model, batch, seed, evaluate=benchmark.evaluate):
+            blocks.append((type(self).__name__, len(batch)))
+            return evaluate(self, model, batch, seed)
 
-    monkeypatch.setattr(Benchmark, "run", recording_run)
-    return conditions
+        monkeypatch.setattr(benchmark, "evaluate", record)
+    return blocks
 
 
 @pytest.fixture
-def suite(vit, images, labels, tmp_path):
-    def run(models=None, benchmarks=(CLEAN, ATTACKED), load=None, seed=0):
-        num_forwards = []
-        results = list(
-            run_suite(
-                models or [make_model()], list(benchmarks), load or (lambda _: (vit, make_data(images, labels))),
-                ResultCache(tmp_path), Subset(seed=seed), lambda title, count: num_forwards.append(count),
-            )
-        )  # fmt: skip
-        return results, sum(num_forwards)
-
-    return run
-
-
-def patch_run(monkeypatch, condition, error):
-    """Make benchmarks of one condition raise an error."""
-    run = Benchmark.run
-
-    def failing_run(self, *args, **kwargs):
-        if self.condition == condition:
-            raise error
-        return run(self, *args, **kwargs)
-
-    monkeypatch.setattr(Benchmark, "run", failing_run)
+def load(vit, images, labels):
+    return lambda model: (vit, make_data(images, labels))
 
 
 def assert_same(first, second):
     for a, b in zip(first, second, strict=True):
-        assert a.output.ids == b.output.ids
-        assert a.output.strengths == b.output.strengths
+        assert (a.name, a.strength, a.output.ids, a.notes) == (b.name, b.strength, b.output.ids, b.notes)
         np.testing.assert_array_equal(a.output.sample_images, b.output.sample_images)
-        for scores, others in zip(a.output.scores, b.output.scores, strict=True):
-            for field in vars(scores):
-                np.testing.assert_array_equal(getattr(scores, field), getattr(others, field), strict=True)
+        for (name, values), other in zip(vars(a.output.scores).items(), vars(b.output.scores).values(), strict=True):
+            assert str(values) == str(other), name
 
 
-def test_finished_benchmarks_are_loaded_from_the_cache(suite, calls):
-    first, num_forwards = suite()
-    assert calls == ["clean", "attacked"]
-    assert num_forwards == CLEAN.benchmark.num_forwards(6) + ATTACKED.benchmark.num_forwards(6)
-    second, cached_forwards = suite()
-    assert calls == ["clean", "attacked"]
-    assert cached_forwards == num_forwards, "progress counts cached results as done"
-    assert_same(first, second)
+def test_blocks_are_loaded_from_the_cache(load, calls, tmp_path):
+    first = evaluate(ENTRIES, load, tmp_path)
+    assert sorted(calls) == sorted([(name, n) for name in ("Clean", "UnderAttack", "UnderNoise") for n in (4, 2)])
+    calls.clear()
+    assert_same(first, evaluate(ENTRIES, load, tmp_path))
+    assert calls == []
 
 
-def test_attacks_transfer_between_models(images, labels, tmp_path):
-    """Images are made on the first run of every other name."""
-    vits = {}
-    for name, scale in (("a0", 1.0), ("a1", 2.0), ("b0", -1.0)):
-        vits[name] = tiny_vit().double().eval()
-        with torch.no_grad():
-            vits[name].model.head.weight.mul_(scale)
-    attack = Benchmark(attack=PGD(num_steps=3), param="eps", strengths=(0.1,))
-    transfer = dataclasses.replace(attack, transfer=True)
-    results = list(
-        run_suite(
-            [make_model("a", 0), make_model("a", 1), make_model("b", 0)],
-            [NamedBenchmark("transfer", transfer), NamedBenchmark("pgd", attack)],
-            lambda model: (vits[f"{model.name}{model.metadata['seed']}"], make_data(images, labels)),
-            ResultCache(tmp_path), Subset(), lambda title, count: None,
-        )
-    )  # fmt: skip
-    by_key = {(result.model.label, result.name): result.output for result in results}
-    assert list(by_key)[3:] == [
-        ("a, seed 0", "transfer from b"), ("a, seed 1", "transfer from b"), ("b, seed 0", "transfer from a"),
-    ]  # fmt: skip
-    white_box, transferred = by_key["a, seed 0", "pgd"], by_key["b, seed 0", "transfer from a"]
-    # Attacks depend on the image, the seed and the strength alone, so that both benchmarks use the same images.
-    np.testing.assert_array_equal(transferred.sample_images, white_box.sample_images)
-    attacked = torch.from_numpy(white_box.sample_images[0] / 255.0).permute(0, 3, 1, 2)
-    confidence = vits["b0"](attacked).softmax(1).amax(1).detach()
-    np.testing.assert_allclose(transferred.scores[0].confidence, confidence, atol=0.02)  # sample images have 8 bits
-    assert len(list(tmp_path.glob("*.npz"))) == 6
+def test_expensive_units_come_first(load):
+    plan = make_plan(ENTRIES, load)
+    assert [plan.jobs[unit.job].entry.name for unit in plan.units] == ["pgd", "pgd", "noise", "noise", "clean", "clean"]
+    assert [result.entry.name for result in plan.jobs] == ["clean", "pgd", "noise"], "the report has the suite's order"
 
 
-def test_only_attacks_transfer():
-    with pytest.raises(ValidationError, match="transfer=true needs an attack"):
-        Benchmark(transfer=True)
+def test_order_and_interruptions_do_not_change_results(load, tmp_path):
+    """Units in any order, by several runners with a cache in common, some of which stop in the middle."""
+    expected = evaluate(ENTRIES, load, tmp_path / "one")
+    rng = random.Random(0)
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        while True:
+            runner = make_runner(make_plan(ENTRIES, load), load, folder)
+            pending = runner.pending()
+            if not pending:
+                break
+            rng.shuffle(pending)
+            runner.compute(pending[: rng.randint(1, 3)], lambda unit: None)
+        assert_same(expected, runner.results())
 
 
-def test_cache_ignores_names_and_paths(suite, calls):
-    suite(benchmarks=[CLEAN])
-    suite([make_model("renamed", seed=7)], benchmarks=[NamedBenchmark("plain", CLEAN.benchmark)])
-    assert calls == ["clean"]
+def test_shards_are_disjoint_and_independent_of_the_cache(load, tmp_path):
+    shards = [
+        {unit.key for unit in make_runner(make_plan(ENTRIES, load), load, tmp_path).pending(shard, 3)} for shard in range(3)
+    ]
+    assert sum(map(len, shards)) == len(set.union(*shards)) == 6
+    for shard in range(3):
+        runner = make_runner(make_plan(ENTRIES, load), load, tmp_path)
+        assert {unit.key for unit in runner.pending(shard, 3)} == shards[shard]
+        runner.compute(runner.pending(shard, 3), lambda unit: None)
+    runner = make_runner(make_plan(ENTRIES, load), load, tmp_path)
+    assert runner.pending() == []
+    assert_same(evaluate(ENTRIES, load, tmp_path / "one"), runner.results())
+
+
+@pytest.mark.parametrize("entries", itertools.permutations(ENTRIES, 2))
+def test_other_benchmarks_do_not_change_results(load, tmp_path, entries):
+    together = {result.name: result for result in evaluate(ENTRIES, load, tmp_path / "all")}
+    for result in evaluate(list(entries), load, tmp_path / "some"):
+        assert_same([result], [together[result.name]])
+
+
+def test_a_larger_subset_reuses_full_blocks(vit, calls, tmp_path):
+    images = torch.rand(20, 3, 8, 8, dtype=torch.float64)
+    data = make_data(images, torch.zeros(20, dtype=torch.long))
+    from nsaug.evaluation import Planner, Subset
+
+    for max_images in (8, 20):
+        plan = Planner([make_model()], [CLEAN], lambda model: (vit, data), Subset(max_images=max_images), 4).build()
+        runner = make_runner(plan, lambda model: (vit, data), tmp_path)
+        runner.compute(runner.pending(), lambda unit: None)
+    assert len(calls) == 5, "2 blocks of the first 8 images, then the 3 others"
+
+
+def test_cache_ignores_names_and_paths(load, calls, tmp_path):
+    evaluate([CLEAN], load, tmp_path)
+    evaluate([Entry("plain", Clean())], load, tmp_path, models=[make_model("renamed", seed=7)])
+    assert len(calls) == 2
+
+
+def test_changes_are_evaluated_again(load, calls, vit, images, labels, tmp_path):
+    first = evaluate([NOISED], load, tmp_path)
+    other_vit = copy.deepcopy(vit)
+    with torch.no_grad():
+        other_vit.model.head.bias[0] += 1e-3
+    stronger = Entry("noise", UnderNoise(noise=NullspaceNoise(num_steps=1, init_scale=1.5)), 1.5)
+    changes = {
+        "weights": ([NOISED], lambda _: (other_vit, make_data(images, labels)), {}),
+        "data": ([NOISED], lambda _: (vit, make_data(images + 1e-3, labels)), {}),
+        "seed": ([NOISED], load, {"seed": 1}),
+        "strength": ([stronger], load, {}),
+        "blocks": ([NOISED], load, {"block_size": 3}),
+    }
+    for name, (entries, loader, kwargs) in changes.items():
+        calls.clear()
+        evaluate(entries, loader, tmp_path, **kwargs)
+        assert len(calls) == 2, name
+    calls.clear()
+    assert_same(first, evaluate([NOISED], load, tmp_path))
+    assert calls == [], "the first result is still cached"
 
 
 def test_settings_include_defaults():
     settings = ATTACKED.benchmark.settings
     defaults = {"step_size": None, "random_start": True, "restarts": 1, "loss": "ce"}
-    assert settings["attack"] == {"class": "PGD", "eps": 4 / 255, "num_steps": 10} | defaults
-    assert settings["strengths"] == [4 / 255, 8 / 255]
+    assert settings["attack"] == {"class": "PGD", "eps": 0.1, "num_steps": 3} | defaults
 
 
 def test_digest_depends_on_the_architecture():
@@ -138,64 +160,105 @@ def test_digest_depends_on_the_architecture():
     assert digests[0] != digests[1]
 
 
-def test_interrupted_suite_resumes(suite, calls, monkeypatch):
+def test_attacks_transfer_between_models(images, labels, tmp_path):
+    """Images are made on the first run of every other name."""
+    vits = {}
+    for name, scale in (("a0", 1.0), ("a1", 2.0), ("b0", -1.0)):
+        vits[name] = tiny_vit().double().eval()
+        with torch.no_grad():
+            vits[name].model.head.weight.mul_(scale)
+    transfer = Entry("transfer", dataclasses.replace(ATTACKED.benchmark, transfer=True), 0.1)
+    results = evaluate(
+        [transfer, ATTACKED],
+        lambda model: (vits[f"{model.name}{model.metadata['seed']}"], make_data(images, labels)),
+        tmp_path,
+        models=[make_model("a", 0), make_model("a", 1), make_model("b", 0)],
+        block_size=6,
+    )
+    by_key = {(result.model.label, result.name): result.output for result in results}
+    assert list(by_key)[3:] == [
+        ("a, seed 0", "transfer from b"), ("a, seed 1", "transfer from b"), ("b, seed 0", "transfer from a"),
+    ]  # fmt: skip
+    white_box, transferred = by_key["a, seed 0", "pgd"], by_key["b, seed 0", "transfer from a"]
+    # Attacks depend on the image and the seed alone, so that both benchmarks use the same images.
+    np.testing.assert_array_equal(transferred.sample_images, white_box.sample_images)
+    attacked = torch.from_numpy(white_box.sample_images / 255.0).permute(0, 3, 1, 2)
+    confidence = vits["b0"](attacked).softmax(1).amax(1).detach()
+    np.testing.assert_allclose(transferred.scores.confidence, confidence, atol=0.02)  # sample images have 8 bits
+
+
+def test_failing_benchmark_does_not_stop_others(load, calls, monkeypatch, caplog, tmp_path):
     with monkeypatch.context() as patch:
-        patch_run(patch, "attacked", KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            suite()
-    assert calls == ["clean"]
-    suite()
-    assert calls == ["clean", "attacked"]
 
+        def fail(self, model, batch, seed):
+            raise RuntimeError("no such kernel\nand more")
 
-def test_changes_are_evaluated_again_and_logged(suite, calls, vit, images, labels, caplog):
-    caplog.set_level(logging.INFO)
-    first, _ = suite(benchmarks=[CLEAN])
-    other_vit = copy.deepcopy(vit)
-    with torch.no_grad():
-        other_vit.model.head.bias[0] += 1e-3
-    changes = {
-        "weights": {"load": lambda _: (other_vit, make_data(images, labels))},
-        "data": {"load": lambda _: (vit, make_data(images + 1e-3, labels))},
-        "seed": {"seed": 1},
-    }
-    for part, change in changes.items():
-        caplog.clear()
-        suite(benchmarks=[CLEAN], **change)
-        assert "clean, seed 0: clean: evaluating again, changed since the last time:" in caplog.text
-        assert part in caplog.text
-    suite(benchmarks=[NamedBenchmark("clean", ATTACKED.benchmark)])
-    assert len(calls) == 5
-    again, _ = suite(benchmarks=[CLEAN])
-    assert len(calls) == 5, "the first result is still cached"
-    assert_same(first, again)
-
-
-def test_failing_benchmark_does_not_stop_others(suite, calls, monkeypatch, caplog):
-    with monkeypatch.context() as patch:
-        patch_run(patch, "clean", RuntimeError("no such kernel\nand more"))
-        results, _ = suite()
-    assert [result.output is None for result in results] == [True, False]
+        patch.setattr(Clean, "evaluate", fail)
+        results = evaluate(ENTRIES, load, tmp_path)
+    assert [result.output is None for result in results] == [True, False, False]
     assert results[0].failure == "RuntimeError: no such kernel"
-    assert "clean, seed 0: clean failed: RuntimeError: no such kernel" in caplog.text
-    suite()
-    assert calls == ["attacked", "clean"], "only the failed benchmark is run again"
+    assert caplog.text.count("clean, seed 0: clean failed: RuntimeError: no such kernel") == 1, "not for every block"
+    calls.clear()
+    evaluate(ENTRIES, load, tmp_path)
+    assert calls == [("Clean", 4), ("Clean", 2)], "only the failed benchmark is run again"
 
 
-def test_model_that_cannot_be_loaded_does_not_stop_others(suite, vit, images, labels):
+def test_model_that_cannot_be_loaded_does_not_stop_others(vit, images, labels, tmp_path):
     def load(model):
         if model.name == "broken":
             raise UserError("runs/broken0 cannot be read")
         return vit, make_data(images, labels)
 
-    results, _ = suite([make_model("broken"), make_model()], load=load)
+    results = evaluate([CLEAN, ATTACKED], load, tmp_path, models=[make_model("broken"), make_model()])
     assert [result.failure for result in results] == ["runs/broken0 cannot be read"] * 2 + [None] * 2
 
 
-def test_damaged_cache_entry_is_evaluated_again(suite, calls, tmp_path):
-    suite(benchmarks=[CLEAN])
-    (file,) = tmp_path.glob("*.npz")
-    file.write_bytes(file.read_bytes()[:100])
-    results, _ = suite(benchmarks=[CLEAN])
-    assert calls == ["clean"] * 2
-    assert results[0].output is not None
+def test_unreadable_images_are_left_out_and_noted(vit, images, labels, tmp_path):
+    data = make_data(images, labels)
+    load_image = data.images.load
+
+    class PartlyReadable:
+        def __init__(self, unreadable):
+            self.unreadable = unreadable
+
+        def __call__(self, index):
+            if index in self.unreadable:
+                raise UnreadableImage("truncated")
+            return load_image(index)
+
+        def fingerprint(self, index):
+            return load_image.fingerprint(index)
+
+    data.images.load = PartlyReadable({0, 3})
+    for result in evaluate(ENTRIES, lambda model: (vit, data), tmp_path / "partly"):
+        assert sorted(result.output.ids) == ["image1", "image2", "image4", "image5"]
+        assert "2 of 6 images cannot be read (image0, image3)" in result.notes
+    data.images.load = PartlyReadable(set(range(6)))
+    (result,) = evaluate([CLEAN], lambda model: (vit, data), tmp_path / "none")
+    assert result.failure == "none of the 6 images can be read"
+
+
+def test_error_while_loading_fails_the_benchmark(vit, images, labels, tmp_path):
+    data = make_data(images, labels)
+    data.images.transform = lambda image: image.no_such_attribute
+    (result,) = evaluate([CLEAN], lambda model: (vit, data), tmp_path)
+    assert "no_such_attribute" in result.failure
+
+
+def test_damaged_cache_entries_are_computed_again(load, calls, tmp_path):
+    expected = evaluate([CLEAN], load, tmp_path)
+    for file in tmp_path.rglob("*.npz"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert_same(expected, evaluate([CLEAN], load, tmp_path))
+    assert len(calls) == 4
+
+
+def test_results_reach_the_tables_when_the_cache_cannot_be_written(load, monkeypatch, caplog, tmp_path):
+    expected = evaluate(ENTRIES, load, tmp_path / "normal")
+
+    def full_disk(self, *args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ResultCache, "save", full_disk)
+    assert_same(expected, evaluate(ENTRIES, load, tmp_path / "full"))
+    assert caplog.text.count("results cannot be written to the cache") == 1

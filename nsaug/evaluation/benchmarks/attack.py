@@ -1,6 +1,5 @@
 """Images under an adversarial attack."""
 
-import zlib
 from typing import Any
 
 from nsaug.data import TestDataset
@@ -8,7 +7,6 @@ from nsaug.evaluation.benchmarks.base import Batch, ImageBenchmark
 from nsaug.evaluation.metrics import PerImageScores, score_logits
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.utils.errors import UserError
-from nsaug.utils.rng import make_generator
 from nsaug.utils.types import validated_dataclass
 
 
@@ -37,12 +35,12 @@ class UnderAttack(ImageBenchmark):
             raise UserError("attacks need one label per image, this data set has sets of labels")
 
     def evaluate(self, model: NoisyViT, batch: Batch, seed: int) -> PerImageScores:
-        generators = [make_generator("cpu", seed, zlib.crc32(image_id.encode())) for image_id in batch.ids]
-        inputs = self.attack(batch.source or model, batch.images, batch.labels, generators)
-        name = type(self.attack).__name__
+        inputs = self.attack(batch.source or model, batch.images, batch.labels, batch.generators(seed))
         if not 0 <= float(inputs.min()) <= float(inputs.max()) <= 1:  # also catches NaN
-            raise RuntimeError(f"{name} returned images outside [0, 1], or not finite")
-        notes = tuple(
-            f"{name} may overestimate this model's robustness: {warning}" for warning in batch.constants.attack_warnings
-        )
-        return score_logits(model(inputs), batch.labels, inputs=inputs, notes=notes)
+            raise RuntimeError(f"{type(self.attack).__name__} returned images outside [0, 1], or not finite")
+        return score_logits(model(inputs), batch.labels, inputs=inputs, notes=self._warnings(batch))
+
+    def _warnings(self, batch: Batch) -> tuple[str, ...]:
+        name = type(self.attack).__name__
+        warnings = batch.constants.attack_warnings
+        return tuple(f"{name} may overestimate this model's robustness: {warning}" for warning in warnings)

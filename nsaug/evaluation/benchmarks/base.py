@@ -1,5 +1,6 @@
 """The interface of benchmarks that score every image."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -16,6 +17,7 @@ from nsaug.data.testsets.imagenet_variants import class_subset_indices
 from nsaug.evaluation.metrics import PerImageScores
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.nullspace import embedding_rms
+from nsaug.utils.rng import make_generator
 from nsaug.utils.types import NonNegativeInt, to_plain, validated_dataclass
 
 CONDITIONS = ("clean", "relabeled", "shifted", "attacked", "corrupted", "noised")
@@ -74,6 +76,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def generators(self, *key: int) -> list[torch.Generator]:
+        """Random numbers of every image, which depend on the key and the image's id only."""
+        return [make_generator("cpu", *key, zlib.crc32(image_id.encode())) for image_id in self.ids]
 
     def halves(self) -> "tuple[Batch, Batch]":
         """Split the batch in two."""

@@ -7,7 +7,6 @@ from nsaug.corruptions import Corruption
 from nsaug.evaluation.benchmarks.base import Batch, ImageBenchmark
 from nsaug.evaluation.metrics import PerImageScores, score_logits
 from nsaug.models.noisy_vit import NoisyViT
-from nsaug.utils.rng import make_generator
 from nsaug.utils.types import validated_dataclass
 
 
@@ -38,7 +37,6 @@ class UnderCorruption(ImageBenchmark):
         if isinstance(self.corruption, Corruption):  # corruptions and severities have independent draws
             key = (seed, zlib.crc32(self.corruption.name.encode()), self.corruption.severity)
         shape = tuple(batch.images.shape[1:])
-        generators = [make_generator("cpu", *key, zlib.crc32(image_id.encode())) for image_id in batch.ids]
-        params = [self.corruption.make_params(shape, generator) for generator in generators]
+        params = [self.corruption.make_params(shape, generator) for generator in batch.generators(*key)]
         inputs = self.corruption(batch.images, params)
         return score_logits(model(inputs), batch.labels, inputs=inputs)

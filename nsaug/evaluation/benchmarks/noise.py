@@ -1,13 +1,10 @@
 """Images with nullspace noise that is computed for every image on the evaluated model."""
 
-import zlib
-
 from nsaug.evaluation.benchmarks.base import Batch, ImageBenchmark
 from nsaug.evaluation.metrics import PerImageScores, score_logits
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.nullspace import NullspaceNoise, synthesize
 from nsaug.nullspace.pixel_space import to_pixels
-from nsaug.utils.rng import make_generator
 from nsaug.utils.types import validated_dataclass
 
 
@@ -37,9 +34,8 @@ class UnderNoise(ImageBenchmark):
         return 2 + 3 * self.noise.num_steps
 
     def evaluate(self, model: NoisyViT, batch: Batch, seed: int) -> PerImageScores:
-        generators = [make_generator("cpu", seed, zlib.crc32(image_id.encode())) for image_id in batch.ids]
         rms = batch.constants.embedding_rms(self.noise.layer)
-        result = synthesize(model, batch.images, self.noise, generator=generators, rms=rms)
+        result = synthesize(model, batch.images, self.noise, generator=batch.generators(seed), rms=rms)
         logits = model(batch.images, result.noise, self.noise.layer)
         pixels = to_pixels(model, result.noise) if batch.show else None  # expensive
         inputs = batch.images if pixels is None else batch.images + pixels

@@ -7,25 +7,41 @@ from nsaug.data.sources.cifar10 import CIFAR10
 from nsaug.data.sources.digits import Digits
 from nsaug.data.sources.folder import Folder
 from nsaug.data.sources.imagenet import ImageNet
+from nsaug.data.testsets import (
+    CIFAR10_1,
+    CIFAR10_2,
+    CIFAR10C,
+    CueConflict,
+    DAmageNet,
+    ImageNet3DCC,
+    ImageNetA,
+    ImageNetC,
+    ImageNetCBar,
+    ImageNetR,
+    ImageNetReaL,
+    ImageNetSketch,
+    ImageNetV2,
+    ObjectNet,
+    StylizedImageNet,
+)
 from nsaug.data.testsets.base import TestDataset
-from nsaug.data.testsets.cifar10_c import CIFAR10C
-from nsaug.data.testsets.damagenet import DAmageNet
-from nsaug.data.testsets.imagenet_c import ImageNetC
-from nsaug.data.testsets.imagenet_variants import ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2, StylizedImageNet
-from nsaug.data.testsets.objectnet import ObjectNet
-from nsaug.data.testsets.real import ImageNetReaL
 from nsaug.data.transforms import InputConfig
 
 __all__ = [
     "CIFAR10",
     "CIFAR10C",
+    "CIFAR10_1",
+    "CIFAR10_2",
+    "CueConflict",
     "DAmageNet",
     "Digits",
     "Folder",
     "ImageDataModule",
     "ImageNet",
+    "ImageNet3DCC",
     "ImageNetA",
     "ImageNetC",
+    "ImageNetCBar",
     "ImageNetR",
     "ImageNetReaL",
     "ImageNetSketch",

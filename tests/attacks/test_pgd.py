@@ -14,7 +14,7 @@ from nsaug.attacks import PGD, PGDL2
 from nsaug.attacks.objectives import margin
 from nsaug.cli import train
 from nsaug.data import Digits
-from nsaug.data.sources.cifar10 import CLASSES
+from nsaug.data.names import CIFAR10_CLASSES
 from nsaug.evaluation import find_models
 from nsaug.models.factory import build_vit
 from nsaug.utils.rng import make_generator
@@ -119,7 +119,7 @@ def test_no_weaker_than_foolbox_on_cifar10():
             if member.isfile() and "/val/" in member.name:
                 if index % 50 == 0:
                     images.append(to_tensor(Image.open(io.BytesIO(tar.extractfile(member).read()))))
-                    labels.append(CLASSES.index(member.name.split("/")[-2]))
+                    labels.append(CIFAR10_CLASSES.index(member.name.split("/")[-2]))
                 index += 1
     images, labels = torch.stack(images), torch.tensor(labels)
     clean = accuracy(vit, images, labels)

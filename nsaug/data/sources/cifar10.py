@@ -6,11 +6,10 @@ import torchvision
 
 from nsaug.data.arrays import ArrayLoader
 from nsaug.data.dataset import ImageSet
+from nsaug.data.names import CIFAR10_CLASSES
 from nsaug.data.sources.folder import Folder
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import validate_args
-
-CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 class CIFAR10(Folder):
@@ -24,7 +23,7 @@ class CIFAR10(Folder):
 
     @validate_args
     def __init__(self, *, root: str, download: bool = False, **kwargs: Any) -> None:
-        super().__init__(root=root, classes=CLASSES, **kwargs)
+        super().__init__(root=root, classes=CIFAR10_CLASSES, **kwargs)
         self.download = download
 
     def read(self, split: Literal["train", "test"]) -> ImageSet:
@@ -38,6 +37,6 @@ class CIFAR10(Folder):
                 f"data.root={self.root} has neither {self._layout()} nor torchvision's CIFAR-10: {hint},"
                 " data.root=PATH names your own copy"
             ) from error
-        self.class_names = CLASSES
+        self.class_names = CIFAR10_CLASSES
         ids = [f"{split}/{index:05d}" for index in range(len(data))]
         return ImageSet(ids, [int(label) for label in data.targets], ArrayLoader(data.data))

@@ -1,22 +1,10 @@
 """ImageNet-1k as it is distributed: train/WNID/ and val/WNID/."""
 
-import re
-from functools import cache
 from typing import Any
 
-from timm.data import ImageNetInfo
-
+from nsaug.data.names import wnids
 from nsaug.data.sources.folder import Folder
 from nsaug.utils.types import validate_args
-
-VAL_IMAGE_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
-"""Name of a validation image; its number starts at 1."""
-
-
-@cache
-def wnids() -> list[str]:
-    """WordNet ids of the 1,000 classes by index, as in all pretrained models; timm's list."""
-    return list(ImageNetInfo("imagenet-1k").label_names())
 
 
 class ImageNet(Folder):

@@ -1,13 +1,12 @@
 """CIFAR-10-C as it is published."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nsaug.data.arrays import ArrayFileLoader
 from nsaug.data.dataset import ImageSet
-from nsaug.data.sources.cifar10 import CLASSES
+from nsaug.data.names import CIFAR10_CLASSES
 from nsaug.data.testsets.stored_corruptions import NUM_SEVERITIES, StoredCorruption
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import validate_args
@@ -17,6 +16,7 @@ class CIFAR10C(StoredCorruption):
     """root/CORRUPTION.npy, (50,000, 32, 32, 3) ordered by severity, and root/labels.npy (arXiv 1903.12261)."""
 
     title = "CIFAR-10-C"
+    folder = "CIFAR-10-C"
     homepage = "https://zenodo.org/records/2535967"
     stored_size = 32
     images_expected = 10_000
@@ -24,11 +24,12 @@ class CIFAR10C(StoredCorruption):
     @validate_args
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.class_names = CLASSES
+        self.class_names = CIFAR10_CLASSES
 
     def list_images(self) -> ImageSet:
         path = self.root / f"{self.corruption}.npy"
-        images, labels = self._load(path), np.asarray(self._load(self.root / "labels.npy"))
+        images = self.load_array(path, mmap_mode="r")
+        labels = self.load_array(self.root / "labels.npy")
         count, remainder = divmod(len(images), NUM_SEVERITIES)
         if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or remainder or labels.shape != (len(images),):
             raise UserError(
@@ -36,18 +37,10 @@ class CIFAR10C(StoredCorruption):
                 " published arrays, (50000, 32, 32, 3) in uint8 and (50000,)"
             )
         labels = labels.reshape(NUM_SEVERITIES, count)
-        if (labels != labels[0]).any() or labels.min() < 0 or labels.max() >= len(CLASSES):
+        if (labels != labels[0]).any() or labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):
             raise UserError(
                 f"{self.root / 'labels.npy'}: labels have to be the same at all severities, and from 0 to 9"
             )
         ids = [f"cifar10-c/{index:05d}" for index in range(count)]
         start = (self.severity - 1) * count
         return ImageSet(ids, [int(label) for label in labels[0]], ArrayFileLoader(str(path), start))
-
-    def _load(self, path: Path) -> np.ndarray:
-        if not path.is_file():
-            raise self.missing(f"there is no file {path}")
-        try:
-            return np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:  # numpy's errors for a file shorter than its header says
-            raise self.missing(f"{path} is truncated or damaged ({path.stat().st_size:,} bytes)") from error

@@ -5,7 +5,7 @@ from typing import Any
 
 from nsaug.data.dataset import ImageSet, Label
 from nsaug.data.files import FileLoader, find_images, folder_names, labeled_files, relative_ids
-from nsaug.data.sources.imagenet import VAL_IMAGE_NAME, wnids
+from nsaug.data.names import VAL_IMAGE_NAME, wnids
 from nsaug.data.testsets.published import PublishedDataset
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import validate_args
@@ -21,6 +21,7 @@ class DAmageNet(PublishedDataset):
     """
 
     title = "DAmageNet"
+    folder = "DAmageNet"
     homepage = "https://github.com/Sizhe-Chen/DAmageNet"
     stored_size = 224
     images_expected = 50_000

@@ -1,4 +1,4 @@
-"""ImageNet-C as it is published."""
+"""ImageNet-C, ImageNet-3DCC and ImageNet-C-bar as they are published."""
 
 from pathlib import Path
 
@@ -33,4 +33,31 @@ class ImageNetC(CorruptionFolders):
     """root/CORRUPTION/SEVERITY/WNID/, or root/noise/CORRUPTION/... as unpacked (arXiv 1903.12261)."""
 
     title = "ImageNet-C"
+    folder = "imagenet-c"
     homepage = "https://zenodo.org/records/2235448"
+
+
+class ImageNet3DCC(CorruptionFolders):
+    """Corruptions that follow the geometry of the scene: root/CORRUPTION/SEVERITY/WNID/ (arXiv 2203.01441)."""
+
+    title = "ImageNet-3DCC"
+    folder = "imagenet-3dcc"
+    homepage = "https://3dcommoncorruptions.epfl.ch"
+    corruptions = (
+        "near_focus", "far_focus", "fog_3d", "flash", "color_quant", "low_light", "xy_motion_blur", "z_motion_blur",
+        "iso_noise", "bit_error", "h265_abr", "h265_crf",
+    )  # fmt: skip
+    extra_corruptions = ()
+
+
+class ImageNetCBar(CorruptionFolders):
+    """Corruptions chosen to differ from those of ImageNet-C: root/CORRUPTION/SEVERITY/WNID/ (arXiv 2102.11273)."""
+
+    title = "ImageNet-C-bar"
+    folder = "imagenet-c-bar"
+    homepage = "https://github.com/facebookresearch/augmentation-corruption"
+    corruptions = (
+        "blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout", "cocentric_sine_waves",
+        "inverse_sparkles", "perlin_noise", "plasma_noise", "single_frequency_greyscale", "sparkles",
+    )  # fmt: skip
+    extra_corruptions = ()

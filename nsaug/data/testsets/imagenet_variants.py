@@ -4,7 +4,7 @@ from importlib.resources import files
 from typing import Any, ClassVar, Literal, get_args
 
 from nsaug.data.dataset import Label
-from nsaug.data.sources.imagenet import wnids
+from nsaug.data.names import wnids
 from nsaug.data.testsets.published import ClassFolders
 from nsaug.utils.types import validate_args
 
@@ -34,6 +34,7 @@ class ImageNetA(_ClassSubset):
     """Natural adversarial examples: root/WNID/ (Hendrycks et al., arXiv 1907.07174)."""
 
     title = "ImageNet-A"
+    folder = "imagenet-a"
     homepage = "https://github.com/hendrycks/natural-adv-examples"
     subset_name = "imagenet_a"
     images_expected = 7_500
@@ -43,6 +44,7 @@ class ImageNetR(_ClassSubset):
     """Renditions: root/WNID/ (Hendrycks et al., arXiv 2006.16241)."""
 
     title = "ImageNet-R"
+    folder = "imagenet-r"
     homepage = "https://github.com/hendrycks/imagenet-r"
     subset_name = "imagenet_r"
     images_expected = 30_000
@@ -52,6 +54,7 @@ class ImageNetSketch(ClassFolders):
     """Sketches: root/WNID/, or root/sketch/WNID/ (Wang et al., arXiv 1905.13549)."""
 
     title = "ImageNet-Sketch"
+    folder = "imagenet-sketch"
     homepage = "https://github.com/HaohanWang/ImageNet-Sketch"
     subdirs = ("", "sketch")
     images_expected = 50_889
@@ -61,6 +64,7 @@ class StylizedImageNet(ClassFolders):
     """Validation images in the style of paintings: root/val/WNID/ (Geirhos et al., arXiv 1811.12231)."""
 
     title = "Stylized-ImageNet"
+    folder = "stylized-imagenet"
     homepage = "https://github.com/rgeirhos/Stylized-ImageNet"
     subdirs = ("val", "")
     images_expected = 50_000
@@ -77,6 +81,7 @@ class ImageNetV2(ClassFolders):
         kwargs: see `PublishedDataset`.
     """
 
+    folder = "imagenetv2"
     homepage = "https://imagenetv2.org"
     images_expected = 10_000
 

@@ -31,6 +31,7 @@ class ObjectNet(ClassFolders):
     """
 
     title = "ObjectNet"
+    folder = "objectnet-1.0"
     homepage = "https://objectnet.dev"
     subdirs = ("images", "")
     images_expected = 18_574

@@ -1,11 +1,13 @@
-"""Base classes of published test sets with ImageNet's 1,000 classes."""
+"""Base classes of published test sets; the classes are ImageNet's 1,000 unless a subclass says otherwise."""
 
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from nsaug.data.dataset import ImageSet, Label, MissingData
 from nsaug.data.files import FileLoader, folder_names, labeled_files, relative_ids
-from nsaug.data.sources.imagenet import wnids
+from nsaug.data.names import wnids
 from nsaug.data.testsets.base import TestDataset
 from nsaug.utils.types import validate_args
 
@@ -18,9 +20,11 @@ class PublishedDataset(TestDataset):
         kwargs: see `TestDataset`.
 
     Attributes:
+        folder: usual name of the folder, below one with all data sets.
         homepage: where it is published.
     """
 
+    folder: ClassVar[str]
     homepage: ClassVar[str]
 
     @validate_args
@@ -41,6 +45,19 @@ class PublishedDataset(TestDataset):
     def missing(self, reason: str) -> MissingData:
         """An error that says why the set cannot be read, and where it is published."""
         return MissingData(f"{self.title}: {reason}; it is published at {self.homepage}")
+
+    def load_array(self, path: Path, **kwargs: Any) -> np.ndarray:
+        """Load an array of the set; `kwargs` go to `numpy.load`.
+
+        Raises:
+            MissingData: the file is missing or damaged.
+        """
+        if not path.is_file():
+            raise self.missing(f"there is no file {path}")
+        try:
+            return np.load(path, **kwargs)
+        except (ValueError, EOFError) as error:  # numpy's errors for a file shorter than its header says
+            raise self.missing(f"{path} is truncated or damaged ({path.stat().st_size:,} bytes)") from error
 
 
 class ClassFolders(PublishedDataset):

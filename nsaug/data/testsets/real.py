@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nsaug.data.dataset import ImageSet
 from nsaug.data.files import FileLoader, find_images, relative_ids
-from nsaug.data.sources.imagenet import VAL_IMAGE_NAME
+from nsaug.data.names import VAL_IMAGE_NAME
 from nsaug.data.testsets.published import PublishedDataset
 
 
@@ -17,6 +17,7 @@ class ImageNetReaL(PublishedDataset):
     """
 
     title = "ReaL"
+    folder = "imagenet"
     homepage = "https://github.com/google-research/reassessed-imagenet, for the images of https://image-net.org"
     condition = "relabeled"
     images_expected = 46_837

@@ -6,16 +6,16 @@ import torch
 from PIL import Image
 
 from nsaug.data import CIFAR10
-from nsaug.data.sources.cifar10 import CLASSES
+from nsaug.data.names import CIFAR10_CLASSES
 from nsaug.utils.errors import UserError
 from tests.conftest import SHARED
 from tests.data.helpers import config, fit_data, make_tree, open_test
 
 
 def test_class_folders(tmp_path):
-    make_tree(tmp_path / "train", CLASSES, size=(32, 32))
+    make_tree(tmp_path / "train", CIFAR10_CLASSES, size=(32, 32))
     image, label, name = fit_data(CIFAR10(root=str(tmp_path)), config(32)).train_set[7]
-    assert CLASSES[label] == name.split("/")[1]
+    assert CIFAR10_CLASSES[label] == name.split("/")[1]
     assert image.shape == (3, 32, 32)
 
 
@@ -50,7 +50,7 @@ def test_real_images(tmp_path):
     root = tmp_path / "cifar10"
     split = "train" if (root / "train").is_dir() else "val"
     image, label, name = open_test(CIFAR10(root=str(root), test=split).test_dataset(), config(32)).images[0]
-    assert CLASSES[label] == name.split("/")[1]
+    assert CIFAR10_CLASSES[label] == name.split("/")[1]
     with Image.open(root / name) as file:
         stored = torch.tensor(np.array(file)).permute(2, 0, 1) / 255
     torch.testing.assert_close(image, stored)

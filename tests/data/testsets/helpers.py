@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from nsaug.data.sources.imagenet import wnids
+from nsaug.data.names import wnids
 from tests.conftest import place
 from tests.data.helpers import config
 

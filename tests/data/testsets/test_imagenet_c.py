@@ -5,18 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from nsaug.data import ImageNetC, MissingData
-from nsaug.data.sources.imagenet import wnids
+from nsaug.data import ImageNet3DCC, ImageNetC, ImageNetCBar, MissingData
+from nsaug.data.names import wnids
 from nsaug.utils.errors import UserError
 from tests.data.helpers import config, open_test
 from tests.data.testsets.helpers import CONFIG
 
 
-def save_imagenet_c(sample, root, labels):
+def save_imagenet_c(sample, root, labels, corruption="fog"):
     """Save images whose brightness depends on the severity."""
     for label in labels:
         for severity in range(1, 6):
-            path = root / "fog" / str(severity) / wnids()[label] / f"ILSVRC2012_val_{label:08d}.JPEG"
+            path = root / corruption / str(severity) / wnids()[label] / f"ILSVRC2012_val_{label:08d}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(sample[label]) as image:
                 image.convert("RGB").resize((224, 224)).point(lambda v, s=severity: v // s).save(path, quality=95)
@@ -81,3 +81,19 @@ def test_resized_copies_are_refused(sample, tmp_path):
     data = open_test(ImageNetC(root=str(tmp_path), corruption="fog", severity=2), CONFIG)
     with pytest.raises(UserError, match="stored at 224 x 224 px, this copy has one of 256 x 256"):
         data.images[0]
+
+
+@pytest.mark.parametrize(
+    ("test_set", "corruption", "count"), [(ImageNet3DCC, "h265_abr", 12), (ImageNetCBar, "sparkles", 10)]
+)
+def test_3dcc_and_c_bar_have_the_layout_of_imagenet_c(sample, tmp_path, test_set, corruption, count):
+    save_imagenet_c(sample, tmp_path / "unpacked", [7, 400], corruption)
+    data = open_test(test_set(root=str(tmp_path), corruption=corruption, severity=4), CONFIG)
+    assert data.images.labels == [7, 400]
+    for pixels, _, name in data.images:
+        with Image.open(tmp_path / "unpacked" / corruption / "4" / name) as stored:
+            torch.testing.assert_close(pixels, torch.tensor(np.array(stored)).permute(2, 0, 1) / 255)
+    assert len(set(test_set.corruptions)) == count
+    assert not test_set.extra_corruptions
+    with pytest.raises(UserError, match="has no corruption 'fog': choose one of"):
+        test_set(root=str(tmp_path), corruption="fog", severity=4)

@@ -3,7 +3,7 @@
 import pytest
 
 from nsaug.data import ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2, MissingData, StylizedImageNet
-from nsaug.data.sources.imagenet import wnids
+from nsaug.data.names import wnids
 from nsaug.data.testsets.imagenet_variants import class_subset_indices
 from nsaug.utils.errors import UserError
 from tests.conftest import place

@@ -6,7 +6,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from nsaug.data import MissingData, ObjectNet
-from nsaug.data.sources.imagenet import wnids
+from nsaug.data.names import wnids
 from nsaug.utils.errors import UserError
 from tests.data.helpers import open_test
 from tests.data.testsets.helpers import CONFIG

@@ -2,35 +2,36 @@
 
 import pytest
 
-from nsaug.data import (
-    CIFAR10C,
-    DAmageNet,
-    ImageNetA,
-    ImageNetC,
-    ImageNetR,
-    ImageNetReaL,
-    ImageNetSketch,
-    ImageNetV2,
-    MissingData,
-    ObjectNet,
-    StylizedImageNet,
-    UnreadableImage,
-)
+from nsaug.data import ImageNetSketch, MissingData, UnreadableImage
 from nsaug.data.datamodule import ImageDataModule
-from nsaug.data.sources.imagenet import wnids
+from nsaug.data.names import wnids
+from nsaug.data.testsets import TEST_SETS
 from nsaug.utils.errors import UserError
 from tests.conftest import place
 from tests.data.helpers import open_test
 from tests.data.testsets.helpers import CONFIG
 
-TEST_SETS = [
-    (ImageNetA, {}), (ImageNetR, {}), (ImageNetV2, {}), (ImageNetSketch, {}), (StylizedImageNet, {}),
-    (ImageNetReaL, {}), (DAmageNet, {"labels": "nowhere"}), (ObjectNet, {}),
-    (ImageNetC, {"corruption": "fog", "severity": 1}), (CIFAR10C, {"corruption": "fog", "severity": 1}),
-]  # fmt: skip
+OPTIONS = {
+    "damagenet": {"labels": "nowhere"},
+    "imagenet_c": {"corruption": "fog", "severity": 1},
+    "imagenet_3dcc": {"corruption": "flash", "severity": 1},
+    "imagenet_c_bar": {"corruption": "sparkles", "severity": 1},
+    "cifar10_c": {"corruption": "fog", "severity": 1},
+}
+CASES = [(test_set, OPTIONS.get(name, {})) for name, test_set in TEST_SETS.items()]
 
 
-@pytest.mark.parametrize(("test_set", "options"), TEST_SETS)
+def test_folders_are_the_documented_ones():
+    assert {name: test_set.folder for name, test_set in TEST_SETS.items()} == {
+        "real": "imagenet", "imagenet_v2": "imagenetv2", "imagenet_a": "imagenet-a", "imagenet_r": "imagenet-r",
+        "imagenet_sketch": "imagenet-sketch", "stylized_imagenet": "stylized-imagenet", "damagenet": "DAmageNet",
+        "objectnet": "objectnet-1.0", "imagenet_c": "imagenet-c", "imagenet_3dcc": "imagenet-3dcc",
+        "imagenet_c_bar": "imagenet-c-bar", "cifar10_c": "CIFAR-10-C", "cifar10_1": "cifar-10.1",
+        "cifar10_2": "cifar-10.2", "cue_conflict": "cue-conflict",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("test_set", "options"), CASES)
 def test_missing_set_names_path_and_homepage(tmp_path, test_set, options):
     data = test_set(root=str(tmp_path / "none"), **options)
     with pytest.raises(MissingData) as error:
@@ -43,7 +44,7 @@ def test_missing_set_names_path_and_homepage(tmp_path, test_set, options):
         data.setup("test")
 
 
-@pytest.mark.parametrize(("test_set", "options"), TEST_SETS)
+@pytest.mark.parametrize(("test_set", "options"), CASES)
 def test_test_sets_are_for_evaluation_only(tmp_path, test_set, options):
     data = test_set(root=str(tmp_path), **options)
     assert not isinstance(data, ImageDataModule)

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from nsaug import attacks
 from nsaug.corruptions import TEST_CORRUPTIONS, Corruption
 from nsaug.corruptions.corruption import CorruptionName
-from nsaug.data import CueConflict
+from nsaug.data import CueConflict, ImageNetReaL
 from nsaug.data.testsets import TEST_SETS
 from nsaug.data.testsets.stored_corruptions import StoredCorruption
 from nsaug.evaluation.analyses import Analysis, NoiseAnalysis, NoiseRadius, NoiseTransfer, NullspacePair
@@ -147,8 +147,7 @@ def _datasets(config: SuiteConfig) -> Iterator[Entry]:
     for name, given in names.items():
         path, args = f"suite.datasets.{name}", dict(given or {})
         cls = _look_up(args.pop("dataset", name), TEST_SETS, path)
-        folder = getattr(cls, "folder", None)
-        args.setdefault("root", f"{config.root}/{folder}" if folder else config.imagenet)
+        args.setdefault("root", config.imagenet if cls is ImageNetReaL else f"{config.root}/{cls.folder}")
         if "labels" in inspect.signature(cls).parameters:  # DAmageNet's files have the names of ImageNet's
             args.setdefault("labels", config.imagenet)
         if not issubclass(cls, StoredCorruption):
@@ -233,8 +232,10 @@ def _look_up(name: str, known: Any, path: str) -> Any:
 
 
 def _build(cls: Callable[..., Any], args: Mapping[str, Any], path: str) -> Any:
-    """Build an object; a ValidationError becomes one line that names the setting."""
+    """Build an object; what is wrong with its arguments becomes one line that names the setting."""
     try:
         return cls(**args)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
         raise UserError(validation_message(error, path, list(inspect.signature(cls).parameters))) from error

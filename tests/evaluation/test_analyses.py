@@ -8,24 +8,24 @@ import pytest
 import torch
 
 from nsaug.evaluation import (
+    AnalysisResult,
     BenchmarkResult,
-    NamedBenchmark,
+    Clean,
+    Entry,
+    Measurement,
     NoiseAnalysis,
     NoiseRadius,
     NoiseTransfer,
     NullspacePair,
     ResultCache,
-    Subset,
-    run_suite,
 )
-from nsaug.evaluation.cache import AnalysisResult, CacheKey, Measurement
+from nsaug.evaluation.analyses import AnalysisImages
 from nsaug.evaluation.reporting.aggregate import aggregate_seeds, tabulate
 from nsaug.evaluation.reporting.formatting import analysis_lines
 from nsaug.evaluation.reporting.report import write_report
 from nsaug.nullspace import UniversalConfig, influence
-from nsaug.utils.errors import UserError
 from tests.conftest import tiny_vit
-from tests.evaluation.conftest import CLEAN, Images, make_data, make_model
+from tests.evaluation.conftest import evaluate, make_data, make_model
 
 SYNTHESIS = UniversalConfig(eps=0.01, init_scale=1.0, lr=0.1, num_passes=10, data_fraction=1.0)
 NOISE = NoiseAnalysis(synthesis=SYNTHESIS, num_noises=3, alphas=(0.5, 1.0), mix_weights=(0.25,))
@@ -46,8 +46,9 @@ def small():
     return tiny_vit().eval()
 
 
-def run(analysis, vit, many):
-    return analysis.run(vit, Images(*many), 0, lambda count: None)
+def run(analysis, vit, many, batch_size=4):
+    ids = [f"image{index}" for index in range(len(many[0]))]
+    return analysis.analyze(vit, AnalysisImages(many[0], ids, batch_size), 0, {})
 
 
 def values(result, **where):
@@ -64,8 +65,7 @@ def mean_influence(logits, clean):
 
 
 def test_every_kind_of_noise_is_measured_at_every_scale(small, many):
-    num_forwards = []
-    result = NOISE.run(small, Images(*many), 0, num_forwards.append)
+    result = run(NOISE, small, many)
     for metric in ("influence", "agreement", "confidence_change", "feature_change"):
         for kind in KINDS:
             for alpha in (0.5, 1.0):
@@ -75,7 +75,6 @@ def test_every_kind_of_noise_is_measured_at_every_scale(small, many):
     assert len(set(result.ids)) == 12, "measured on half of the images"
     assert result.noises.shape == (3, 16, 24)
     assert len(result.images) == len(result.titles) == 5
-    assert 0.3 < sum(num_forwards) / NOISE.num_forwards(24) < 3, "a rough estimate"
 
 
 def test_numbers_equal_forward_passes_by_hand(small, many):
@@ -103,7 +102,7 @@ def test_learned_noise_has_less_influence_than_random_noise(small):
     synthesis = dataclasses.replace(SYNTHESIS, init_scale=3.0, eps=1e-6, num_passes=40)
     images = torch.rand(120, 3, 8, 8, generator=torch.Generator().manual_seed(8))
     analysis = dataclasses.replace(NOISE, synthesis=synthesis)
-    result = analysis.run(small, Images(images, torch.zeros(120, dtype=int), 32), 0, lambda count: None)
+    result = run(analysis, small, [images], 32)
     means = {kind: np.mean(values(result, condition=kind, strength=1.0, metric="influence")) for kind in KINDS}
     assert means["learned"] < 0.6 * min(means["permuted"], means["random, same norm"])
     assert means["random, same influence"] == pytest.approx(means["learned"], rel=0.25)
@@ -146,19 +145,20 @@ def test_nullspace_pair(many):
     assert [(m.metric, m.value) for m in without_nullspace.measurements] == [("nullity", 0.0)]
 
 
-def test_one_image_is_too_few(small, many):
-    with pytest.raises(UserError, match="needs at least two images"):
-        NOISE.run(small, Images(many[0][:1], many[1][:1]), 0, lambda count: None)
+def test_one_image_is_too_few(small, many, tmp_path):
+    load = lambda model: (small, make_data(many[0][:1], many[1][:1]))  # noqa: E731
+    (result,) = evaluate([Entry("noise", NOISE)], load, tmp_path)
+    assert "needs at least two images" in result.failure
 
 
 def test_cache_round_trip(tmp_path, small, many):
-    result = run(NOISE, small, many)
-    cache, key = ResultCache(tmp_path), CacheKey("x", "noise", {"a": 1})
-    cache.save(key, result)
-    loaded = cache.load(key)
+    result = dataclasses.replace(run(NOISE, small, many), notes=("a note",))
+    cache = ResultCache(tmp_path)
+    cache.save("key", "title", result)
+    loaded = cache.load("key")
     assert isinstance(loaded, AnalysisResult)
     assert loaded.measurements == result.measurements
-    assert (loaded.ids, loaded.titles) == (result.ids, result.titles)
+    assert (loaded.ids, loaded.titles, loaded.notes) == (result.ids, result.titles, result.notes)
     np.testing.assert_array_equal(loaded.noises, result.noises)
     np.testing.assert_array_equal(loaded.images, result.images)
 
@@ -174,18 +174,17 @@ def vits():
 @pytest.fixture
 def suite(vits, tmp_path, many):
     """Runs two models on a suite with every analysis."""
-    benchmarks = [
-        NamedBenchmark("transfer", NoiseTransfer(source="noise")),
-        CLEAN,
-        NamedBenchmark("noise", NOISE),
-        NamedBenchmark("radius", NoiseRadius(num_noises=2, init_scales=(1.0,), num_updates=5)),
-        NamedBenchmark("exact", NullspacePair()),
+    entries = [
+        Entry("transfer", NoiseTransfer(source="noise")),
+        Entry("clean", Clean()),
+        Entry("noise", NOISE),
+        Entry("radius", NoiseRadius(num_noises=2, init_scales=(1.0,), num_updates=5)),
+        Entry("exact", NullspacePair()),
     ]
 
     def run():
         models = [make_model("before", None), make_model("after")]
-        load = lambda model: (vits[model.name], make_data(*many))  # noqa: E731
-        return list(run_suite(models, benchmarks, load, ResultCache(tmp_path), Subset(), lambda title, count: None))
+        return evaluate(entries, lambda model: (vits[model.name], make_data(*many)), tmp_path, models)
 
     return run
 
@@ -206,14 +205,14 @@ def test_noise_transfers_between_models(suite, vits, many, monkeypatch):
         expected = mean_influence(vit(images, noise), vit(images))
     assert values(transferred, metric="influence")[0] == pytest.approx(expected, rel=1e-4)
 
-    monkeypatch.setattr(NoiseAnalysis, "run", mock.Mock(side_effect=AssertionError))
-    monkeypatch.setattr(NoiseTransfer, "run", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setattr(NoiseAnalysis, "analyze", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setattr(NoiseTransfer, "analyze", mock.Mock(side_effect=AssertionError))
     assert suite()[-1].output.measurements == transferred.measurements, "loaded from the cache"
 
 
 def test_table_has_means_over_noises(suite):
     results = suite()
-    rows = tabulate(results, None)
+    rows = tabulate(results, {})
     row = rows[
         (rows["name"] == "after") & (rows["condition"] == "learned") & (rows["strength"] == 0.5)
         & (rows["metric"] == "influence")
@@ -228,8 +227,7 @@ def test_table_has_means_over_noises(suite):
 
 def test_report_shows_models_side_by_side(suite, tmp_path):
     results = suite()
-    rows = tabulate(results, None)
-    write_report(rows, results, None, [str(i) for i in range(10)], {"suite": "nullspace"}, tmp_path)
+    rows = write_report(results, {}, {"suite": "nullspace"}, tmp_path)
     page = (tmp_path / "report.html").read_text()
     for text in ("Analysis of nullspace noise", "Unchanged predictions", "image with permuted noise", "from before"):
         assert text in page
@@ -242,6 +240,6 @@ def test_report_shows_models_side_by_side(suite, tmp_path):
 
 def test_report_of_analyses_only(tmp_path):
     output = AnalysisResult([Measurement("learned", 1.0, "influence", 0, 0.1)], ["a", "b"])
-    results = [BenchmarkResult(make_model("before"), NamedBenchmark("noise", NOISE), output)]
-    write_report(tabulate(results, None), results, None, ["0"], {"suite": "x"}, tmp_path)
+    results = [BenchmarkResult(make_model("before"), "noise", None, "analyzed", output)]
+    write_report(results, {}, {"suite": "x"}, tmp_path)
     assert "this suite has analyses only" in (tmp_path / "report.html").read_text()

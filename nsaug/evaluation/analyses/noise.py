@@ -70,7 +70,7 @@ class NoiseAnalysis(Analysis):
             learned.append((model.to_tokens(result.noise, layer), bool(result.converged.all())))
         clean = [compute_outputs(model, batch) for batch in test_images.split(size)]
         measurements = [
-            Measurement("learned", None, "converged", index, converged) for index, (_, converged) in enumerate(learned)
+            Measurement("learned", None, "converged", index, float(converged)) for index, (_, converged) in enumerate(learned)
         ]
 
         def measure(condition: str, strength: float | None, index: int, noise: Tensor) -> None:

@@ -5,14 +5,11 @@ Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corr
 """
 
 from pathlib import PurePath
-from typing import Any
-
 import numpy as np
 
 from nsaug.corruptions import TEST_CORRUPTIONS
-from nsaug.data.sources.imagenet import wnids
-from nsaug.evaluation.results import BenchmarkResult
-from nsaug.evaluation.statistics import bootstrap_mean
+from nsaug.data.names import wnids
+from nsaug.evaluation.results import SUMMARY, BenchmarkResult, Summary
 
 ALEXNET_ERROR = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
@@ -24,8 +21,6 @@ ALEXNET_ERROR = {
 ALEXNET_CLEAN_ERROR = 0.435
 """AlexNet's error on the ImageNet validation images."""
 SEVERITIES = [1.0, 2.0, 3.0, 4.0, 5.0]
-SUMMARY = "summary"
-"""Condition of rows that summarize several benchmarks."""
 ON_THE_FLY = "_on_the_fly"
 ERRORS = tuple(
     metric + suffix for suffix in ("", ON_THE_FLY) for metric in ("mean_corruption_error", "mCE", "relative_mCE")
@@ -33,8 +28,8 @@ ERRORS = tuple(
 """Metrics over all corruptions; lower is better."""
 
 
-def corruption_error_rows(results: list[BenchmarkResult]) -> list[dict[str, Any]]:
-    """Table rows on the 15 test corruptions at all 5 severities, computed from the results of one model.
+def corruption_errors(results: list[BenchmarkResult]) -> list[Summary]:
+    """Errors under the 15 test corruptions at all 5 severities, from the results of one model.
 
     E_c is the error under corruption c averaged over severities, and A_c is AlexNet's.
 
@@ -43,47 +38,57 @@ def corruption_error_rows(results: list[BenchmarkResult]) -> list[dict[str, Any]
     - `mCE`: mean of E_c / A_c (models of ImageNet's classes only).
     - `relative_mCE`: mean of (E_c - E_clean) / (A_c - A_clean) (models of ImageNet's classes only).
 
-    All are linear in the errors of the images, so that their intervals are a bootstrap over images. They are omitted if
-    a corruption or a severity is missing. For corruptions generated on the fly their names end in `_on_the_fly`.
+    All are linear in the errors of the images. They are omitted if a corruption or a severity is missing. For
+    corruptions generated on the fly the names of the last three end in `_on_the_fly`.
     """
-    return [*_rows(results, stored=True), *_rows(results, stored=False)]
+    return [*_summaries(results, stored=True), *_summaries(results, stored=False)]
 
 
-def _rows(results: list[BenchmarkResult], stored: bool) -> list[dict[str, Any]]:
+def _summaries(results: list[BenchmarkResult], stored: bool) -> list[Summary]:
+    complete = _complete_corruptions(results, stored)
+    errors = {name: np.stack([_errors(result) for result in group]).mean(0) for name, group in complete.items()}
+    summaries = [
+        Summary(group[0].name, "corrupted", "corruption_error", _ids(group[0]), errors[name], group[0].notes)
+        for name, group in complete.items()
+    ]
+    tested = [complete[name][0] for name in TEST_CORRUPTIONS if name in complete]
+    if len(tested) < len(TEST_CORRUPTIONS) or not _same_images(tested):
+        return summaries
+    suffix, first = "" if stored else ON_THE_FLY, tested[0]
+    means = _means(np.stack([errors[name] for name in TEST_CORRUPTIONS]), first, _clean_errors(results, like=first))
+    return summaries + [
+        Summary(metric + suffix, SUMMARY, metric + suffix, _ids(first), values, first.notes)
+        for metric, values in means.items()
+    ]
+
+
+def _complete_corruptions(results: list[BenchmarkResult], stored: bool) -> dict[str, list[BenchmarkResult]]:
+    """Results at all severities on the same images, by corruption."""
     by_name: dict[str, list[BenchmarkResult]] = {}
     for result in results:
         if result.corruption is not None and result.is_stored == stored and result.per_image is not None:
             by_name.setdefault(result.corruption, []).append(result)
-    complete = {
+    return {
         name: group
         for name, group in by_name.items()
         if sorted(result.strength or 0 for result in group) == SEVERITIES and _same_images(group)
     }
-    errors = {name: np.stack([_errors(result) for result in group]).mean(0) for name, group in complete.items()}
-    rows = [_row(complete[name][0], complete[name][0].name, "corruption_error", error) for name, error in errors.items()]
-    tested = [complete[name][0] for name in TEST_CORRUPTIONS if name in complete]
-    if len(tested) < len(TEST_CORRUPTIONS) or not _same_images(tested):
-        return rows
-    first, stacked = tested[0], np.stack([errors[name] for name in TEST_CORRUPTIONS])
-    means = {"mean_corruption_error": stacked.mean(0)}
+
+
+def _means(errors: np.ndarray, first: BenchmarkResult, clean: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Per-image values (n,) of the errors over all corruptions, from those of every corruption (15, n)."""
+    means = {"mean_corruption_error": errors.mean(0)}
     if list(first.class_names) == wnids():
         alexnet = np.array([ALEXNET_ERROR[name] for name in TEST_CORRUPTIONS])
-        means["mCE"] = (1 / alexnet) @ stacked / len(TEST_CORRUPTIONS)
-        clean = _clean_errors(results, like=first)
+        means["mCE"] = (1 / alexnet) @ errors / len(TEST_CORRUPTIONS)
         if clean is not None:
-            weights = 1 / (alexnet - ALEXNET_CLEAN_ERROR)
-            means["relative_mCE"] = weights @ (stacked - clean) / len(TEST_CORRUPTIONS)
-    for metric, mean in means.items():
-        name = metric if stored else f"{metric}{ON_THE_FLY}"
-        rows.append(_row(first, name, name, mean) | {"condition": SUMMARY})
-    return rows
+            means["relative_mCE"] = (1 / (alexnet - ALEXNET_CLEAN_ERROR)) @ (errors - clean) / len(TEST_CORRUPTIONS)
+    return means
 
 
-def _row(result: BenchmarkResult, benchmark: str, metric: str, per_image: np.ndarray) -> dict[str, Any]:
-    row = {"benchmark": benchmark, "condition": "corrupted", "strength": None, "metric": metric}
-    row["notes"] = "; ".join(result.notes)
-    interval = vars(bootstrap_mean(per_image)) | {"n": len(per_image), "over": "images"}
-    return result.model.columns | row | interval
+def _ids(result: BenchmarkResult) -> list[str]:
+    assert result.output is not None
+    return result.output.ids
 
 
 def _errors(result: BenchmarkResult) -> np.ndarray:

@@ -99,7 +99,7 @@ def find_models(checkpoint: str | list[str] | None, model_name: str | None) -> l
             config = read_config(file)
             metadata = (config or {}).get("nsaug", {})
             models.setdefault(file.resolve(), EvalModel(str(file), config, metadata, run_name(file)))
-    return _disambiguate(list(models.values()))
+    return disambiguate(list(models.values()))
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -122,7 +122,7 @@ def _has_weights(path: Path) -> bool:
     return path.name == WEIGHTS or (path.suffix in SUFFIXES and not (path.parent / WEIGHTS).is_file())
 
 
-def _disambiguate(models: list[EvalModel]) -> list[EvalModel]:
+def disambiguate(models: list[EvalModel]) -> list[EvalModel]:
     """Rename models so that only runs that differ in nothing but their seed share a name.
 
     Settings that differ between runs of one name are appended to it. Models that still share both name and seed, or

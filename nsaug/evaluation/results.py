@@ -9,6 +9,11 @@ import numpy as np
 from nsaug.evaluation.metrics import PerImageScores
 from nsaug.evaluation.models import EvalModel
 
+SUMMARY = "summary"
+"""Condition of numbers that summarize several benchmarks."""
+AVERAGED = "averaged"
+"""Condition of numbers that are averaged over the strengths of one attack."""
+
 
 @dataclass(frozen=True)
 class PerImageResult:
@@ -82,6 +87,7 @@ class BenchmarkResult:
             the clean accuracy.
         is_stored: whether the images are a data set of their own.
         class_names: by class index.
+        weights: digest of the model's architecture and weights; empty if it could not be loaded.
     """
 
     model: EvalModel
@@ -94,6 +100,7 @@ class BenchmarkResult:
     is_own_data: bool = True
     is_stored: bool = False
     class_names: Sequence[str] = ()
+    weights: str = ""
 
     @property
     def per_image(self) -> PerImageResult | None:
@@ -108,3 +115,22 @@ class BenchmarkResult:
     @property
     def notes(self) -> tuple[str, ...]:
         return () if self.output is None else self.output.notes
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over images that combines several results of a model, such as the score.
+
+    Attributes:
+        benchmark, condition, metric: its key in tables; a summary has no strength.
+        ids: ids of the n images.
+        values: (n,), one per image.
+        notes: what readers of the results have to know.
+    """
+
+    benchmark: str
+    condition: str
+    metric: str
+    ids: list[str]
+    values: np.ndarray
+    notes: tuple[str, ...] = ()

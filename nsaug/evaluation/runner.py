@@ -181,6 +181,7 @@ class Runner:
             is_own_data=benchmark.data is None and job.classes is None,
             is_stored=benchmark.data is not None,
             class_names=self.plan.class_names[job.model] or (),
+            weights=self.plan.digests[job.model],
         )
         if result.failure:
             return result

@@ -98,6 +98,7 @@ class Plan:
     Attributes:
         models: the models.
         class_names: of every model, by class index; None if it could not be loaded.
+        digests: of every model's weights; empty if it could not be loaded.
         jobs: all jobs, in the order of the report.
         image_sets: images with the transform of a model.
         units: all units, the most expensive first, those that require other results last.
@@ -106,6 +107,7 @@ class Plan:
 
     models: Sequence[EvalModel]
     class_names: Sequence[list[str] | None]
+    digests: Sequence[str]
     jobs: Sequence[Job]
     image_sets: Sequence[ImageSet]
     units: Sequence[Unit]
@@ -170,7 +172,9 @@ class Planner:
                     self._add_model(number, requiring, named)
         ranked = sorted(self._units, key=lambda item: (item[0], -item[1].cost, self._jobs[item[1].job].model))
         image_sets = [images for _, images, _ in self._image_sets.values()]
-        return Plan(self.models, self._class_names, self._jobs, image_sets, [unit for _, unit in ranked], self.subset.seed)
+        digests = [self._digests.get(number, "") for number in range(len(self.models))]
+        units = [unit for _, unit in ranked]
+        return Plan(self.models, self._class_names, digests, self._jobs, image_sets, units, self.subset.seed)
 
     @staticmethod
     def _requires(entry: Entry) -> str | None:

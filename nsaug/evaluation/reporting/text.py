@@ -1,0 +1,81 @@
+"""Text that any output format can show: names, notes and messages may come from a stranger's files."""
+
+import dataclasses
+import unicodedata
+from typing import Any
+
+from nsaug.evaluation.models import EvalModel
+from nsaug.evaluation.results import BenchmarkResult
+
+INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
+"""Unicode categories that are written as escapes: control and format characters, surrogates, line separators."""
+JOINERS = "\u200c\u200d"
+"""Format characters that are a part of words in some scripts, and of emoji."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+MARKDOWN_ESCAPES = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {character: f"\\{character}" for character in "\\`*[]|~$"}
+)
+
+
+def printable(text: str) -> str:
+    """Replace characters that cannot be printed by escapes such as `\\x00`; ordinary text is unchanged."""
+    if text.isprintable():
+        return text
+    return "".join(map(_escape, text))
+
+
+def _escape(character: str) -> str:
+    if unicodedata.category(character) not in INVISIBLE or character in JOINERS:
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def printable_results(results: list[BenchmarkResult]) -> list[BenchmarkResult]:
+    """The same results with all of their names, notes and messages printable."""
+    models: dict[int, EvalModel] = {}
+    return [_printable_result(result, models) for result in results]
+
+
+def _printable_result(result: BenchmarkResult, models: dict[int, EvalModel]) -> BenchmarkResult:
+    model = models.setdefault(id(result.model), _printable_model(result.model))
+    output = result.output
+    if output is not None:
+        output = dataclasses.replace(output, notes=tuple(map(printable, output.notes)))
+    return dataclasses.replace(
+        result,
+        model=model,
+        name=printable(result.name),
+        output=output,
+        failure=result.failure and printable(result.failure),
+        class_names=[printable(name) for name in result.class_names],
+    )
+
+
+def _printable_model(model: EvalModel) -> EvalModel:
+    checkpoint = model.checkpoint and printable(model.checkpoint)
+    metadata = _printable_values(model.metadata)
+    return dataclasses.replace(model, checkpoint=checkpoint, name=printable(model.name), metadata=metadata)
+
+
+def _printable_values(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_printable_values(key): _printable_values(item) for key, item in value.items()}
+    return [_printable_values(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell that a spreadsheet does not run as a formula: such text gets a leading apostrophe, numbers stay numbers."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+
+
+def markdown_text(text: str) -> str:
+    """Text without meaning in Markdown and HTML, for paragraphs and table cells."""
+    return text.translate(MARKDOWN_ESCAPES)
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """Text of limited length, for plots; its middle is left out."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"

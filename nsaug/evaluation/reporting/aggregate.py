@@ -24,6 +24,7 @@ from nsaug.utils.files import atomic_write
 MODEL_COLUMNS = ["checkpoint", "name", "method", "eps", "seed"]
 KEY_COLUMNS = ["benchmark", "condition", "strength", "metric"]
 VALUE_COLUMNS = ["value", "low", "high", "n", "over", "notes"]
+KNOWN = {*MODEL_COLUMNS, *KEY_COLUMNS, *VALUE_COLUMNS, "runs"}
 NAN = float("nan")
 
 Row = dict[str, Any]
@@ -35,7 +36,7 @@ def tabulate(results: list[BenchmarkResult], weights: Weights) -> pd.DataFrame:
     Returns:
         MODEL_COLUMNS, a column for every setting that varies between the runs, KEY_COLUMNS and VALUE_COLUMNS.
     """
-    varying = varying_settings(distinct_models([result.model for result in results]))
+    varying = [key for key in varying_settings(distinct_models([result.model for result in results])) if key not in KNOWN]
     rows: list[Row] = []
     for model, model_results in group_by_model(results):
         model_rows = [row for result in model_results for row in result_rows(result)]
@@ -48,8 +49,7 @@ def tabulate(results: list[BenchmarkResult], weights: Weights) -> pd.DataFrame:
 
 def varying_columns(frame: pd.DataFrame) -> list[str]:
     """The columns of settings that vary between runs."""
-    known = {*MODEL_COLUMNS, *KEY_COLUMNS, *VALUE_COLUMNS, "runs"}
-    return [column for column in frame.columns if column not in known]
+    return [column for column in frame.columns if column not in KNOWN]
 
 
 def result_rows(result: BenchmarkResult) -> list[Row]:

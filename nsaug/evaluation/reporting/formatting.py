@@ -1,18 +1,24 @@
 """Formatting of result tables: one row per benchmark and strength, one column per model name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from nsaug.data.datamodule import VALIDATION_NOTE
 from nsaug.evaluation.benchmarks import CONDITIONS
-from nsaug.evaluation.corruption_error import ERRORS, SUMMARY
-from nsaug.evaluation.reporting.aggregate import SCORE
+from nsaug.evaluation.corruption_error import ERRORS
+from nsaug.evaluation.reporting.notes import find_notes
+from nsaug.evaluation.reporting.summaries import EXPECTED_ROBUSTNESS, SCORE, format_radius
+from nsaug.evaluation.reporting.text import markdown_text
+from nsaug.evaluation.results import AVERAGED, SUMMARY
 
 ALPHA_METRICS = ("influence", "agreement", "confidence_change", "feature_change", "rms", "unreachable_energy")
 """Metrics that analyses measure at every scale α of a noise."""
+MAIN_METRICS = ("top1", EXPECTED_ROBUSTNESS, SCORE, *ERRORS, "shape_bias")
+"""Metrics of the main table, all of them fractions."""
 HEADLINE_METRICS = ("converged", "rms", "influence", "agreement", "radius", "nullity")
 """Metrics of analyses in the terminal, in results.md and in the report's main tables."""
 
@@ -24,16 +30,26 @@ class ResultKey(NamedTuple):
     condition: str
     strength: float | None
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "ResultKey":
+        """The key of a row of a table."""
+        return cls(row["benchmark"], row["condition"], None if pd.isna(row["strength"]) else float(row["strength"]))
+
     @property
     def heading(self) -> str:
         """Row heading; an attack's radius in 1/255 if it is a whole number of them."""
-        if self.condition not in (*CONDITIONS, SUMMARY):
-            return f"{self.benchmark}: {self.condition}" + ("" if self.strength is None else f" {self.strength:g}")
+        title = self.benchmark
+        if self.condition == AVERAGED:
+            title += ", expected robustness"
+        elif self.condition not in (*CONDITIONS, SUMMARY):
+            title += f": {self.condition}"
+        return title if self.strength is None else f"{title} {self.strength_text}"
+
+    @property
+    def strength_text(self) -> str:
         if self.strength is None:
-            return self.benchmark
-        levels = 255 * self.strength
-        is_whole = self.condition == "attacked" and levels < 255 and abs(levels - round(levels)) < 1e-6
-        return f"{self.benchmark} {round(levels)}/255" if is_whole else f"{self.benchmark} {self.strength:g}"
+            return ""
+        return format_radius(self.strength) if self.condition == "attacked" else f"{self.strength:g}"
 
     def select(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows of a table that have this key."""
@@ -43,9 +59,8 @@ class ResultKey(NamedTuple):
 
 def result_keys(frame: pd.DataFrame) -> list[ResultKey]:
     """Distinct keys in the order of the suite, summaries last."""
-    columns = (frame[key].tolist() for key in ResultKey._fields)
-    keys = [ResultKey(b, c, None if pd.isna(s) else float(s)) for b, c, s in zip(*columns, strict=True)]
-    return sorted(dict.fromkeys(keys), key=lambda key: key.condition == SUMMARY)
+    keys = [ResultKey.of(row) for row in frame[[*ResultKey._fields]].drop_duplicates().to_dict("records")]
+    return sorted(dict.fromkeys(keys), key=lambda key: key.condition in (AVERAGED, SUMMARY))
 
 
 def model_names(frame: pd.DataFrame) -> list[str]:
@@ -54,13 +69,13 @@ def model_names(frame: pd.DataFrame) -> list[str]:
 
 
 def main_rows(groups: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the main table: top-1, the score and the errors over all corruptions."""
-    return groups[groups["metric"].isin(["top1", SCORE, *ERRORS])]
+    """Rows of the main table: top-1 and the summaries of several benchmarks."""
+    return groups[groups["metric"].isin(MAIN_METRICS)]
 
 
 def analysis_rows(groups: pd.DataFrame) -> pd.DataFrame:
     """Rows that come from analyses."""
-    return groups[~groups["condition"].isin([*CONDITIONS, SUMMARY])]
+    return groups[~groups["condition"].isin([*CONDITIONS, AVERAGED, SUMMARY])]
 
 
 def analysis_lines(groups: pd.DataFrame) -> list[tuple[str, list[str]]]:
@@ -72,23 +87,49 @@ def analysis_lines(groups: pd.DataFrame) -> list[tuple[str, list[str]]]:
     lines = []
     for metric in dict.fromkeys(rows["metric"]):
         metric_rows = rows[rows["metric"] == metric]
-        empty = dict.fromkeys(model_names(rows), "-")
         for key in result_keys(metric_rows):
-            cells = {row["name"]: format_number(row) for row in key.select(metric_rows).to_dict("records")}
             hide_strength = key.strength is None or (metric in ALPHA_METRICS and key.condition != "mix")
             heading = f"{metric}, {key.condition}" + ("" if hide_strength else f", {key.strength:g}")
-            lines.append((heading, list((empty | cells).values())))
+            lines.append((heading, _cells(key.select(metric_rows), model_names(rows), format_number)))
     return lines
 
 
-def table_lines(groups: pd.DataFrame, format_cell: Callable[[pd.Series], str]) -> list[tuple[ResultKey, list[str]]]:
-    """A row of cells for every key, one cell per name; `-` for missing numbers."""
+class TableLine(NamedTuple):
+    """A line of a table: a metric at one key, with one cell per name."""
+
+    key: ResultKey
+    metric: str
+    cells: list[str]
+
+    @property
+    def heading(self) -> str:
+        has_own_heading = self.metric == "top1" or self.key.condition in (AVERAGED, SUMMARY)
+        return self.key.heading if has_own_heading else f"{self.key.heading}, {self.metric.replace('_', ' ')}"
+
+
+def main_lines(groups: pd.DataFrame) -> list[TableLine]:
+    """The lines of the main table."""
+    shown = main_rows(groups)
     lines = []
-    for key in result_keys(groups):
-        rows = key.select(groups)
-        cells = [rows[rows["name"] == name] for name in model_names(groups)]
-        lines.append((key, [format_cell(cell.iloc[0]) if len(cell) else "-" for cell in cells]))
+    for key in result_keys(shown):
+        rows = key.select(shown)
+        for metric in dict.fromkeys(rows["metric"]):
+            cells = _cells(rows[rows["metric"] == metric], model_names(shown), format_percent)
+            lines.append(TableLine(key, metric, cells))
     return lines
+
+
+def metric_lines(groups: pd.DataFrame, metric: str) -> list[tuple[str, list[str]]]:
+    """Heading and cells of every line of one metric's table."""
+    rows = groups[groups["metric"] == metric]
+    names = model_names(rows)
+    return [(key.heading, _cells(key.select(rows), names, format_number)) for key in result_keys(rows)]
+
+
+def _cells(rows: pd.DataFrame, names: list[str], format_cell: Callable[[Any], str]) -> list[str]:
+    """One cell per name; `-` for missing numbers."""
+    by_name = {row["name"]: format_cell(row) for row in rows.to_dict("records")}
+    return [by_name.get(name, "-") for name in names]
 
 
 def format_percent(row: Any) -> str:
@@ -103,9 +144,12 @@ def format_number(row: Any) -> str:
 
 def _format_interval(row: Any, factor: float, spec: str) -> str:
     value, low, high = (factor * float(row[key]) for key in ("value", "low", "high"))
+    if pd.isna(value):
+        return "-"
     if pd.isna(low):
         return f"{value:{spec}}"
-    if row["over"] in ("seeds", "noises"):
+    is_symmetric = abs((high - value) - (value - low)) <= 1e-6 * abs(high - low)
+    if row["over"] in ("seeds", "noises") and is_symmetric:
         return f"{value:{spec}} ± {high - value:{spec}}"
     return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
 
@@ -120,33 +164,26 @@ def caption(rows: pd.DataFrame, groups: pd.DataFrame) -> str:
     rows, groups = main_rows(rows), main_rows(groups)
     if rows.empty:
         return "no accuracies: this suite has analyses only"
-    counts = dict.fromkeys(str(int(n)) for n in (rows["n"].min(), rows["n"].max()))
-    intervals = {"seeds": "± 95 % interval over seeds (t)", "images": "[95 % interval over images (bootstrap)]"}
-    shown = [text for kind, text in intervals.items() if kind in set(groups["over"])]
+    counts = dict.fromkeys(f"{int(n):,}" for n in (rows["n"].min(), rows["n"].max()))
+    intervals = {"seeds": "± 95 % interval over seeds (t)", "images": "[95 % interval over images]"}
+    shown = [text for kind, text in intervals.items() if groups[groups["over"] == kind]["low"].notna().any()]
     images = VALIDATION_NOTE if rows["notes"].astype(str).str.contains(VALIDATION_NOTE).any() else "test images"
-    return f"top-1 in %, {' to '.join(counts)} {images}; {', '.join(shown)}"
+    return "; ".join([f"top-1 in %, {' to '.join(counts)} {images}", *([", ".join(shown)] if shown else [])])
 
 
 def note_lines(rows: pd.DataFrame) -> list[str]:
-    """Notes on the images, such as subset sizes and unreadable images, after the benchmarks they apply to."""
-    benchmarks_by_note: dict[str, dict[str, None]] = {}
-    for benchmark, notes in rows[["benchmark", "notes"]].dropna().drop_duplicates().itertuples(index=False):
-        for note in filter(None, notes.split("; ")):
-            benchmarks_by_note.setdefault(note, {})[benchmark] = None
-    everything = set(rows["benchmark"]) - {SCORE}
-    return [
-        ("all" if len(everything) > 1 and set(benchmarks) == everything else ", ".join(benchmarks)) + f": {note}"
-        for note, benchmarks in benchmarks_by_note.items()
-    ]
+    """Notes as lines of text, with the paragraph of the documentation that explains them."""
+    return [str(note) for note in find_notes(rows)]
 
 
 def markdown(rows: pd.DataFrame, groups: pd.DataFrame, missing: Sequence[str] = ()) -> str:
     """The main table as Markdown, with its notes and a line for every missing data set; then the analyses."""
     shown = main_rows(groups)
-    body = [["runs", *run_counts(shown)]]
-    body += [[key.heading, *cells] for key, cells in table_lines(shown, format_percent)]
-    text = caption(rows, groups) + "\n\n" + _markdown_table(model_names(shown), body)
-    text += "".join(f"\n{line}\n" for line in [*note_lines(rows), *missing])
+    text = caption(rows, groups) + "\n\n"
+    if len(shown):
+        body = [["runs", *run_counts(shown)], *([line.heading, *line.cells] for line in main_lines(groups))]
+        text += _markdown_table(model_names(shown), body)
+    text += "".join(f"\n{markdown_text(line)}\n" for line in [*note_lines(rows), *missing])
     if lines := analysis_lines(groups):
         body = [[heading, *cells] for heading, cells in lines]
         text += f"\n{analysis_caption(rows)}\n\n" + _markdown_table(model_names(analysis_rows(groups)), body)
@@ -154,14 +191,15 @@ def markdown(rows: pd.DataFrame, groups: pd.DataFrame, missing: Sequence[str] = 
 
 
 def _markdown_table(columns: list[str], body: list[list[str]]) -> str:
-    lines = [["", *columns], ["---", *["---:"] * len(columns)], *body]
+    names = [markdown_text(name) for name in columns]
+    lines = [["", *names], ["---", *["---:"] * len(columns)], *([markdown_text(line[0]), *line[1:]] for line in body)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def analysis_caption(rows: pd.DataFrame) -> str:
     """Caption of the table of analyses."""
     images = int(analysis_rows(rows)["n"].max())
-    return f"nullspace noise, on {images} images not used to learn it; ± 95 % interval (t) over noises, or seeds"
+    return f"nullspace noise, on {images:,} images not used to learn it; 95 % interval (t) over noises, or seeds"
 
 
 def terminal_tables(groups: pd.DataFrame) -> list[Table]:
@@ -171,12 +209,10 @@ def terminal_tables(groups: pd.DataFrame) -> list[Table]:
     if len(shown):
         tables.append(_terminal_table(model_names(shown)))
         tables[-1].add_row("runs", *run_counts(shown), end_section=True)
-        for key, cells in table_lines(shown, format_percent):
-            tables[-1].add_row(key.heading, *cells)
+        _add_rows(tables[-1], [(line.heading, line.cells) for line in main_lines(groups)])
     if lines := analysis_lines(groups):
         tables.append(_terminal_table(model_names(analysis_rows(groups))))
-        for heading, cells in lines:
-            tables[-1].add_row(heading, *cells)
+        _add_rows(tables[-1], lines)
     return tables
 
 
@@ -184,5 +220,11 @@ def _terminal_table(columns: list[str]) -> Table:
     table = Table()
     table.add_column("")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(Text(column), justify="right")
     return table
+
+
+def _add_rows(table: Table, lines: list[tuple[str, list[str]]]) -> None:
+    """Add rows of plain text: brackets in names and intervals are no markup."""
+    for heading, cells in lines:
+        table.add_row(Text(heading), *map(Text, cells))

@@ -1,7 +1,11 @@
-"""Plots of the result tables; bars and bands are 95 % intervals, colors follow the order of the names."""
+"""Plots of the result tables; bars and bands are 95 % intervals, colors follow the order of the names.
+
+Functions that return SVG text return None if there is nothing to draw.
+"""
 
 import base64
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +19,16 @@ import pandas as pd
 from PIL import Image
 
 from nsaug.evaluation.metrics import NUM_BINS, PerImageScores, assign_bins
-from nsaug.evaluation.reporting.aggregate import SCORE
-from nsaug.evaluation.reporting.formatting import model_names, result_keys
+from nsaug.evaluation.reporting.formatting import ResultKey, model_names, result_keys
+from nsaug.evaluation.reporting.settings import Sweep
+from nsaug.evaluation.reporting.summaries import SCORE
+from nsaug.evaluation.reporting.text import shorten
 from nsaug.utils.files import atomic_write
 
 matplotlib.rcParams |= {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "nsaug",
+    "text.parse_math": False,  # names may contain dollar signs
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -32,6 +39,10 @@ matplotlib.rcParams |= {
 SIZE = (4.4, 3.2)
 MIN_BIN_COUNT = 5
 """Bins with fewer images are left out of the reliability diagram."""
+MAX_BARS = 24
+"""The overview has no corruptions if it would have more groups of bars."""
+MAX_THUMBNAIL = 112
+"""Largest side of the images in the report, in pixels."""
 
 
 def colors(names: list[str]) -> dict[str, Any]:
@@ -51,25 +62,44 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float] = SIZE) -> str:
     return text[text.index("<svg") :]
 
 
+def label(name: str) -> str:
+    """A name as text in a plot; matplotlib leaves names that start with an underscore out of legends."""
+    return f" {shorten(name)}" if name.startswith("_") else shorten(name)
+
+
+def legend_below(axes: Any) -> None:
+    """A legend below the axes, where it covers no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 1 if max(map(len, labels), default=0) > 24 else 2
+    width, height = axes.figure.get_size_inches()
+    axes.figure.set_size_inches(width, height + 0.17 * -(-len(labels) // columns))
+    axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
 def overview(groups: pd.DataFrame, path: Path) -> None:
-    """Write results.png: top-1 at every benchmark and strength, one bar per name."""
+    """Write results.png: top-1 and score at every benchmark and strength, one bar per name."""
     shown = groups[groups["metric"].isin(["top1", SCORE])]
+    if len(result_keys(shown)) > MAX_BARS:
+        shown = shown[shown["condition"] != "corrupted"]
     keys, names = result_keys(shown), model_names(shown)
-    figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(keys), 4.0), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(4.0, 1.6 + 1.1 * len(keys)), 4.0), layout="constrained")
     width = 0.8 / max(1, len(names))
     for i, name in enumerate(names):
         rows = [key.select(shown[shown["name"] == name]) for key in keys]
         value, low, high = (np.array([_percent(row, column) for row in rows]) for column in ("value", "low", "high"))
         errors = np.nan_to_num([np.clip(value - low, 0, None), np.clip(high - value, 0, None)])
         x = np.arange(len(keys)) + (i - (len(names) - 1) / 2) * width
-        axes.bar(x, value, width, yerr=errors, capsize=2, color=colors(names)[name], label=name)
-    axes.set_xticks(range(len(keys)), [key.heading.replace(" ", "\n") for key in keys])
+        axes.bar(x, value, width, yerr=errors, capsize=2, color=colors(names)[name], label=label(name))
+    axes.set_xticks(range(len(keys)), [shorten(key.heading).replace(" ", "\n") for key in keys])
     axes.set_ylabel("top-1, %")
     axes.set_ylim(0, 100)
     axes.set_axisbelow(True)
     if names:
         figure.legend(loc="outside upper left", ncols=min(4, len(names)), frameon=False)
-    with atomic_write(path) as tmp_path:
+    else:
+        axes.text(0.5, 0.5, "no accuracies", ha="center", transform=axes.transAxes)
+    with atomic_write(path) as tmp_path, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(tmp_path, dpi=120, format="png")
     plt.close(figure)
 
@@ -78,54 +108,66 @@ def _percent(rows: pd.DataFrame, column: str) -> float:
     return 100 * float(rows[column].iloc[0]) if len(rows) else float("nan")
 
 
-def strength_curve(groups: pd.DataFrame, benchmark: str, clean: str | None) -> str:
+def strength_curve(groups: pd.DataFrame, benchmark: str, clean: str | None) -> str | None:
     """Top-1 of every name over a benchmark's strengths; the benchmark `clean` is drawn at 0."""
-    top1 = groups[groups["metric"] == "top1"]
-    names = model_names(top1)
+    top1, names = groups[groups["metric"] == "top1"], model_names(groups)
+    keys = [key for key in result_keys(top1) if key.benchmark == benchmark and key.strength is not None]
+    if len(keys) + (clean is not None) < 2:
+        return None  # a curve of one point
 
     def draw(axes: Any) -> None:
         for name in names:
             rows = top1[(top1["name"] == name) & (top1["benchmark"] == benchmark)]
             start = top1[(top1["name"] == name) & (top1["benchmark"] == clean)].assign(strength=0.0)
-            rows = pd.concat([start, rows]).sort_values("strength")
-            x, value = rows["strength"].to_numpy(float), 100 * rows["value"].to_numpy()
-            axes.plot(x, value, marker="o", markersize=4, color=colors(names)[name], label=name)
-            low, high = 100 * rows["low"].to_numpy(), 100 * rows["high"].to_numpy()
-            axes.fill_between(x, low, high, color=colors(names)[name], alpha=0.12, linewidth=0)
-        keys = [key for key in result_keys(top1) if key.benchmark == benchmark]
-        axes.set_xticks([0, *(key.strength for key in keys)], ["0", *(key.heading.split()[-1] for key in keys)])
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("top-1, %")
+            _line(axes, pd.concat([start, rows]), "strength", color=colors(names)[name])
+        ticks = ([(0.0, "0")] if clean is not None else []) + [(key.strength, key.strength_text) for key in keys]
+        axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks], rotation=45 if len(ticks) > 5 else 0)
+        _set_percent(axes)
 
     return svg(draw)
 
 
-def heat_map(groups: pd.DataFrame, name: str, corruptions: list[str]) -> str:
-    """Top-1 of one name by corruption and severity (the index of a strength in its benchmark)."""
-    top1 = groups[(groups["metric"] == "top1") & (groups["name"] == name)]
-    values = [
-        list(100 * top1[top1["benchmark"] == corruption].sort_values("strength")["value"]) for corruption in corruptions
-    ]
-    num_columns = max(map(len, values))
-    grid = np.array([row + [np.nan] * (num_columns - len(row)) for row in values])
+def _line(axes: Any, rows: pd.DataFrame, x: str, **style: Any) -> None:
+    """Values in percent over a column, with a band for their intervals."""
+    rows = rows.sort_values(x)
+    values, low, high = (100 * rows[key].to_numpy(float) for key in ("value", "low", "high"))
+    positions = rows[x].to_numpy(float)
+    axes.plot(positions, values, marker="o", markersize=4, **style)
+    axes.fill_between(positions, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _set_percent(axes: Any) -> None:
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("top-1, %")
+
+
+def heat_map(groups: pd.DataFrame, name: str, corruptions: list[str]) -> str | None:
+    """Top-1 of one name by corruption and strength."""
+    top1 = groups[(groups["metric"] == "top1") & (groups["name"] == name) & groups["benchmark"].isin(corruptions)]
+    if top1.empty:
+        return None
+    grid = 100 * top1.pivot_table(index="benchmark", columns="strength", values="value", sort=False)
+    grid = grid.reindex(index=[name for name in corruptions if name in grid.index], columns=sorted(grid.columns))
 
     def draw(axes: Any) -> None:
         axes.imshow(grid, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        axes.set_xticks(range(num_columns), range(1, num_columns + 1))
-        axes.set_yticks(range(len(corruptions)), corruptions)
+        axes.set_xticks(range(grid.shape[1]), [f"{strength:g}" for strength in grid.columns])
+        axes.set_yticks(range(grid.shape[0]), map(shorten, grid.index))
         axes.set_xlabel("severity")
         axes.grid(visible=False)
-        for (row, column), value in np.ndenumerate(grid):
+        for (row, column), value in np.ndenumerate(grid.to_numpy()):
             if not np.isnan(value):
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="w" if value < 60 else "k")
 
-    return svg(draw, (max(3.2, 1.8 + 0.6 * num_columns), 1.2 + 0.36 * len(corruptions)))
+    return svg(draw, (max(3.2, 1.8 + 0.6 * grid.shape[1]), 1.2 + 0.36 * len(grid)))
 
 
-def differences(comparisons: pd.DataFrame, name: str, other: str) -> str:
+def differences(comparisons: pd.DataFrame, name: str, other: str) -> str | None:
     """Paired differences between two names by benchmark and strength, with both intervals."""
     rows = comparisons[(comparisons["name"] == name) & (comparisons["other"] == other)]
-    labels = [key.heading for key in result_keys(rows)]
+    if rows.empty:
+        return None
+    labels = [ResultKey.of(row).heading for row in rows.to_dict("records")]
     y = -np.arange(len(rows))
 
     def draw(axes: Any) -> None:
@@ -136,26 +178,23 @@ def differences(comparisons: pd.DataFrame, name: str, other: str) -> str:
                 axes.hlines(y + shift, low, high, color=color, linewidth=width, label=f"over {kind}")
         axes.plot(value, y, "o", markersize=4, color="#222222")
         axes.axvline(0, color="#b00", linewidth=1)
-        axes.set_yticks(y, labels)
+        axes.set_yticks(y, map(shorten, labels))
         axes.set_xlabel("points of top-1")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False, fontsize=8)
+        legend_below(axes)
 
     return svg(draw, (4.4, 1.4 + 0.3 * len(rows)))
 
 
-def reliability(scores_by_name: dict[str, list[PerImageScores]]) -> str:
-    """Reliability diagram: accuracy over confidence, runs of one name pooled."""
+def reliability(scores_by_name: dict[str, list[PerImageScores]], names: list[str]) -> str | None:
+    """Reliability diagram: accuracy over confidence, runs of one name pooled; colors follow the order of `names`."""
+    lines = {name: _bins(runs) for name, runs in scores_by_name.items()}
+    if not any(len(x) for x, _ in lines.values()):
+        return None
 
     def draw(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color="#999", linewidth=1, linestyle="--")
-        for name, runs in scores_by_name.items():
-            confidence = np.concatenate([scores.confidence for scores in runs])
-            top1 = np.concatenate([scores.top1 for scores in runs])
-            bin_index = assign_bins(confidence)
-            bins = [b for b in range(NUM_BINS) if (bin_index == b).sum() >= MIN_BIN_COUNT]
-            x = [confidence[bin_index == b].mean() for b in bins]
-            y = [top1[bin_index == b].mean() for b in bins]
-            axes.plot(x, y, marker="o", markersize=3.5, color=colors(list(scores_by_name))[name], label=name)
+        for name, (x, y) in lines.items():
+            axes.plot(x, y, marker="o", markersize=3.5, color=colors(names)[name])
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_xlabel("confidence")
@@ -164,35 +203,104 @@ def reliability(scores_by_name: dict[str, list[PerImageScores]]) -> str:
     return svg(draw)
 
 
-def eps_curve(rows: pd.DataFrame, benchmark: str, eps: dict[str, float]) -> str:
-    """Top-1 on a benchmark over the ε used in training, one line per strength.
+def _bins(runs: list[PerImageScores]) -> tuple[list[float], list[float]]:
+    """Confidence and accuracy in bins that hold enough images."""
+    confidence = np.concatenate([scores.confidence for scores in runs])
+    top1 = np.concatenate([scores.top1 for scores in runs])
+    bin_index = assign_bins(confidence)
+    masks = [bin_index == b for b in range(NUM_BINS) if (bin_index == b).sum() >= MIN_BIN_COUNT]
+    return [float(confidence[mask].mean()) for mask in masks], [float(top1[mask].mean()) for mask in masks]
+
+
+def setting_curve(groups: pd.DataFrame, sweeps: list[Sweep], benchmark: str) -> str | None:
+    """Accuracy on a benchmark over a numeric setting, one color per method and one line per strength.
 
     Args:
-        eps: ε by checkpoint.
+        sweeps: of the same setting.
     """
-    top1 = rows[rows["checkpoint"].isin(eps) & (rows["metric"] == "top1") & (rows["benchmark"] == benchmark)]
-    top1 = top1.assign(eps=[eps[checkpoint] for checkpoint in top1["checkpoint"]])
-    keys = result_keys(top1)
+    values = {name: value for sweep in sweeps for name, value in sweep.values.items()}
+    rows = groups[groups["name"].isin(values) & groups["metric"].isin(["top1", SCORE])]
+    rows = rows[rows["benchmark"] == benchmark].assign(setting=lambda frame: frame["name"].map(values).astype(float))
+    keys = result_keys(rows)
+    if not keys:
+        return None
+    hues = colors([sweep.method for sweep in sweeps] if len(sweeps) > 1 else [key.heading for key in keys])
+    styles = ("-", "--", ":", "-.")
 
     def draw(axes: Any) -> None:
-        for key in keys:
-            mean = key.select(top1).groupby("eps")["value"].mean()
-            axes.plot(mean.index, 100 * mean.to_numpy(), marker="o", markersize=4, label=key.heading)
-        ticks = sorted(set(eps.values()))
-        axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-        axes.set_ylim(0, 100)
-        axes.set_xlabel("ε in training")
-        axes.set_ylabel("top-1, %")
-        if len(keys) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8)
+        for sweep in sweeps:
+            for i, key in enumerate(keys):
+                line = key.select(rows[rows["name"].isin(sweep.values)])
+                several = len(sweeps) > 1
+                color = hues[sweep.method] if several else hues[key.heading]
+                text = f"{sweep.method}, {key.heading}" if several else key.heading
+                style = styles[i % len(styles)] if several else "-"
+                _line(axes, line, "setting", color=color, linestyle=style, label=label(text))
+        _set_setting_axis(axes, sorted(set(values.values())), sweeps[0].title)
+        _set_percent(axes)
+        if len(keys) > 1 or len(sweeps) > 1:
+            legend_below(axes)
 
     return svg(draw)
 
 
+def _set_setting_axis(axes: Any, values: list[float], title: str) -> None:
+    """Ticks at the values; logarithmic if they are positive and span more than a decade."""
+    if values[0] > 0 and values[-1] > 10 * values[0]:
+        axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+    axes.set_xlabel(shorten(title))
+
+
+def frontier(points: pd.DataFrame, title: str) -> str | None:
+    """Robust over clean accuracy, one point per name, one color per method; lines join the points on a frontier.
+
+    Args:
+        points: columns name, method, clean, robust, in fractions, and for both accuracies _low and _high.
+        title: of the robust accuracy.
+    """
+    if len(points) < 2:
+        return None
+    methods = list(dict.fromkeys(points["method"]))
+
+    def draw(axes: Any) -> None:
+        for method in methods:
+            rows = points[points["method"] == method]
+            x, y = 100 * rows["clean"].to_numpy(), 100 * rows["robust"].to_numpy()
+            errors = [100 * np.nan_to_num(_spread(rows, column)) for column in ("clean", "robust")]
+            style = {"color": colors(methods)[method], "label": label(method), "markersize": 4, "elinewidth": 0.8}
+            axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="o", **style)
+            best = pareto_front(x, y)
+            axes.plot(x[best], y[best], color=colors(methods)[method], linewidth=1)
+        axes.set_xlabel("clean top-1, %")
+        axes.set_ylabel(shorten(title))
+        legend_below(axes)
+
+    return svg(draw)
+
+
+def _spread(rows: pd.DataFrame, column: str) -> np.ndarray:
+    value, low, high = (rows[key].to_numpy(float) for key in (column, f"{column}_low", f"{column}_high"))
+    return np.clip([value - low, high - value], 0, None)
+
+
+def pareto_front(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices of the points that no other point exceeds in both coordinates, by ascending x."""
+    order = np.lexsort((-y, -x))  # descending x, of equal x the highest y first
+    best = np.maximum.accumulate(y[order])
+    is_new = np.r_[True, best[1:] > best[:-1]]
+    return order[is_new][::-1]
+
+
 def data_uri(image: np.ndarray) -> str:
-    """Encode an image (H, W, 3) in uint8 as a PNG data URI."""
+    """Encode an image (H, W, 3) in uint8 as a PNG data URI, large ones reduced."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
+    thumbnail(image).save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def thumbnail(image: np.ndarray) -> Image.Image:
+    """An image with sides of at most MAX_THUMBNAIL, reduced by an integer factor."""
+    factor = -(-max(image.shape[:2]) // MAX_THUMBNAIL)
+    return Image.fromarray(image).reduce(factor)

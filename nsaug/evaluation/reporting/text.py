@@ -66,7 +66,7 @@ def _printable_values(value: Any) -> Any:
 
 
 def csv_cell(value: Any) -> Any:
-    """A cell that a spreadsheet does not run as a formula: such text gets a leading apostrophe, numbers stay numbers."""
+    """A cell that a spreadsheet does not run as a formula: such text gets a leading apostrophe; numbers are kept."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
 

@@ -134,12 +134,15 @@ def check_settings(cfg: DictConfig) -> None:
     from nsaug.utils.types import NonNegativeInt, PositiveInt
 
     validate_config(cfg, TOP_LEVEL_KEYS)
+    for group in ("data", "model", "suite", "tracking"):
+        if not isinstance(cfg[group], DictConfig):
+            raise UserError(f"{group}=null: this group cannot be left out")
     if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
         raise UserError("model.compile and model.grad_checkpointing are for training: remove them")
     types = {
         "checkpoint": str | list[str] | None, "seed": NonNegativeInt, "split": Literal["test", "val"],
         "batch_size": PositiveInt, "cache": str, "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt],
-        "num_nodes": PositiveInt, "shard": str | None, "dry_run": bool,
+        "num_nodes": PositiveInt, "shard": str | int | None, "dry_run": bool,
     }  # fmt: skip
     for key, annotation in types.items():
         validate_value(key, to_plain(cfg[key]), annotation)

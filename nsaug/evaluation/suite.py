@@ -195,7 +195,10 @@ def _check(entries: Sequence[Entry], config: SuiteConfig) -> None:
     names = {entry.name for entry in entries} | {"corruptions"}
     for name in config.score:
         if name not in names:
-            raise UserError(unknown_name("suite.score", name, names))
+            raise UserError(
+                f"suite.score.{name}: the suite has no such benchmark, but {', '.join(sorted(names))}; leave it out with"
+                f" '~suite.score.{name}'"
+            )
 
 
 def _strengths(args: Args, default: str) -> Iterator[tuple[float | None, dict[str, Any]]]:

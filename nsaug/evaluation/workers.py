@@ -103,7 +103,7 @@ class Workers:
             time.sleep(POLL_SECONDS)
 
 
-def parse_shard(text: str | None) -> tuple[int, int]:
+def parse_shard(text: str | int | None) -> tuple[int, int]:
     """Index and count of a share such as `3/8`; (0, 1) for None.
 
     Raises:
@@ -111,7 +111,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     """
     if text is None:
         return 0, 1
-    index, _, count = text.partition("/")
+    index, _, count = str(text).partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UserError(f"shard={text}: type shard=INDEX/COUNT, with INDEX from 0 to COUNT - 1, such as shard=0/8")
     return int(index), int(count)

@@ -120,7 +120,7 @@ def test_class_subsets_analyses_and_benchmarks():
         ({"benchmarks": {"mine": {"_target_": "pgd"}}}, "suite.benchmarks.mine: pgd is no ImageBenchmark"),
         ({"benchmarks": {"clean": {"_target_": "clean"}}}, "suite: two benchmarks are called clean"),
         ({"attacks": {"pgd": {"eps": [0.1, 0.1]}}}, "suite: two benchmarks are called pgd"),
-        ({"score": {"pgd": 1}}, "suite.score.pgd: no such setting"),
+        ({"score": {"pgd": 1}}, "suite.score.pgd: the suite has no such benchmark, but clean, corruptions; leave it out"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(keys, message):

@@ -111,6 +111,15 @@ def test_cache_that_cannot_be_written_is_ignored(images, tmp_path, monkeypatch):
     assert images.fingerprints() == images.fingerprints()
 
 
+def test_user_without_home(images, tmp_path, monkeypatch):
+    def fail(cls):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", classmethod(fail))
+    assert images.fingerprints() == images.fingerprints()
+
+
 def test_unreadable_files_are_not_remembered(images):
     path = Path(images.load.paths[1])
     content = path.read_bytes()

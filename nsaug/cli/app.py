@@ -123,6 +123,8 @@ def _as_user_error(error: Exception, started: bool) -> Exception | None:
     """The error to print in one line, or None for a bug, whose traceback is wanted."""
     if isinstance(error, UserError | HydraException | OmegaConfBaseException):
         return error
+    if isinstance(error, ValueError) and "Config group override must be a string or a list. Got NoneType" in str(error):
+        return UserError("a group cannot be null: name one of its choices, or leave it out")
     if isinstance(error, OSError) and not started:
         return UserError(
             f"the output folder cannot be written ({first_line(error)}): set hydra.run.dir (with -m hydra.sweep.dir)"
@@ -211,8 +213,6 @@ def format_error(error: Exception) -> str:
             parent = getattr(cause, "parent_node", None)
             return _unknown_key(key, [str(name) for name in parent] if isinstance(parent, DictConfig) else [])
         return f"{key}: {first_line(cause)}"
-    if lines and lines[0].startswith("Config group override must be a string or a list. Got NoneType"):
-        return "a group cannot be null: name one of its choices, or leave it out"
     if lines and lines[0].startswith("Ambiguous value for argument"):
         override = lines[0].split("'")[1]
         name, _, values = override.partition("=")

@@ -76,10 +76,10 @@ class SuiteConfig:
     """
 
     attacks: dict[str, Args] = Field(default_factory=dict)
-    corruptions: Literal["all"] | list[CorruptionName] | dict[str, Args] = Field(default_factory=list)
+    corruptions: Literal["all"] | list[CorruptionName] | dict[str, Args] | None = None
     severities: Annotated[tuple[Severity, ...], Field(min_length=1)] = SEVERITIES
     noise: dict[str, Args] = Field(default_factory=dict)
-    datasets: list[str] | dict[str, Args] = Field(default_factory=list)
+    datasets: list[str] | dict[str, Args] | None = None
     class_subsets: list[Literal["imagenet_a", "imagenet_r"]] = Field(default_factory=list)
     analyses: dict[str, Args] = Field(default_factory=dict)
     benchmarks: dict[str, Args] = Field(default_factory=dict)
@@ -109,7 +109,8 @@ def expand(config: SuiteConfig, instantiate: Instantiate) -> list[Entry]:
     for name, args in config.noise.items():
         for strength, single in _strengths(args, "init_scale"):
             noise = _build(NullspaceNoise, single, f"suite.noise.{name}")
-            entries.append(Entry(name, _build(UnderNoise, {"noise": noise}, f"suite.noise.{name}"), strength))
+            benchmark = _build(UnderNoise, {"noise": noise}, f"suite.noise.{name}")
+            entries.append(Entry(name, benchmark, noise.init_scale if strength is None else strength))
     entries += [Entry(name, _analysis(name, args, instantiate)) for name, args in config.analyses.items()]
     entries += [Entry(name, _custom(name, args, instantiate)) for name, args in config.benchmarks.items()]
     _check(entries, config)
@@ -123,12 +124,13 @@ def _attacks(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entry]:
         kind = args.pop("attack", name)
         for strength, single in _strengths(args, "eps"):
             attack = instantiate(single) if "_target_" in single else _build(_look_up(kind, ATTACKS, path), single, path)
+            strength = getattr(attack, "eps", None) if strength is None else strength
             benchmark = UnderEmbeddingAttack if isinstance(attack, attacks.EmbeddingPGD) else UnderAttack
             yield Entry(name, _build(benchmark, {"attack": attack, "transfer": transfer}, path), strength)
 
 
 def _corruptions(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entry]:
-    corruptions = TEST_CORRUPTIONS if config.corruptions == "all" else config.corruptions
+    corruptions = TEST_CORRUPTIONS if config.corruptions == "all" else config.corruptions or ()
     for name in corruptions:
         path = f"suite.corruptions.{name}"
         args = dict(corruptions[name] or {}) if isinstance(corruptions, dict) else {}
@@ -143,7 +145,7 @@ def _corruptions(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entr
 
 
 def _datasets(config: SuiteConfig) -> Iterator[Entry]:
-    names = config.datasets if isinstance(config.datasets, dict) else dict.fromkeys(config.datasets)
+    names = config.datasets if isinstance(config.datasets, dict) else dict.fromkeys(config.datasets or ())
     for name, given in names.items():
         path, args = f"suite.datasets.{name}", dict(given or {})
         cls = _look_up(args.pop("dataset", name), TEST_SETS, path)

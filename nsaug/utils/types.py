@@ -19,8 +19,8 @@ from nsaug.utils.errors import unknown_name
 def parse_number(value: Any) -> Any:
     """Convert a fraction such as `4/255` to a float; return other values unchanged."""
     if isinstance(value, str) and "/" in value:
-        numerator, _, denominator = value.partition("/")
         try:
+            numerator, denominator = value.split("/")
             return float(fractions.Fraction(numerator) / fractions.Fraction(denominator))  # also 0.5/255
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"{value!r} is neither a number nor a fraction such as 4/255") from None

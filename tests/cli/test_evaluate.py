@@ -168,7 +168,7 @@ def test_cache_that_cannot_be_written_is_reported_before_work(trained, monkeypat
         ("+suite.max_imagez=3", "suite.max_imagez: no such setting; did you mean suite.max_images?"),
         ("suite.severities=[6]", "suite.severities"),
         ("suite.corruptions=[rain]", "suite.corruptions"),
-        ("suite.corruptions=null", "suite.corruptions=null"),
+        ("suite.attacks=null", "suite.attacks=null: should be a valid dictionary"),
         ("suite.datasets=[imagenet_x]", "suite.datasets.imagenet_x"),
         ("suite=null", "a group cannot be null: name one of its choices, or leave it out"),
     ],

@@ -46,7 +46,7 @@ def test_attacks():
         }
     )[1:]
     assert names(entries) == [
-        ("fgsm", None), ("pgd_margin", 0.1), ("patch_fool", 1), ("patch_fool", 2), ("black_box", None),
+        ("fgsm", 4 / 255), ("pgd_margin", 0.1), ("patch_fool", 1), ("patch_fool", 2), ("black_box", 4 / 255),
         ("autoattack", 0.1), ("embedding_pgd", 0.5), ("mine", 0.2),
     ]  # fmt: skip
     assert {type(entry.benchmark) for entry in entries} == {UnderAttack, UnderEmbeddingAttack}

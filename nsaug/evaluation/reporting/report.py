@@ -103,8 +103,10 @@ def render_page(
         if result.name == clean and result.per_image:
             clean_scores.setdefault(result.model.name, []).append(result.per_image.scores)
 
+    has_strengths = {result.name for result in scored if result.strength is not None}
+
     def curves(condition: str) -> list[tuple[str, str]]:
-        return [(b, plots.strength_curve(groups, b, start_at.get(b))) for b in by_condition.get(condition, [])]
+        return [(b, plots.strength_curve(groups, b, start_at.get(b))) for b in by_condition.get(condition, []) if b in has_strengths]
 
     return _template().render(
         metadata=metadata,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import INTERRUPTED, entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import INTERRUPTED, check_and_instantiate, entry_point, instantiate, validate_config, validate_value
 from nsaug.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,18 +36,17 @@ TOP_LEVEL_KEYS = {
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """Run every benchmark of the suite on every model, then write tables, plots and a report."""
-    check_settings(cfg)
+    suite, entries = check_settings(cfg)
 
     from nsaug.evaluation import ResultCache, Runner, Workers, parse_shard
     from nsaug.evaluation.progress import show_progress
 
-    suite = build_suite_config(cfg)
     shard = parse_shard(cfg.shard)
     cache = ResultCache(Path(cfg.cache))
     workers = Workers(cfg.accelerator, to_plain(cfg.devices), cfg.num_nodes)
 
     # The first process lists the images and checks every model and benchmark before the others are started.
-    plan, missing, num_workers = prepare(cfg, suite, workers.device) if workers.is_first else (None, [], 0)
+    plan, missing, num_workers = prepare(cfg, suite, entries, workers.device) if workers.is_first else (None, [], 0)
     if cfg.dry_run:
         if plan is not None:
             print_plan(cfg, plan, cache, missing, workers)
@@ -93,15 +92,16 @@ def one_line_interrupt(cfg: DictConfig, is_first: bool) -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from None
 
 
-def prepare(cfg: DictConfig, suite: "SuiteConfig", device: "torch.device") -> "tuple[Plan, list[str], int]":
+def prepare(
+    cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]", device: "torch.device"
+) -> "tuple[Plan, list[str], int]":
     """Check all models, data sets and benchmarks, and list the units of work.
 
     Returns:
         The plan, one line per missing data set, and the number of processes that load images.
     """
-    from nsaug.evaluation import Planner, Subset, expand, find_models
+    from nsaug.evaluation import Planner, Subset, find_models
 
-    entries = expand(suite, instantiate)
     entries, missing = drop_missing_datasets(entries, suite.require_data)
     models = find_models(to_plain(cfg.checkpoint), cfg.model.get("name"))
     get_data = make_data_loader(cfg)
@@ -127,13 +127,14 @@ def prepare(cfg: DictConfig, suite: "SuiteConfig", device: "torch.device") -> "t
     return plan, missing, get_data(models[0]).num_workers
 
 
-def check_settings(cfg: DictConfig) -> None:
-    """Check everything that can be checked without data or weights."""
+def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
+    """Check everything that can be checked without data or weights; return the suite and its benchmarks."""
     from typing import Literal
 
+    from nsaug.evaluation import expand
     from nsaug.utils.types import NonNegativeInt, PositiveInt
 
-    validate_config(cfg, TOP_LEVEL_KEYS)
+    validate_config(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "suite"]), TOP_LEVEL_KEYS)
     for group in ("data", "model", "suite", "tracking"):
         if not isinstance(cfg[group], DictConfig):
             raise UserError(f"{group}=null: this group cannot be left out")
@@ -146,6 +147,8 @@ def check_settings(cfg: DictConfig) -> None:
     }  # fmt: skip
     for key, annotation in types.items():
         validate_value(key, to_plain(cfg[key]), annotation)
+    suite = build_suite_config(cfg)
+    return suite, expand(suite, check_and_instantiate)
 
 
 def to_plain(value: Any) -> Any:

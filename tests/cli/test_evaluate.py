@@ -90,7 +90,7 @@ def test_changes_of_a_suite_on_the_command_line(trained, monkeypatch, tmp_path):
     rows = json.loads((tmp_path / "eval" / "results.json").read_text())
     keys = {(row["benchmark"], row["strength"]) for row in rows if row["metric"] == "top1"}
     assert {name for name, _ in keys} == {"clean", "contrast", "brightness", "pgd", "weak"}
-    assert sorted(strength for name, strength in keys if name == "pgd") == [1 / 255, 2 / 255]
+    assert sorted(strength for name, strength in keys if name == "pgd") == pytest.approx([1 / 255, 2 / 255])
 
 
 def test_score_names_benchmarks_of_the_suite(trained, monkeypatch, tmp_path, capsys):

@@ -42,5 +42,5 @@ def test_examples_run(commands, package, monkeypatch, capsys):
             run(train, monkeypatch, *FAST, "trainer.max_steps=2", *arguments)
             assert "weights (for timm)" in capsys.readouterr().out
         else:
-            run(evaluate, monkeypatch, "device=cpu", "tracking.wandb=off", *arguments)
+            run(evaluate, monkeypatch, "accelerator=cpu", "tracking.wandb=off", *arguments)
             assert "stripe" in capsys.readouterr().out

@@ -30,7 +30,7 @@ def test_killed_evaluation_resumes(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
         run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"seed={seed}", f"hydra.run.dir={tmp_path}/run/{seed}")
-    args = [f"checkpoint={tmp_path}/run/*", "suite=demo", "device=cpu"]
+    args = [f"checkpoint={tmp_path}/run/*", "suite=demo", "accelerator=cpu", "batch_size=32"]
 
     start = time.monotonic()
     uninterrupted = start_evaluation(tmp_path / "uninterrupted", *args, f"cache={tmp_path}/uninterrupted_cache")

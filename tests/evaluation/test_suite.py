@@ -11,7 +11,7 @@ from nsaug.utils.errors import UserError
 
 
 def expand_suite(**keys):
-    def instantiate(node):
+    def instantiate(node, path):
         arguments = {name: value for name, value in node.items() if name != "_target_"}
         return {"pgd": PGD, "clean": Clean}[node["_target_"]](**arguments)
 

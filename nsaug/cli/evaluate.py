@@ -58,38 +58,46 @@ def main(cfg: DictConfig) -> None:
     runner = Runner(plan, load, cache, workers.device, cfg.batch_size, num_workers // workers.local_size)
     pending = workers.broadcast(runner.pending(*shard) if workers.is_first else [])
 
-    with one_line_interrupt(cfg, workers.is_first):
-        if workers.is_first:
-            with show_progress(sum(unit.cost for unit in pending), lambda: workers.add_progress(0)):
-                compute(runner, pending, workers)
-        else:
-            compute(runner, pending, workers)
+    with one_line_interrupt(cfg, workers.is_first), quiet_loading():
+        with show_progress(sum(unit.cost for unit in pending), workers):
+            runner.compute((pending[number] for number in workers.take(len(pending))), workers.add_progress)
+            workers.finish()
+        if not workers.is_first:
             return
         if cfg.shard is not None:
-            log.info(
-                "shard %s is done, its results are in %s: run the same command without shard= for the tables",
-                cfg.shard, cfg.cache,
-            )  # fmt: skip
+            log.info("shard %s is done, see %s: type the same command without shard= for the tables", cfg.shard, cfg.cache)
             return
         results = runner.results()
     report(cfg, suite, results, missing, workers.device)
 
 
-def compute(runner: "Runner", pending: "Sequence[Unit]", workers: "Workers") -> None:
-    """Compute this process's part of the units."""
-    runner.compute((pending[number] for number in workers.take(len(pending))), lambda unit: workers.add_progress(unit.cost))
-    workers.finish()
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Do not log once more which weights were loaded: the plan did."""
+    logger = logging.getLogger("nsaug.models")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
 def one_line_interrupt(cfg: DictConfig, is_first: bool) -> Iterator[None]:
-    """Print one line at Ctrl-C: what is kept, and how to continue."""
+    """Print one line at Ctrl-C: what is kept, and how to continue. Other processes end silently with the first one."""
+    from torch.distributed import DistError
+
     try:
         yield
     except KeyboardInterrupt:
         if is_first:
             log.warning("stopped by Ctrl-C: finished blocks are in %s; type the same command to continue", cfg.cache)
         raise SystemExit(INTERRUPTED) from None
+    except DistError:
+        if is_first:
+            raise
+        raise SystemExit(1) from None  # the first process, which holds the counter, is gone
 
 
 def prepare(

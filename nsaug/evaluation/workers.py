@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch.distributed import HashStore, Store, TCPStore
 
+from nsaug.evaluation.units import Unit
 from nsaug.utils.errors import UserError, first_line
 
 T = TypeVar("T")
@@ -90,9 +91,14 @@ class Workers:
         while (number := self._store.add("taken", 1) - 1) < count:
             yield number
 
-    def add_progress(self, amount: int) -> int:
-        """Add to the progress of all processes, and return it."""
-        return self._store.add("progress", amount)
+    def add_progress(self, unit: Unit) -> None:
+        """Count a finished unit."""
+        self._store.add("progress", unit.cost)
+
+    @property
+    def progress(self) -> int:
+        """Cost of the units that all processes have finished."""
+        return self._store.add("progress", 0)
 
     def finish(self) -> None:
         """Wait for the other processes in the first one; report the end of the others to it."""

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from nsaug.data.sources.imagenet import wnids
 from nsaug.data.testsets.imagenet_variants import class_subset_indices
 from nsaug.models.factory import build_vit
 from tests.commands import FAST, SHORT, cli_error, run, top1
-from tests.conftest import place
+from tests.conftest import ROOT, place
 
 pytestmark = pytest.mark.usefixtures("tmp_cwd")
 
@@ -79,18 +81,27 @@ def test_failing_benchmark_is_reported_and_others_continue(trained, monkeypatch,
     assert "in evaluate" in (tmp_path / "eval" / "evaluate.log").read_text(), "the log file has the traceback"
 
 
-def test_changes_of_a_suite_on_the_command_line(trained, monkeypatch, tmp_path):
-    """The forms that docs/evaluation.md shows."""
-    changes = [
-        "suite.corruptions=[contrast,brightness]", "suite.severities=[1]", "suite.attacks.pgd.num_steps=2",
-        "suite.attacks.pgd.eps=[1/255,2/255]", "~suite.attacks.fgsm", "+suite.attacks.weak={attack: pgd, num_steps: 1}",
-        "suite.max_images=20",
-    ]  # fmt: skip
-    run(evaluate, monkeypatch, *changes, "accelerator=cpu", f"checkpoint={trained}", f"hydra.run.dir={tmp_path}/eval")
-    rows = json.loads((tmp_path / "eval" / "results.json").read_text())
-    keys = {(row["benchmark"], row["strength"]) for row in rows if row["metric"] == "top1"}
-    assert {name for name, _ in keys} == {"clean", "contrast", "brightness", "pgd", "weak"}
-    assert sorted(strength for name, strength in keys if name == "pgd") == pytest.approx([1 / 255, 2 / 255])
+PAGE = (ROOT / "docs" / "evaluation.md").read_text()
+CHANGES = re.findall(r"^    python evaluate.py checkpoint=\.\.\. (.*)$", PAGE.partition("### Change a suite")[2].partition("| key |")[0], re.M)
+
+
+@pytest.mark.parametrize("arguments", CHANGES)
+def test_changes_of_a_suite_in_the_docs(trained, monkeypatch, tmp_path, arguments):
+    folder = f"hydra.run.dir={tmp_path}/eval"
+    small = [setting for setting in SMALL if setting.partition("=")[0] not in arguments]
+    run(evaluate, monkeypatch, *small, f"checkpoint={trained}", folder, *shlex.split(arguments))
+    names = {row["benchmark"] for row in json.loads((tmp_path / "eval" / "results.json").read_text())}
+    assert {"clean", "pgd"} <= names
+    for name, is_expected in (
+        ("fgsm", "~suite.attacks.fgsm" not in arguments), ("pgd50", "pgd50" in arguments),
+        ("fog", "fog" in arguments or "=all" in arguments), ("nullspace_noise", "nullspace_noise" in arguments),
+        ("gaussian_noise", "fog" not in arguments),
+    ):  # fmt: skip
+        assert (name in names) == is_expected, name
+
+
+def test_there_are_changes_in_the_docs():
+    assert len(CHANGES) == 9
 
 
 def test_score_names_benchmarks_of_the_suite(trained, monkeypatch, tmp_path, capsys):

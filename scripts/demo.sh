@@ -14,5 +14,5 @@ $python train.py -m experiment=digits_pretrain seed=0,1,2 $quiet \
 $python train.py -m experiment=digits_finetune method=clean,nullspace seed=0,1,2 $quiet \
     'checkpoint="outputs/demo/pretrained/seed${seed}"' \
     hydra.sweep.dir=$out 'hydra.sweep.subdir="${hydra:runtime.choices.method}/seed${seed}"'
-$python evaluate.py "checkpoint=[$out/pretrained/*,$out/clean/*,$out/nullspace/*]" suite=demo device=cpu \
+$python evaluate.py "checkpoint=[$out/pretrained/*,$out/clean/*,$out/nullspace/*]" suite=demo accelerator=cpu \
     cache=$out/cache hydra.run.dir=$out/results

@@ -109,12 +109,12 @@ On CIFAR-10, stage tune was run with the default radius and half of it only, wit
 RUN_SETTINGS = ["logger=csv", "logger.num_images=0", "trainer.enable_progress_bar=false", "val_attack_batches=0"]
 SMALL = [
     *("trainer.max_epochs=-1", "trainer.max_steps=150", "trainer.limit_val_batches=0"),
-    *("suite.max_images=500", "suite.eps=[1/255]", "suite.severities=[3]"),
+    *("suite.max_images=500", "suite.attacks.pgd.eps=[1/255]", "suite.severities=[3]"),
 ]
 RADIUS_SUITE = [
     "suite=nullspace",
-    *(f"~suite.benchmarks.{name}" for name in ("clean", "noise", "transfer", "exact")),
-    *("suite.eps=[0.03]", "suite.benchmarks.radius.num_noises=1", "suite.benchmarks.radius.init_scales=[1,2]"),
+    *(f"~suite.analyses.{name}" for name in ("noise", "transfer", "exact")),
+    *(f"suite.analyses.radius.{setting}" for setting in ("eps=[0.03]", "num_noises=1", "init_scales=[1,2]")),
 ]
 
 
@@ -235,7 +235,7 @@ class Study:
             f"checkpoint=[{','.join(map(str, runs))}]",
             *self.suite,
             *settings,
-            *("tracking.wandb=off", "batch_size=360", f"device={'cpu' if self.data == 'digits' else 'auto'}"),
+            *("tracking.wandb=off", "batch_size=360", f"accelerator={'cpu' if self.data == 'digits' else 'auto'}"),
             *(f"cache={self.root}/cache", f"hydra.run.dir={self.folder}/{output}"),
         )
 

@@ -7,7 +7,7 @@ import os
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from nsaug.utils.errors import UserError, first_line, unknown_name
 # attack.eps=4/255 in the name of a sweep's folder would create a folder within a folder.
 OmegaConf.register_new_resolver("nsaug.filename", lambda text: text.replace("/", ":"), replace=True)
 
+NULL_GROUP = "Config group override must be a string or a list. Got NoneType"
+"""Hydra's words for `method=null`."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 
@@ -123,6 +125,8 @@ def _as_user_error(error: Exception, started: bool) -> Exception | None:
     """The error to print in one line, or None for a bug, whose traceback is wanted."""
     if isinstance(error, UserError | HydraException | OmegaConfBaseException):
         return error
+    if isinstance(error, ValueError) and str(error).startswith(NULL_GROUP):
+        return ConfigCompositionException(str(error))
     if isinstance(error, OSError) and not started:
         return UserError(
             f"the output folder cannot be written ({first_line(error)}): set hydra.run.dir (with -m hydra.sweep.dir)"
@@ -211,7 +215,7 @@ def format_error(error: Exception) -> str:
             parent = getattr(cause, "parent_node", None)
             return _unknown_key(key, [str(name) for name in parent] if isinstance(parent, DictConfig) else [])
         return f"{key}: {first_line(cause)}"
-    if lines and lines[0].startswith("Config group override must be a string or a list. Got NoneType"):
+    if lines and lines[0].startswith(NULL_GROUP):
         return "a group cannot be null: name one of its choices, or leave it out"
     if lines and lines[0].startswith("Ambiguous value for argument"):
         override = lines[0].split("'")[1]
@@ -337,6 +341,13 @@ def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
     return parameters
+
+
+def check_and_instantiate(node: Mapping[str, Any], path: str) -> Any:
+    """Check a node with a `_target_` against its signature, as `validate_config` does, and build its object."""
+    config = OmegaConf.create(dict(node))
+    _check_node(config, path)
+    return instantiate(config)
 
 
 def instantiate(node: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import INTERRUPTED, entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import INTERRUPTED, check_and_instantiate, entry_point, instantiate, validate_config, validate_value
 from nsaug.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,18 +36,17 @@ TOP_LEVEL_KEYS = {
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """Run every benchmark of the suite on every model, then write tables, plots and a report."""
-    check_settings(cfg)
+    suite, entries = check_settings(cfg)
 
     from nsaug.evaluation import ResultCache, Runner, Workers, parse_shard
     from nsaug.evaluation.progress import show_progress
 
-    suite = build_suite_config(cfg)
     shard = parse_shard(cfg.shard)
     cache = ResultCache(Path(cfg.cache))
     workers = Workers(cfg.accelerator, to_plain(cfg.devices), cfg.num_nodes)
 
     # The first process lists the images and checks every model and benchmark before the others are started.
-    plan, missing, num_workers = prepare(cfg, suite, workers.device) if workers.is_first else (None, [], 0)
+    plan, missing, num_workers = prepare(cfg, suite, entries, workers.device) if workers.is_first else (None, [], 0)
     if cfg.dry_run:
         if plan is not None:
             print_plan(cfg, plan, cache, missing, workers)
@@ -59,49 +58,58 @@ def main(cfg: DictConfig) -> None:
     runner = Runner(plan, load, cache, workers.device, cfg.batch_size, num_workers // workers.local_size)
     pending = workers.broadcast(runner.pending(*shard) if workers.is_first else [])
 
-    with one_line_interrupt(cfg, workers.is_first):
-        if workers.is_first:
-            with show_progress(sum(unit.cost for unit in pending), lambda: workers.add_progress(0)):
-                compute(runner, pending, workers)
-        else:
-            compute(runner, pending, workers)
+    with one_line_interrupt(cfg, workers.is_first), quiet_loading():
+        with show_progress(sum(unit.cost for unit in pending), workers):
+            runner.compute((pending[number] for number in workers.take(len(pending))), workers.add_progress)
+            workers.finish()
+        if not workers.is_first:
             return
         if cfg.shard is not None:
-            log.info(
-                "shard %s is done, its results are in %s: run the same command without shard= for the tables",
-                cfg.shard, cfg.cache,
-            )  # fmt: skip
+            log.info("shard %s is done, see %s: type the same command without shard= for the tables", cfg.shard, cfg.cache)
             return
         results = runner.results()
     report(cfg, suite, results, missing, workers.device)
 
 
-def compute(runner: "Runner", pending: "Sequence[Unit]", workers: "Workers") -> None:
-    """Compute this process's part of the units."""
-    runner.compute((pending[number] for number in workers.take(len(pending))), lambda unit: workers.add_progress(unit.cost))
-    workers.finish()
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Do not log once more which weights were loaded: the plan did."""
+    logger = logging.getLogger("nsaug.models")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
 def one_line_interrupt(cfg: DictConfig, is_first: bool) -> Iterator[None]:
-    """Print one line at Ctrl-C: what is kept, and how to continue."""
+    """Print one line at Ctrl-C: what is kept, and how to continue. Other processes end silently with the first one."""
+    from torch.distributed import DistError
+
     try:
         yield
     except KeyboardInterrupt:
         if is_first:
             log.warning("stopped by Ctrl-C: finished blocks are in %s; type the same command to continue", cfg.cache)
         raise SystemExit(INTERRUPTED) from None
+    except DistError:
+        if is_first:
+            raise
+        raise SystemExit(1) from None  # the first process, which holds the counter, is gone
 
 
-def prepare(cfg: DictConfig, suite: "SuiteConfig", device: "torch.device") -> "tuple[Plan, list[str], int]":
+def prepare(
+    cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]", device: "torch.device"
+) -> "tuple[Plan, list[str], int]":
     """Check all models, data sets and benchmarks, and list the units of work.
 
     Returns:
         The plan, one line per missing data set, and the number of processes that load images.
     """
-    from nsaug.evaluation import Planner, Subset, expand, find_models
+    from nsaug.evaluation import Planner, Subset, find_models
 
-    entries = expand(suite, instantiate)
     entries, missing = drop_missing_datasets(entries, suite.require_data)
     models = find_models(to_plain(cfg.checkpoint), cfg.model.get("name"))
     get_data = make_data_loader(cfg)
@@ -127,22 +135,28 @@ def prepare(cfg: DictConfig, suite: "SuiteConfig", device: "torch.device") -> "t
     return plan, missing, get_data(models[0]).num_workers
 
 
-def check_settings(cfg: DictConfig) -> None:
-    """Check everything that can be checked without data or weights."""
+def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
+    """Check everything that can be checked without data or weights; return the suite and its benchmarks."""
     from typing import Literal
 
+    from nsaug.evaluation import expand
     from nsaug.utils.types import NonNegativeInt, PositiveInt
 
-    validate_config(cfg, TOP_LEVEL_KEYS)
+    validate_config(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "suite"]), TOP_LEVEL_KEYS)
+    for group in ("data", "model", "suite", "tracking"):
+        if not isinstance(cfg[group], DictConfig):
+            raise UserError(f"{group}=null: this group cannot be left out")
     if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
         raise UserError("model.compile and model.grad_checkpointing are for training: remove them")
     types = {
         "checkpoint": str | list[str] | None, "seed": NonNegativeInt, "split": Literal["test", "val"],
         "batch_size": PositiveInt, "cache": str, "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt],
-        "num_nodes": PositiveInt, "shard": str | None, "dry_run": bool,
+        "num_nodes": PositiveInt, "shard": str | int | None, "dry_run": bool,
     }  # fmt: skip
     for key, annotation in types.items():
         validate_value(key, to_plain(cfg[key]), annotation)
+    suite = build_suite_config(cfg)
+    return suite, expand(suite, check_and_instantiate)
 
 
 def to_plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from nsaug.corruptions import filters
 from nsaug.corruptions.functional import CORRUPTIONS, Params
 from nsaug.corruptions.severities import CIFAR, IMAGENET, MAX_CIFAR_SIZE
 from nsaug.utils.types import validated_dataclass
@@ -41,8 +42,7 @@ class Corruption:
         """
         constants = self._constants((images.shape[-2], images.shape[-1]))
         corrupted = CORRUPTIONS[self.name].apply(images, params, constants).clamp(0, 1)
-        # Truncated as in the stored data sets. The offset keeps whole levels that float32 misses by a rounding error.
-        return (corrupted * 255 + 1e-3).floor() / 255
+        return filters.truncate_to_levels(corrupted) / 255
 
     def _constants(self, size: tuple[int, int]) -> Any:
         table = CIFAR if max(size) <= MAX_CIFAR_SIZE else IMAGENET

@@ -79,19 +79,22 @@ def _reflect_pad(images: Tensor, padding: int) -> Tensor:
     return images[..., rows, :][..., columns]
 
 
-def center_zoom(images: Tensor, factor: float, size: tuple[int, int] | None = None) -> Tensor:
-    """Enlarge the center of the images bilinearly, then crop the upper left corner to `size` (H, W) if given."""
+def center_zoom(images: Tensor, factor: float) -> Tensor:
+    """Enlarge the center of the images bilinearly to their own size."""
     height, width = images.shape[-2:]
     inner = [math.ceil(side / factor) for side in (height, width)]
     top, left = ((side - part) // 2 for side, part in zip((height, width), inner, strict=True))
     crop = images[..., top : top + inner[0], left : left + inner[1]]
     outer = [round(part * factor) for part in inner]
     large = F.interpolate(crop, size=outer, mode="bilinear", align_corners=True)
-    return large if size is None else large[..., : size[0], : size[1]]
+    top, left = ((part - side) // 2 for side, part in zip((height, width), outer, strict=True))
+    return large[..., top : top + height, left : left + width]
 
 
 def motion_blur_image(image: Tensor, radius: int, sigma: float, angle: float) -> Tensor:
-    """Blur one image (C, H, W) along a line: a half-Gaussian weighted mean of its shifts, edges replicated.
+    """Blur one image (C, H, W) along a line, as ImageMagick: a half-Gaussian weighted mean of shifts, edges replicated.
+
+    ImageMagick's result has 8 bits, so this one does too.
 
     Args:
         radius: half the number of shifts, in pixels.
@@ -106,12 +109,15 @@ def motion_blur_image(image: Tensor, radius: int, sigma: float, angle: float) ->
     padded = F.pad(image[None], (num_shifts,) * 4, mode="replicate")[0]
     blurred = torch.zeros_like(image)
     for step in range(num_shifts):
-        dy, dx = -math.ceil(step * sin - 0.5), -math.ceil(step * cos - 0.5)
-        if abs(dy) >= height or abs(dx) >= width:
-            break
-        top, left = num_shifts - dy, num_shifts - dx
+        top, left = num_shifts + math.ceil(step * sin - 0.5), num_shifts + math.ceil(step * cos - 0.5)
         blurred.add_(padded[..., top : top + height, left : left + width], alpha=float(weights[step]))
-    return blurred
+    return truncate_to_levels(blurred) / 255
+
+
+def truncate_to_levels(images: Tensor) -> Tensor:
+    """Cut values in [0, 1] off to whole levels, 0 to 255, as a conversion of arrays to uint8 does."""
+    # The offset keeps whole levels that float32 misses by a rounding error.
+    return (images * 255 + 2e-4).floor()
 
 
 def rgb_to_gray(images: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def glass_params(constants: tuple[float, int, int], size: Size, generator: torch
 
 def glass_blur(images: Tensor, params: list[Params], constants: tuple[float, int, int]) -> Tensor:
     sigma, max_shift, _ = constants
-    blurred = (filters.gaussian_blur(images, sigma) * 255).floor().byte()
+    blurred = filters.truncate_to_levels(filters.gaussian_blur(images, sigma)).byte()
     pixels = blurred.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     shuffle = _compile_shuffle()
     for image, own in zip(pixels, params, strict=True):
@@ -155,10 +155,9 @@ def motion_blur(images: Tensor, params: list[Params], constants: tuple[int, floa
 
 def zoom_blur(images: Tensor, params: list[Params], constants: tuple[float, float]) -> Tensor:
     factors = np.arange(1, *constants)
-    size = (images.shape[-2], images.shape[-1])
     total = images.clone()
     for factor in factors:
-        total += filters.center_zoom(images, float(factor), size)
+        total += filters.center_zoom(images, float(factor))
     return total / (len(factors) + 1)
 
 
@@ -173,13 +172,13 @@ def snow(images: Tensor, params: list[Params], constants: tuple[float, ...]) -> 
     mean, std, zoom, threshold, radius, sigma, image_weight = constants
     layer = filters.center_zoom(mean + std * stack_params(params, "normal", images), zoom)
     layer = torch.where(layer < threshold, 0, layer).clamp(0, 1)
-    layer = motion_blur(layer, params, (int(radius), sigma))
-    layer = ((layer * 255).round() / 255)[..., : images.shape[-2], : images.shape[-1]]
+    layer = motion_blur(filters.truncate_to_levels(layer) / 255, params, (int(radius), sigma))
     whitened = torch.maximum(images, filters.rgb_to_gray(images) * 1.5 + 0.5)
     return image_weight * images + (1 - image_weight) * whitened + layer + layer.rot90(2, (-2, -1))
 
 
-FROST_FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg", "frost6.jpg")
+FROST_FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
+"""The original scripts bring a sixth picture, which they never draw."""
 
 
 def frost_params(constants: Any, size: Size, generator: torch.Generator) -> Params:
@@ -211,9 +210,8 @@ def _load_frost(index: int, size: Size) -> np.ndarray:
     if max(size) <= MAX_CIFAR_SIZE:
         scale = 0.2
     else:
-        scale = 1.1 * max(1.0, size[0] / picture.shape[0], size[1] / picture.shape[1])
-    width_height = (math.ceil(picture.shape[1] * scale), math.ceil(picture.shape[0] * scale))
-    return cv2.resize(np.ascontiguousarray(picture), dsize=width_height, interpolation=cv2.INTER_CUBIC)
+        scale = max(1.0, 1.1 * size[0] / picture.shape[0], 1.1 * size[1] / picture.shape[1])
+    return cv2.resize(np.ascontiguousarray(picture), dsize=None, fx=scale, fy=scale)
 
 
 def fog_params(constants: Any, size: Size, generator: torch.Generator) -> Params:
@@ -272,23 +270,17 @@ def contrast(images: Tensor, params: list[Params], factor: float) -> Tensor:
 
 
 def elastic_params(constants: tuple[float, ...], size: Size, generator: torch.Generator) -> Params:
-    params = {"field": 2 * torch.rand(2, *size, generator=generator, dtype=torch.float64) - 1}
-    if max(size) <= MAX_CIFAR_SIZE:
-        params["corners"] = 2 * torch.rand(3, 2, generator=generator, dtype=torch.float64) - 1
-    return params
+    shapes = {"field": (2, *size), "corners": (3, 2)}
+    return {name: 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1 for name, shape in shapes.items()}
 
 
 def elastic_transform(images: Tensor, params: list[Params], constants: tuple[float, float, float]) -> Tensor:
-    """Displace pixels by a smooth random field; small images first undergo a random affine map."""
+    """Map the images by a random affine map, then displace pixels by a smooth random field."""
     alpha, sigma, max_shift = constants
     height, width = images.shape[-2:]
-    if max(height, width) <= MAX_CIFAR_SIZE:
-        images = _affine(images, stack_params(params, "corners", images.double()) * max_shift * height)
-        alpha, max_displacement = alpha * height, 1.0
-    else:
-        max_displacement = max_shift * height
-    field = stack_params(params, "field", images.double()) * max_displacement
-    field = filters.gaussian_blur(field, sigma * height, truncate=3.0, mode="symmetric") * alpha
+    images = _affine(images, stack_params(params, "corners", images.double()) * max_shift * height)
+    field = stack_params(params, "field", images.double())
+    field = alpha * height * filters.gaussian_blur(field, sigma * height, truncate=3.0, mode="symmetric")
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return filters.sample_bilinear(images, x.to(field) + field[:, 0], y.to(field) + field[:, 1], "symmetric")
 

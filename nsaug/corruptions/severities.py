@@ -28,8 +28,10 @@ IMAGENET: dict[str, tuple[Any, ...]] = {
     "fog": ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)),  # density, decay of the roughness
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # added to the HSV value
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # remaining fraction
-    "elastic_transform": tuple((250 * strength, 0.01, 0.005) for strength in (0.05, 0.065, 0.085, 0.1, 0.12)),
-    # as in imagecorruptions: alpha; as fractions of the image's side: sigma, max displacement
+    "elastic_transform": tuple(  # the script makes images of 224 px with constants for 244 px
+        tuple(244 / 224 * fraction for fraction in fractions)
+        for fractions in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
+    ),  # as fractions of the image's side: alpha, sigma, max shift of the affine map's corners
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),  # remaining fraction of the side
     "jpeg_compression": (25, 18, 15, 10, 7),  # quality
     "speckle_noise": (0.15, 0.2, 0.35, 0.45, 0.6),
@@ -64,7 +66,6 @@ CIFAR: dict[str, tuple[Any, ...]] = {
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
     "elastic_transform": ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-    # as fractions of the image's side: alpha, sigma, max shift of the affine map's corners
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "jpeg_compression": (80, 65, 58, 50, 40),
     "speckle_noise": (0.06, 0.1, 0.12, 0.16, 0.2),

@@ -106,7 +106,8 @@ def _map_in_threads(function: Callable[[int], Result], positions: Sequence[int])
 
 
 def _memo_path(store: str) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    """Path of the memo of a folder or archive; RuntimeError if the user has no home folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "nsaug" / "fingerprints" / f"{hash_bytes(os.fsencode(store))}.json"
 
 
@@ -115,7 +116,7 @@ def _read_memo(store: str) -> dict[Stamp | None, str]:
     try:
         entries = json.loads(_memo_path(store).read_text())
         return {Stamp(name, version): str(content) for name, (version, content) in entries.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError):
         return {}
 
 
@@ -126,5 +127,5 @@ def _update_memo(store: str, known: dict[Stamp | None, str]) -> None:
     try:
         with atomic_write(_memo_path(store)) as path:
             path.write_text(json.dumps(entries))
-    except OSError:
+    except (OSError, RuntimeError):
         pass

@@ -67,8 +67,9 @@ class ResultCache:
             key: digest of everything that the result depends on.
             title: model and benchmark, for `list`.
         """
-        with atomic_write(self._path(key)) as tmp_path, open(tmp_path, "wb") as file:
-            np.savez_compressed(file, **_encode(title, result))
+        # Not durable: a damaged entry is computed again, and waiting for the disk would take longer than a small block.
+        with atomic_write(self._path(key), durable=False) as tmp_path, open(tmp_path, "wb") as file:
+            np.savez(file, **_encode(title, result))
 
     def titles(self) -> Iterator[tuple[str, Path]]:
         """Title and path of every readable entry."""

@@ -65,8 +65,8 @@ def load_units(
 ) -> Iterator[tuple[Unit, Images | LoadFailure | None]]:
     """Yield units with their images on the device; None for a unit without any readable image.
 
-    While a unit is evaluated, the images of the next one are loaded, so that one unit at most is taken in advance.
-    Images that the previous unit had, too, are not loaded again.
+    While a unit is evaluated, the images of the next one are loaded, so that one unit at most is taken in advance; none
+    while an expensive one is evaluated, whose time exceeds that of loading, so that idle processes can take it. Images that the previous unit had, too, are not loaded again.
 
     Args:
         units: taken one by one, when the loading of their images starts.
@@ -74,22 +74,23 @@ def load_units(
         num_workers: number of processes; 0 loads in this process, when a unit is asked for.
         device: device of the images.
     """
-    taken: deque[tuple[Unit, int]] = deque()
+    taken: deque[tuple[Unit, int, int]] = deque()
 
     def chunks() -> Iterator[list[tuple[int, int]]]:
         previous = None
         for unit in units:
             block = unit.image_set, unit.positions
-            if block == previous:
-                taken.append((unit, 0))
-                yield []  # the loader has to be asked for something: an empty list keeps it from running ahead
-                continue
+            parts: list[list[tuple[int, int]]] = [[]]  # the loader has to be asked for something
+            if block != previous:
+                indices = [(unit.image_set, position) for position in unit.positions]
+                size = -(-len(indices) // max(1, num_workers))
+                parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+            # Each part that is consumed makes the loader ask for another one: empty ones keep it from running ahead.
+            num_empty = len(parts) if unit.expensive else 0
+            taken.append((unit, len(parts) if block != previous else 0, num_empty))
             previous = block
-            indices = [(unit.image_set, position) for position in unit.positions]
-            size = -(-len(indices) // max(1, num_workers))
-            parts = [indices[start : start + size] for start in range(0, len(indices), size)]
-            taken.append((unit, len(parts)))
             yield from parts
+            yield from [[]] * num_empty
 
     loader = iter(
         DataLoader(
@@ -103,11 +104,13 @@ def load_units(
     )
     images: Images | LoadFailure | None = None
     for chunk in loader:
-        unit, num_parts = taken.popleft()
+        unit, num_parts, num_empty = taken.popleft()
         if num_parts:
             parts = [chunk, *(next(loader) for _ in range(num_parts - 1))]
             images = _join([part for part in parts if part is not None], device)
         yield unit, images
+        for _ in range(num_empty):
+            next(loader)
 
 
 def _join(parts: list[Any], device: torch.device) -> Images | LoadFailure | None:

@@ -136,11 +136,28 @@ def assign_bins(confidence: np.ndarray) -> np.ndarray:
     return np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
 
 
+def risk_coverage_area(scores: PerImageScores, weights: np.ndarray) -> np.ndarray:
+    """Area under the risk-coverage curve (AURC): error among the most confident images, averaged over coverages.
+
+    With images in order of falling confidence, AURC = sum over i of w_i * (sum over j <= i of w_j error_j) / (sum over
+    j <= i of w_j); images of one confidence are accepted together (Geifman and El-Yaniv, arXiv 1805.08206).
+    """
+    order = np.argsort(-scores.confidence, kind="stable")
+    confidence, errors = scores.confidence[order], 1 - scores.top1[order].astype(weights.dtype)
+    sorted_weights = weights[..., order]
+    # The last image of every confidence, for each image.
+    last = np.searchsorted(-confidence, -confidence, side="right") - 1
+    coverage = sorted_weights.cumsum(-1)[..., last]
+    risk = (sorted_weights * errors).cumsum(-1)[..., last]
+    return (sorted_weights * risk / np.maximum(coverage, np.finfo(weights.dtype).tiny)).sum(-1)
+
+
 METRICS: dict[str, Callable[[PerImageScores, np.ndarray], np.ndarray]] = {
     "top1": _mean_of("top1"),
     "top5": _mean_of("top5"),
     "nll": _mean_of("nll"),
     "ece": calibration_error,
     "brier": _mean_of("brier"),
+    "aurc": risk_coverage_area,
 }
 """Functions of scores and of weights (..., n) that sum to 1; they return (...)."""

@@ -4,10 +4,12 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from nsaug.evaluation.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -17,36 +19,38 @@ REFRESH_SECONDS = 0.5
 
 
 @contextmanager
-def show_progress(total: int, done: Callable[[], int]) -> Iterator[None]:
-    """Show progress and the time left while the context is open.
+def show_progress(total: int, workers: Workers) -> Iterator[None]:
+    """Show progress and the time left while the context is open, in the first process.
 
     Args:
         total: cost of all units.
-        done: returns the cost of the finished units; called from another thread.
+        workers: the processes, which count what is done.
     """
     stop = threading.Event()
     target = _show_bar if sys.stdout.isatty() else _log_lines
-    thread = threading.Thread(target=target, args=(total, done, stop), daemon=True)
-    thread.start()
+    thread = threading.Thread(target=target, args=(total, workers, stop), daemon=True)
+    if workers.is_first:
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join()
+        if workers.is_first:
+            thread.join()
 
 
-def _show_bar(total: int, done: Callable[[], int], stop: threading.Event) -> None:
+def _show_bar(total: int, workers: Workers, stop: threading.Event) -> None:
     columns = TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=total)
         while not stop.wait(REFRESH_SECONDS):
-            progress.update(task, completed=done())
+            progress.update(task, completed=workers.progress)
 
 
-def _log_lines(total: int, done: Callable[[], int], stop: threading.Event) -> None:
+def _log_lines(total: int, workers: Workers, stop: threading.Event) -> None:
     start = time.monotonic()
     while not stop.wait(LINE_SECONDS):
-        if share := min(1.0, done() / max(1, total)):
+        if share := min(1.0, workers.progress / max(1, total)):
             left = format_duration((time.monotonic() - start) * (1 - share) / share)
             log.info("evaluating: %.0f %% done, about %s left", 100 * share, left)
         else:

@@ -1,4 +1,4 @@
-"""95 % intervals: bootstrap over images, Student's t over seeds; also for paired differences."""
+"""95 % intervals over images and over seeds, also for paired differences; summaries over radii and over sweeps."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +8,8 @@ from scipy import stats
 
 NUM_RESAMPLES = 1000
 CONFIDENCE_LEVEL = 0.95
+MIN_COUNT = 3
+"""With fewer seeds or noises there is no interval: with two, Student's factor is 12.7."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,61 @@ def bootstrap_mean(values: np.ndarray) -> Interval:
     return bootstrap_interval(values.mean(), bootstrap_weights(len(values)) @ values.astype(np.float32))
 
 
+def proportion_interval(correct: np.ndarray) -> Interval:
+    """Mean of 0/1 values (n,) with Wilson's score interval, which is right at 0 and 1, too (JASA 22:209, 1927)."""
+    interval = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
+    return Interval(float(correct.mean()), float(interval.low), float(interval.high))
+
+
 def t_interval(values: np.ndarray) -> Interval:
-    """Mean over seeds (k,) with Student's t interval; the bounds are NaN for k = 1."""
+    """Mean over seeds (k,) with Student's t interval; the bounds are NaN for k below MIN_COUNT."""
     mean = float(values.mean())
-    if len(values) < 2:
+    if len(values) < MIN_COUNT:
         return Interval(mean, float("nan"), float("nan"))
     half_width = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return Interval(mean, mean - float(half_width), mean + float(half_width))
+
+
+def positive_interval(values: np.ndarray) -> Interval:
+    """Mean of positive quantities (k,), such as norms, with an interval that stays positive.
+
+    Student's t interval of the mean of logarithms, exponentiated and scaled to the arithmetic mean: the bounds are
+    mean * exp(± half width). Values that are not all positive have the interval of `t_interval`, cut at 0.
+    """
+    mean = float(values.mean())
+    if not (values > 0).all():
+        interval = t_interval(values)
+        return Interval(mean, max(0.0, interval.low), interval.high) if (values >= 0).all() else interval
+    logarithms = t_interval(np.log(values))
+    half_width = logarithms.high - logarithms.value
+    return Interval(mean, mean * float(np.exp(-half_width)), mean * float(np.exp(half_width)))
+
+
+def expected_robustness(correct: np.ndarray) -> np.ndarray:
+    """Mean over a grid of radii of whether an image is classified correctly.
+
+    R_i = 1 / (k + 1) * sum over radii r in {0, r_1, ..., r_k} of correct_i(r); all radii, 0 included, count equally.
+
+    Args:
+        correct: (k + 1, n), in the first row for clean images.
+
+    Returns:
+        (n,); the mean over images is the expected robustness.
+    """
+    return np.asarray(correct, float).mean(0)
+
+
+def frontier_area(clean: np.ndarray, robust: np.ndarray) -> float:
+    """Area below the frontier of clean and robust accuracy over a sweep: share of the unit square that it dominates.
+
+    A point (c, r) dominates the rectangle [0, c] x [0, r]; the area is that of the union (the hypervolume with the
+    reference point (0, 0); Zitzler and Thiele, PPSN 1998).
+
+    Args:
+        clean, robust: accuracies of the m models of a sweep, (m,), in [0, 1].
+    """
+    area = covered = 0.0
+    for c, r in sorted(zip(clean, robust, strict=True), key=lambda point: -point[1]):
+        area += max(0.0, float(c) - covered) * float(r)
+        covered = max(covered, float(c))
+    return area

@@ -48,7 +48,7 @@ ANALYSES: dict[str, type[Analysis]] = {
 SEVERITIES = (1, 2, 3, 4, 5)
 Severity = Annotated[int, Field(ge=1, le=5)]
 Args = dict[str, Any] | None
-Instantiate = Callable[[Any], Any]
+Instantiate = Callable[[Mapping[str, Any], str], Any]
 
 
 @validated_dataclass
@@ -76,10 +76,10 @@ class SuiteConfig:
     """
 
     attacks: dict[str, Args] = Field(default_factory=dict)
-    corruptions: Literal["all"] | list[CorruptionName] | dict[str, Args] = Field(default_factory=list)
+    corruptions: Literal["all"] | list[CorruptionName] | dict[str, Args] | None = None
     severities: Annotated[tuple[Severity, ...], Field(min_length=1)] = SEVERITIES
     noise: dict[str, Args] = Field(default_factory=dict)
-    datasets: list[str] | dict[str, Args] = Field(default_factory=list)
+    datasets: list[str] | dict[str, Args] | None = None
     class_subsets: list[Literal["imagenet_a", "imagenet_r"]] = Field(default_factory=list)
     analyses: dict[str, Args] = Field(default_factory=dict)
     benchmarks: dict[str, Args] = Field(default_factory=dict)
@@ -96,7 +96,7 @@ def expand(config: SuiteConfig, instantiate: Instantiate) -> list[Entry]:
 
     Args:
         config: the suite.
-        instantiate: builds the object of a node with a `_target_`.
+        instantiate: builds the object of a node with a `_target_`, given its path for error messages.
 
     Raises:
         UserError: an argument is unknown, of a wrong type or out of range, or a name is not known.
@@ -109,7 +109,8 @@ def expand(config: SuiteConfig, instantiate: Instantiate) -> list[Entry]:
     for name, args in config.noise.items():
         for strength, single in _strengths(args, "init_scale"):
             noise = _build(NullspaceNoise, single, f"suite.noise.{name}")
-            entries.append(Entry(name, _build(UnderNoise, {"noise": noise}, f"suite.noise.{name}"), strength))
+            benchmark = _build(UnderNoise, {"noise": noise}, f"suite.noise.{name}")
+            entries.append(Entry(name, benchmark, noise.init_scale if strength is None else strength))
     entries += [Entry(name, _analysis(name, args, instantiate)) for name, args in config.analyses.items()]
     entries += [Entry(name, _custom(name, args, instantiate)) for name, args in config.benchmarks.items()]
     _check(entries, config)
@@ -122,19 +123,20 @@ def _attacks(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entry]:
         transfer = args.pop("transfer", False)
         kind = args.pop("attack", name)
         for strength, single in _strengths(args, "eps"):
-            attack = instantiate(single) if "_target_" in single else _build(_look_up(kind, ATTACKS, path), single, path)
+            attack = instantiate(single, path) if "_target_" in single else _build(_look_up(kind, ATTACKS, path), single, path)
+            strength = getattr(attack, "eps", None) if strength is None else strength
             benchmark = UnderEmbeddingAttack if isinstance(attack, attacks.EmbeddingPGD) else UnderAttack
             yield Entry(name, _build(benchmark, {"attack": attack, "transfer": transfer}, path), strength)
 
 
 def _corruptions(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entry]:
-    corruptions = TEST_CORRUPTIONS if config.corruptions == "all" else config.corruptions
+    corruptions = TEST_CORRUPTIONS if config.corruptions == "all" else config.corruptions or ()
     for name in corruptions:
         path = f"suite.corruptions.{name}"
         args = dict(corruptions[name] or {}) if isinstance(corruptions, dict) else {}
         if "_target_" in args:
             for strength, single in _strengths(args, "severity"):
-                yield Entry(name, UnderCorruption(corruption=instantiate(single)), strength)
+                yield Entry(name, UnderCorruption(corruption=instantiate(single, path)), strength)
             continue
         _look_up(name, get_args(CorruptionName), path)
         for severity, single in _strengths({"severity": list(config.severities)} | args, "severity"):
@@ -143,7 +145,7 @@ def _corruptions(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entr
 
 
 def _datasets(config: SuiteConfig) -> Iterator[Entry]:
-    names = config.datasets if isinstance(config.datasets, dict) else dict.fromkeys(config.datasets)
+    names = config.datasets if isinstance(config.datasets, dict) else dict.fromkeys(config.datasets or ())
     for name, given in names.items():
         path, args = f"suite.datasets.{name}", dict(given or {})
         cls = _look_up(args.pop("dataset", name), TEST_SETS, path)
@@ -165,7 +167,7 @@ def _datasets(config: SuiteConfig) -> Iterator[Entry]:
 def _analysis(name: str, args: Args, instantiate: Instantiate) -> Analysis:
     path, args = f"suite.analyses.{name}", dict(args or {})
     if "_target_" in args:
-        return instantiate(args)  # type: ignore[no-any-return]
+        return instantiate(args, path)  # type: ignore[no-any-return]
     if isinstance(synthesis := args.get("synthesis"), dict):
         args["synthesis"] = _build(UniversalConfig, synthesis, f"{path}.synthesis")
     return _build(_look_up(args.pop("analysis", name), ANALYSES, path), args, path)  # type: ignore[no-any-return]
@@ -174,7 +176,7 @@ def _analysis(name: str, args: Args, instantiate: Instantiate) -> Analysis:
 def _custom(name: str, args: Args, instantiate: Instantiate) -> ImageBenchmark | Analysis:
     if not args or "_target_" not in args:
         raise UserError(f"suite.benchmarks.{name} has no _target_: name a class, such as mypkg.MyBenchmark")
-    benchmark = instantiate(args)
+    benchmark = instantiate(args, f"suite.benchmarks.{name}")
     if not isinstance(benchmark, ImageBenchmark | Analysis):
         raise UserError(f"suite.benchmarks.{name}: {args['_target_']} is no ImageBenchmark and no Analysis")
     return benchmark
@@ -195,7 +197,10 @@ def _check(entries: Sequence[Entry], config: SuiteConfig) -> None:
     names = {entry.name for entry in entries} | {"corruptions"}
     for name in config.score:
         if name not in names:
-            raise UserError(unknown_name("suite.score", name, names))
+            raise UserError(
+                f"suite.score.{name}: the suite has no such benchmark, but {', '.join(sorted(names))}; leave it out with"
+                f" '~suite.score.{name}'"
+            )
 
 
 def _strengths(args: Args, default: str) -> Iterator[tuple[float | None, dict[str, Any]]]:
@@ -212,17 +217,20 @@ def _strengths(args: Args, default: str) -> Iterator[tuple[float | None, dict[st
         return
     values = args[swept[0]]
     for value in values if isinstance(values, list | tuple) else [values]:
-        strength = parse_number(value)
-        yield float(strength), args | {swept[0]: value}
+        yield _to_number(value), args | {swept[0]: value}
 
 
 def _is_sweep(value: Any) -> bool:
-    if not isinstance(value, list | tuple):
-        return False
+    return isinstance(value, list | tuple) and bool(value) and all(_to_number(item) is not None for item in value)
+
+
+def _to_number(value: Any) -> float | None:
+    """A number, or text such as 4/255, as a float; None for anything else."""
     try:
-        return all(isinstance(parse_number(item), int | float) for item in value) and bool(value)
+        number = parse_number(value)
     except ValueError:
-        return False
+        return None
+    return float(number) if isinstance(number, int | float) else None
 
 
 def _look_up(name: str, known: Any, path: str) -> Any:

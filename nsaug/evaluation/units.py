@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 
 NUM_SAMPLES = 6
 """Number of sample images of a benchmark in the report, the first ones of its first block."""
+EXPENSIVE = 100
+"""Forward passes per image from which a benchmark has smaller blocks, none of which is taken in advance."""
+EXPENSIVE_FRACTION = 8
+"""Divisor of the block size of expensive benchmarks, so that many processes can share them."""
 NUM_REFERENCE_IMAGES = 64
 """Number of images on which constants of a model and a data set, such as rms(u), are measured."""
 
@@ -51,6 +55,7 @@ class Unit:
         key: digest of everything that its result depends on.
         cost: approximate cost, to start expensive units first and to show progress.
         show: whether it keeps sample images.
+        expensive: whether the next unit is taken only when this one is done.
     """
 
     job: int
@@ -59,6 +64,7 @@ class Unit:
     key: str
     cost: int
     show: bool = False
+    expensive: bool = False
 
 
 @dataclass(frozen=True)
@@ -224,7 +230,8 @@ class Planner:
         }
         if not is_analysis:  # rms(u) and the check for masked gradients
             depends_on["reference"] = self._block_digest(set_number, reference)
-        size = len(positions) if is_analysis else self.block_size
+        expensive = is_analysis or benchmark.cost >= EXPENSIVE
+        size = len(positions) if is_analysis else block_size(self.block_size, expensive)
         blocks = [positions[start : start + size] for start in range(0, len(positions), size)]
         weight = sum(parameter.numel() for parameter in vit.parameters())
         job, keys = len(self._jobs), []
@@ -232,7 +239,7 @@ class Planner:
             show = index == 0 and not is_analysis
             parts = depends_on | {"images": self._block_digest(set_number, block), "show": show}
             cost = benchmark.cost(len(block)) if isinstance(benchmark, Analysis) else benchmark.cost * len(block)
-            unit = Unit(job, set_number, block, _digest(parts), cost * weight, show)
+            unit = Unit(job, set_number, block, _digest(parts), cost * weight, show, expensive)
             phase = 1 if self._requires(entry) else 0
             self._units.append((phase, unit))
             keys.append(unit.key)
@@ -285,6 +292,11 @@ class Planner:
         if block not in self._block_digests:
             self._block_digests[block] = _digest([self._fingerprints[number, position] for position in positions])
         return self._block_digests[block]
+
+
+def block_size(batch_size: int, expensive: bool) -> int:
+    """Number of images of a unit."""
+    return max(1, batch_size // EXPENSIVE_FRACTION) if expensive else batch_size
 
 
 def _digest(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch.distributed import HashStore, Store, TCPStore
 
+from nsaug.evaluation.units import Unit
 from nsaug.utils.errors import UserError, first_line
 
 T = TypeVar("T")
@@ -90,9 +91,14 @@ class Workers:
         while (number := self._store.add("taken", 1) - 1) < count:
             yield number
 
-    def add_progress(self, amount: int) -> int:
-        """Add to the progress of all processes, and return it."""
-        return self._store.add("progress", amount)
+    def add_progress(self, unit: Unit) -> None:
+        """Count a finished unit."""
+        self._store.add("progress", unit.cost)
+
+    @property
+    def progress(self) -> int:
+        """Cost of the units that all processes have finished."""
+        return self._store.add("progress", 0)
 
     def finish(self) -> None:
         """Wait for the other processes in the first one; report the end of the others to it."""
@@ -103,7 +109,7 @@ class Workers:
             time.sleep(POLL_SECONDS)
 
 
-def parse_shard(text: str | None) -> tuple[int, int]:
+def parse_shard(text: str | int | None) -> tuple[int, int]:
     """Index and count of a share such as `3/8`; (0, 1) for None.
 
     Raises:
@@ -111,7 +117,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     """
     if text is None:
         return 0, 1
-    index, _, count = text.partition("/")
+    index, _, count = str(text).partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UserError(f"shard={text}: type shard=INDEX/COUNT, with INDEX from 0 to COUNT - 1, such as shard=0/8")
     return int(index), int(count)

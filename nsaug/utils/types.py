@@ -20,7 +20,8 @@ def parse_number(value: Any) -> Any:
     """Convert a fraction such as `4/255` to a float; return other values unchanged."""
     if isinstance(value, str) and "/" in value:
         try:
-            return float(fractions.Fraction(value.replace(" ", "")))
+            numerator, denominator = value.split("/")
+            return float(fractions.Fraction(numerator) / fractions.Fraction(denominator))  # also 0.5/255
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"{value!r} is neither a number nor a fraction such as 4/255") from None
     return value

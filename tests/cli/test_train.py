@@ -34,9 +34,9 @@ def test_weights_load_in_timm_and_evaluate(capsys, trained, monkeypatch, tmp_pat
     assert {"val/top1", "val/adv_top1", "val/loss"} <= logged
     assert "val top-1" in capsys.readouterr().out
 
-    small = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=100", "device=cpu"]
+    small = ["suite.attacks.fgsm.eps=[8/255]", "suite.attacks.pgd.eps=[8/255]", "suite.severities=[3]", "suite.max_images=100"]
     twice = f"checkpoint=[{trained},{trained}/last.ckpt]"  # the same weights
-    run(evaluate, monkeypatch, *small, twice, f"hydra.run.dir={tmp_path}/eval")
+    run(evaluate, monkeypatch, *small, "accelerator=cpu", twice, f"hydra.run.dir={tmp_path}/eval")
     accuracies = top1(tmp_path / "eval")
     assert len(accuracies) == 2 * 4
     assert accuracies[:4] == accuracies[4:]

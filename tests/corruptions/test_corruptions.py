@@ -17,6 +17,9 @@ from nsaug.utils.rng import make_generator
 
 library = pytest.importorskip("imagecorruptions.corruptions", reason="needs nsaug[corruptions]")
 
+REWRITTEN = {"snow", "frost", "elastic_transform"}
+"""Corruptions in which imagecorruptions deviates from ImageNet-C's script: crops, pictures, the affine map."""
+
 all_corruptions = pytest.mark.parametrize("name", IMAGENET)
 
 
@@ -58,8 +61,6 @@ def reference(name, pixels, severity, params):
     values = {key: value.numpy() for key, value in params.items()}
     channels_last = {key: value.transpose(1, 2, 0) for key, value in values.items() if value.ndim == 3}
     num_plasma_used = 0
-    fields = list(values.get("field", []))
-    integers = [values[key] for key in ("index", "top", "left") if key in values]
     shifts = iter(values["shifts"].reshape(-1, 2)) if "shifts" in values else None
 
     def normal(loc=0.0, scale=1.0, size=None):
@@ -72,17 +73,15 @@ def reference(name, pixels, severity, params):
         if "angle" in values:
             assert low <= values["angle"] <= high
             return float(values["angle"])
-        if fields:
-            return (low + high) / 2 + (high - low) / 2 * fields.pop(0)
         count = int(np.prod(size))
         num_plasma_used += count
         return high * values["plasma"][num_plasma_used - count : num_plasma_used].reshape(size)
 
-    def randint(low, high=None, size=None):
-        array = integers.pop(0) if shifts is None else next(shifts)
-        assert np.all((0 if high is None else low) <= array)
-        assert np.all(array < (low if high is None else high))
-        return int(array) if shifts is None else array.astype(int)
+    def randint(low, high, size):
+        array = next(shifts)
+        assert np.all(low <= array)
+        assert np.all(array < high)
+        return array.astype(int)
 
     def poisson(rate):
         return stats.poisson.ppf(np.maximum(channels_last["uniform"], 1e-300), rate)
@@ -101,9 +100,9 @@ def reference(name, pixels, severity, params):
     return corrupted
 
 
-@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
-@all_corruptions
-def test_matches_imagecorruptions(name, severity):
+@pytest.mark.parametrize("name", [name for name in IMAGENET if name not in REWRITTEN])
+def test_matches_imagecorruptions(name):
+    severity = 3  # test_originals.py covers all severities
     pixels = photographs(96 if name == "glass_blur" else 224)
     corruption = Corruption(name=name, severity=severity)
     params = make_params(corruption, to_images(pixels))
@@ -143,7 +142,7 @@ def test_higher_severity_changes_more(name, side):
     if name == "saturate":  # severities 1 and 2 lower the saturation, the others raise it
         changes = [changes[1], changes[4]]
     assert min(changes) > 0
-    if (name, side) != ("elastic_transform", 32):  # CIFAR-10-C's affine map gets weaker with severity
+    if name != "elastic_transform":  # its affine map gets weaker with severity
         assert changes[-1] > changes[0], changes
 
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from nsaug.evaluation.metrics import METRICS, PerImageScores, assign_bins, score_predictions
+from nsaug.evaluation.metrics import METRICS, PerImageScores, assign_bins, risk_coverage_area, score_logits
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def predictions():
 
 
 def compute_metrics(logits, labels, weights=None):
-    scores = PerImageScores(**{key: value.numpy() for key, value in score_predictions(logits, labels).items()})
+    scores = score_logits(logits, labels)
     weights = np.full(len(labels), 1 / len(labels)) if weights is None else weights
     return {name: float(metric(scores, weights)) for name, metric in METRICS.items()}
 
@@ -51,3 +51,23 @@ def test_few_classes_and_half_precision():
 
 def test_bins_exclude_their_lower_edge():
     assert assign_bins(np.array([1 / 15, 1 / 15 + 1e-6, 1.0, 1e-9])).tolist() == [0, 1, 14, 0]
+
+
+def test_risk_coverage_area():
+    """Against a loop over thresholds in float64, with ties."""
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(1, 12, 60) / 12
+    correct = rng.random(60) < confidence
+    unused = {key: np.zeros(60) for key in ("label", "prediction", "top5", "nll", "brier")}
+    scores = PerImageScores(confidence=confidence, top1=correct, **unused)
+    weights = rng.multinomial(60, np.full(60, 1 / 60), size=3) / 60
+    areas = risk_coverage_area(scores, weights)
+    for area, weight in zip(areas, weights, strict=True):
+        expected = 0.0
+        for i in range(60):
+            accepted = confidence >= confidence[i]
+            if weight[accepted].sum() > 0:
+                expected += weight[i] * (weight[accepted] * ~correct[accepted]).sum() / weight[accepted].sum()
+        assert area == pytest.approx(expected)
+    perfect = PerImageScores(confidence=confidence, top1=np.ones(60, bool), **unused)
+    assert risk_coverage_area(perfect, weights[0]) == 0

@@ -11,7 +11,7 @@ from nsaug.utils.errors import UserError
 
 
 def expand_suite(**keys):
-    def instantiate(node):
+    def instantiate(node, path):
         arguments = {name: value for name, value in node.items() if name != "_target_"}
         return {"pgd": PGD, "clean": Clean}[node["_target_"]](**arguments)
 
@@ -46,7 +46,7 @@ def test_attacks():
         }
     )[1:]
     assert names(entries) == [
-        ("fgsm", None), ("pgd_margin", 0.1), ("patch_fool", 1), ("patch_fool", 2), ("black_box", None),
+        ("fgsm", 4 / 255), ("pgd_margin", 0.1), ("patch_fool", 1), ("patch_fool", 2), ("black_box", 4 / 255),
         ("autoattack", 0.1), ("embedding_pgd", 0.5), ("mine", 0.2),
     ]  # fmt: skip
     assert {type(entry.benchmark) for entry in entries} == {UnderAttack, UnderEmbeddingAttack}
@@ -120,7 +120,7 @@ def test_class_subsets_analyses_and_benchmarks():
         ({"benchmarks": {"mine": {"_target_": "pgd"}}}, "suite.benchmarks.mine: pgd is no ImageBenchmark"),
         ({"benchmarks": {"clean": {"_target_": "clean"}}}, "suite: two benchmarks are called clean"),
         ({"attacks": {"pgd": {"eps": [0.1, 0.1]}}}, "suite: two benchmarks are called pgd"),
-        ({"score": {"pgd": 1}}, "suite.score.pgd: no such setting"),
+        ({"score": {"pgd": 1}}, "suite.score.pgd: the suite has no such benchmark, but clean, corruptions; leave it out"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(keys, message):

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from nsaug.data import Folder, ImageNet, UnreadableImage
+from nsaug.data.sources.tar import TarLoader
 from nsaug.utils.errors import UserError
 from tests.data.helpers import config, fit_data, open_test
 
@@ -148,3 +149,25 @@ def test_unreadable_images_are_named(tree, tmp_path):
     data = open_test(Folder(root=str(tmp_path)).test_dataset())
     with pytest.raises(UnreadableImage, match=r"val.tar: \./n9/a.png cannot be read"):
         data.images[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_unchanged_tars_are_hashed_once(layout, tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    layout(tree, tmp_path)
+    before = open_test(Folder(root=str(tmp_path)).test_dataset()).images.fingerprints()
+    assert before[0].split("\0")[2] != before[1].split("\0")[2]
+
+    def fail(self, index):
+        raise AssertionError("hashed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TarLoader, "fingerprint", fail)
+        assert open_test(Folder(root=str(tmp_path)).test_dataset()).images.fingerprints() == before
+    Image.new("RGB", (8, 8), (81, 0, 0)).save(tree / "val" / "n9" / "a.png")
+    for path in (tmp_path / "train", tmp_path / "val"):
+        shutil.rmtree(path, ignore_errors=True)
+    layout(tree, tmp_path)
+    after = open_test(Folder(root=str(tmp_path)).test_dataset()).images.fingerprints()
+    assert after[0] == before[0]
+    assert after[1] != before[1]

@@ -78,7 +78,7 @@ def test_real_stimuli(stimuli):
 @REAL
 @pytest.mark.slow
 def test_vit_decides_by_texture_more_often(stimuli):
-    """ViT-Ti on a larger draw: 19.5 % by shape, 39.0 % by texture."""
+    """15.6 % by shape, 45.6 % by texture; on a larger draw of the stimuli 19.5 % and 39.0 %."""
     vit = build_vit(
         "vit_tiny_patch16_224", checkpoint=str(SHARED / "vit_tiny_patch16_224.safetensors"), num_classes=1000
     )
@@ -89,6 +89,5 @@ def test_vit_decides_by_texture_more_often(stimuli):
             decisions += shape_texture_decisions(vit.eval()(images).softmax(1)).tolist()
         labels += [shape_texture_labels(name) for name in ids]
     shape, texture = np.mean(np.array(labels) == np.array(decisions)[:, None], 0)
-    print(f"shape {shape:.1%}, texture {texture:.1%}")
-    assert shape == pytest.approx(0.195, abs=0.08)
-    assert texture == pytest.approx(0.39, abs=0.1)
+    assert shape == pytest.approx(25 / 160, abs=0.02)
+    assert texture == pytest.approx(73 / 160, abs=0.02)

@@ -1,0 +1,139 @@
+"""Several processes on one evaluation: the same tables as one process, also after kills."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nsaug.cli import train
+from nsaug.evaluation import Workers, parse_shard
+from nsaug.utils.errors import UserError
+from tests.commands import FAST, run
+from tests.conftest import ROOT
+
+TABLES = ("results.csv", "groups.csv", "comparisons.csv", "results.md", "results.json")
+NUM_KILLS = 20
+
+
+def test_one_process_takes_all_numbers():
+    workers = Workers("cpu", 1, 1)
+    assert (workers.size, workers.local_size, workers.is_first, workers.device.type) == (1, 1, True, "cpu")
+    workers.start()
+    assert workers.broadcast("plan") == "plan"
+    assert list(workers.take(3)) == [0, 1, 2]
+    workers.finish()
+
+
+def test_numbers_of_processes_come_from_torchrun(monkeypatch):
+    environment = {
+        "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "RANK": "3",
+        "GROUP_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1",
+    }  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    workers = Workers("cpu", 1, 1)
+    assert (workers.size, workers.local_size, workers.is_first) == (6, 2, False)
+
+
+@pytest.mark.parametrize(("accelerator", "devices"), [("tpu", 1), ("quantum", 1), ("cpu", "all")])
+def test_devices_that_are_not_there(accelerator, devices):
+    with pytest.raises(UserError, match=f"accelerator={accelerator} devices={devices} cannot be used"):
+        Workers(accelerator, devices, 1)
+
+
+def test_shards():
+    assert parse_shard(None) == (0, 1)
+    assert parse_shard("3/8") == (3, 8)
+    for wrong in ("8/8", "1/0", "a/8", "-1/8", "3", 3, "", "1/2/3"):
+        with pytest.raises(UserError, match="type shard=INDEX/COUNT"):
+            parse_shard(wrong)
+
+
+@pytest.fixture
+def evaluation(monkeypatch, tmp_path):
+    """Starts evaluate.py on two small runs in a process of its own; returns it."""
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"seed={seed}", f"hydra.run.dir={tmp_path}/run/{seed}")
+
+    def start(name, *arguments, launcher=(), cache=None):
+        command = [
+            sys.executable, *launcher, str(ROOT / "evaluate.py"), f"checkpoint={tmp_path}/run/*", "suite=demo",
+            "accelerator=cpu", "batch_size=32", f"hydra.run.dir={tmp_path}/{name}",
+            f"cache={tmp_path}/{cache or name}_cache", *arguments,
+        ]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # sums depend on the threads
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, env=environment, start_new_session=True, **options)
+
+    return start
+
+
+def finish(process):
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def assert_same_tables(tmp_path, first, second):
+    for name in TABLES:
+        assert (tmp_path / first / name).read_bytes() == (tmp_path / second / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_processes_and_shards_agree_with_one_process(evaluation, tmp_path):
+    finish(evaluation("one"))
+    for count in (2, 3):
+        output = finish(evaluation(f"devices{count}", f"devices={count}"))
+        assert output.count("top-1 in %") == 1, "only the first process reports"
+        assert_same_tables(tmp_path, "one", f"devices{count}")
+    port = random.Random(os.getpid()).randint(20000, 40000)
+    nodes = [
+        evaluation(
+            "nodes", cache="nodes", launcher=["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}",
+            "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"],
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for node in nodes:
+        finish(node)
+    assert_same_tables(tmp_path, "one", "nodes")
+    for shard in (2, 0, 1):
+        finish(evaluation(f"shard{shard}", f"shard={shard}/3", cache="shards"))
+    finish(evaluation("shards"))
+    assert_same_tables(tmp_path, "one", "shards")
+
+
+@pytest.mark.slow
+def test_killed_workers_cost_their_block_only(evaluation, tmp_path, capsys):
+    """Random SIGKILLs of one of two processes; Lightning then ends the other, and the same command continues."""
+    start = time.monotonic()
+    finish(evaluation("one", "devices=2"))
+    duration = time.monotonic() - start
+
+    def cached():
+        return {path.name for path in (tmp_path / "killed_cache").rglob("[!.]*.npz")}
+
+    rng, kills, counts = random.Random(0), 0, []
+    while kills < NUM_KILLS:
+        process = evaluation("killed", "devices=2")
+        try:
+            process.communicate(timeout=rng.uniform(0.2, 0.9) * duration)
+        except subprocess.TimeoutExpired:
+            children = [int(pid) for pid in os.popen(f"pgrep -P {process.pid}").read().split()]
+            os.kill(rng.choice([process.pid, *children]), signal.SIGKILL)
+            process.communicate()
+            kills += 1
+        else:  # finished: start again
+            for path in (tmp_path / "killed_cache").rglob("*.npz"):
+                if rng.random() < 0.8:
+                    path.unlink()
+        counts.append(len(cached()))
+    finish(evaluation("killed", "devices=2"))
+    assert_same_tables(tmp_path, "one", "killed")
+    with capsys.disabled():
+        print(f"\n{kills} kills within {duration:.0f} s each; cached blocks after each start: {counts}")

@@ -76,7 +76,7 @@ def positive_interval(values: np.ndarray) -> Interval:
     mean = float(values.mean())
     if not (values > 0).all():
         interval = t_interval(values)
-        return Interval(mean, max(0.0, interval.low), interval.high) if (values >= 0).all() else interval
+        return Interval(mean, max(interval.low, 0.0), interval.high) if (values >= 0).all() else interval
     logarithms = t_interval(np.log(values))
     half_width = logarithms.high - logarithms.value
     return Interval(mean, mean * float(np.exp(-half_width)), mean * float(np.exp(half_width)))

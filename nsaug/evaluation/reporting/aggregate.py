@@ -17,6 +17,8 @@ from nsaug.evaluation.statistics import (
     bootstrap_interval,
     bootstrap_mean,
     bootstrap_weights,
+    positive_interval,
+    proportion_interval,
     t_interval,
 )
 from nsaug.utils.files import atomic_write
@@ -25,6 +27,10 @@ MODEL_COLUMNS = ["checkpoint", "name", "method", "eps", "seed"]
 KEY_COLUMNS = ["benchmark", "condition", "strength", "metric"]
 VALUE_COLUMNS = ["value", "low", "high", "n", "over", "notes"]
 KNOWN = {*MODEL_COLUMNS, *KEY_COLUMNS, *VALUE_COLUMNS, "runs"}
+POSITIVE_METRICS = {
+    *("nll", "ece", "brier", "aurc"),
+    *("influence", "rms", "radius", "relative radius", "feature_change", "unreachable_energy", "nullity"),
+}
 NAN = float("nan")
 
 Row = dict[str, Any]
@@ -89,7 +95,7 @@ def _extra_intervals(scores: PerImageScores) -> dict[str, Interval]:
 
 def _mean_interval(values: np.ndarray) -> Interval:
     """Mean over images (n,): Wilson's interval for proportions, otherwise the bootstrap."""
-    return bootstrap_mean(values)
+    return proportion_interval(values) if values.dtype == bool else bootstrap_mean(values)
 
 
 def _ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> Interval:
@@ -121,9 +127,14 @@ def _measurement_rows(result: BenchmarkResult, analysis: AnalysisResult) -> list
     rows = []
     for (condition, strength, metric), values in grouped.items():
         key = {"benchmark": result.name, "condition": condition, "strength": strength, "metric": metric}
-        cells = vars(t_interval(np.array(values))) | {"n": len(analysis.ids), "over": "noises"}
+        cells = vars(_interval_of_runs(metric, np.array(values))) | {"n": len(analysis.ids), "over": "noises"}
         rows.append(key | cells | {"notes": join_notes(result.notes)})
     return rows
+
+
+def _interval_of_runs(metric: str, values: np.ndarray) -> Interval:
+    """Mean over noises or seeds (k,) with its interval: that of positive quantities has positive bounds."""
+    return positive_interval(values) if metric in POSITIVE_METRICS else t_interval(values)
 
 
 def _summary_row(summary: Summary) -> Row:
@@ -153,7 +164,7 @@ def aggregate_seeds(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns name, method, eps and the varying settings, KEY_COLUMNS, value, low, high, runs, over. The 95 % interval
-        is Student's t over seeds if there are several runs (over: seeds). For a single run it is that of its row.
+        is Student's t over seeds if there are three or more runs (over: seeds). For a single run it is that of its row.
     """
     groups = []
     keys = ["name", *KEY_COLUMNS]
@@ -161,7 +172,9 @@ def aggregate_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     for key, group in rows.groupby(keys, dropna=False, sort=False):
         first = group.iloc[0]
         several = len(group) > 1
-        interval = t_interval(group["value"].to_numpy()) if several else Interval(*first[["value", "low", "high"]])
+        interval = Interval(*first[["value", "low", "high"]])
+        if several:
+            interval = _interval_of_runs(first["metric"], group["value"].to_numpy(float))
         counts = {"runs": len(group), "over": "seeds" if several else first["over"]}
         groups.append(dict(zip(keys, key, strict=True)) | dict(first[settings]) | vars(interval) | counts)
     return pd.DataFrame(groups, columns=["name", *settings, *KEY_COLUMNS, "value", "low", "high", "runs", "over"])

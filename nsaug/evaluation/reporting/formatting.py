@@ -146,7 +146,7 @@ def _format_interval(row: Any, factor: float, spec: str) -> str:
     value, low, high = (factor * float(row[key]) for key in ("value", "low", "high"))
     if pd.isna(value):
         return "-"
-    if pd.isna(low):
+    if pd.isna(low) or pd.isna(high):
         return f"{value:{spec}}"
     is_symmetric = abs((high - value) - (value - low)) <= 1e-6 * abs(high - low)
     if row["over"] in ("seeds", "noises") and is_symmetric:

@@ -77,7 +77,7 @@ def area_rows(offs: list[TradeOff], sweeps: list[Sweep]) -> list[dict[str, Any]]
                 continue
             area = frontier_area(points["clean"].to_numpy(), points["robust"].to_numpy())
             rows.append(
-                {"robust": off.title, "method": sweep.method, "setting": sweep.title, "runs": len(points)}
+                {"robust": off.title, "method": sweep.method, "setting": sweep.title, "points": len(points)}
                 | {"area": f"{100 * area:.1f}"}
             )
     return rows

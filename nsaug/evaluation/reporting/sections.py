@@ -110,7 +110,7 @@ def best_name(line: TableLine, groups: pd.DataFrame, comparisons: pd.DataFrame) 
     for row in pairs.to_dict("records"):
         if best in (row["name"], row["other"]):
             other, direction = (row["other"], sign) if row["name"] == best else (row["name"], -sign)
-            kind = "images" if pd.isna(row["seeds_low"]) else "seeds"
+            kind = "seeds" if row["seeds"] > 1 else "images"
             is_better[other] = min(direction * row[f"{kind}_low"], direction * row[f"{kind}_high"]) > 0
     return best if all(is_better.get(name, False) for name in rows["name"] if name != best) else None
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from nsaug.evaluation import statistics
 from nsaug.evaluation.corruption_error import corruption_errors
 from nsaug.evaluation.models import EvalModel
 from nsaug.evaluation.results import AVERAGED, SUMMARY, BenchmarkResult, Summary
@@ -74,7 +75,7 @@ def expected_robustness(results: list[BenchmarkResult]) -> list[Summary]:
             continue  # one of them failed, or is on other images
         radii = ", ".join(format_radius(result.strength or 0) for result in attacked)
         notes = (f"expected robustness over the radii 0, {radii}", *attacked[0].notes)
-        values = np.mean([output.scores.top1 for output in outputs], axis=0)
+        values = statistics.expected_robustness(np.stack([output.scores.top1 for output in outputs]))
         summaries.append(Summary(name, AVERAGED, EXPECTED_ROBUSTNESS, ids, values, notes))
     return summaries
 

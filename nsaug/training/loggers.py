@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nsaug.utils.errors import first_line
 from nsaug.utils.types import NonNegativeInt, validated_dataclass
+from nsaug.utils.wandb_account import has_api_key
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class LoggerConfig:
         }
         if wandb_run is not None:
             options |= {"id": wandb_run["id"], "resume": "allow"}
-        if self.wandb == "online" or (self.wandb == "auto" and _has_api_key()):
+        if self.wandb == "online" or (self.wandb == "auto" and has_api_key()):
             try:
                 run = wandb.init(mode="online", **options)
                 log.info("W&B: %s", run.url)
@@ -109,12 +110,6 @@ def wandb_run_info(loggers: list[Logger]) -> dict[str, Any] | None:
 
 def is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _has_api_key() -> bool:
-    """Whether an account is stored (WANDB_API_KEY, netrc); asks neither the user nor the server."""
-    wandb.setup(wandb.Settings(silent=True))
-    return wandb.login(prompt=False, verify=False)
 
 
 def finish(loggers: list[Logger], failed: bool) -> None:

@@ -159,7 +159,8 @@ def heat_map(groups: pd.DataFrame, name: str, corruptions: list[str]) -> str | N
             if not np.isnan(value):
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="w" if value < 60 else "k")
 
-    return svg(draw, (max(3.2, 1.8 + 0.6 * grid.shape[1]), 1.2 + 0.36 * len(grid)))
+    width = 1.0 + 0.08 * max(len(shorten(name)) for name in grid.index) + 0.5 * grid.shape[1]
+    return svg(draw, (max(3.2, width), 1.2 + 0.36 * len(grid)))
 
 
 def differences(comparisons: pd.DataFrame, name: str, other: str) -> str | None:
@@ -182,7 +183,7 @@ def differences(comparisons: pd.DataFrame, name: str, other: str) -> str | None:
         axes.set_xlabel("points of top-1")
         legend_below(axes)
 
-    return svg(draw, (4.4, 1.4 + 0.3 * len(rows)))
+    return svg(draw, (2.4 + 0.08 * max(len(shorten(text)) for text in labels), 1.4 + 0.3 * len(rows)))
 
 
 def reliability(scores_by_name: dict[str, list[PerImageScores]], names: list[str]) -> str | None:

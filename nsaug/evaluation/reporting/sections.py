@@ -36,6 +36,8 @@ from nsaug.evaluation.reporting.settings import (
 from nsaug.evaluation.reporting.summaries import SCORE
 from nsaug.evaluation.results import BenchmarkResult
 
+MAX_CORRUPTION_LINES = 12
+"""More lines of single corruptions than that are folded in the main table."""
 MAX_PAIRS = 12
 """Differences are plotted for all pairs up to this number, otherwise against the first name only."""
 MAX_SAMPLE_MODELS = 4
@@ -85,14 +87,17 @@ def _join(values: Any) -> str:
 
 
 def main_table(groups: pd.DataFrame, comparisons: pd.DataFrame) -> dict[str, Any]:
-    """The main table; a best value is marked if it differs from every other one."""
+    """The main table, many single corruptions apart; a best value is marked if it differs from every other one."""
     shown = main_rows(groups)
     names = model_names(shown)
-    lines = []
+    lines: dict[bool, list[Any]] = {False: [], True: []}  # whether it is a single corruption
     for line in main_lines(groups):
         best = best_name(line, shown, comparisons)
-        lines.append((line.heading, [(cell, name == best) for name, cell in zip(names, line.cells, strict=True)]))
-    return {"names": names, "runs": run_counts(shown), "lines": lines}
+        cells = [(cell, name == best) for name, cell in zip(names, line.cells, strict=True)]
+        lines[line.key.condition == "corrupted"].append((line.heading, cells))
+    if len(lines[True]) <= MAX_CORRUPTION_LINES:
+        lines = {False: lines[False] + lines[True], True: []}
+    return {"names": names, "runs": run_counts(shown), "lines": lines[False], "corruptions": lines[True]}
 
 
 def best_name(line: TableLine, groups: pd.DataFrame, comparisons: pd.DataFrame) -> str | None:

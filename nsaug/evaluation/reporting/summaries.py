@@ -81,10 +81,11 @@ def expected_robustness(results: list[BenchmarkResult]) -> list[Summary]:
 
 
 def format_radius(radius: float) -> str:
-    """A radius in 1/255 if it is a whole number of them."""
+    """A radius in 1/255 if it is a whole number of them, or a small one with one decimal."""
     levels = 255 * radius
-    is_whole = 0 < levels < 255 and abs(levels - round(levels)) < 1e-6
-    return f"{round(levels)}/255" if is_whole else f"{radius:g}"
+    decimals = 1 if levels < 10 else 0
+    is_short = 0 < levels < 255 and abs(levels - round(levels, decimals)) < 1e-6
+    return f"{round(levels, decimals):g}/255" if is_short else f"{radius:g}"
 
 
 def group_by_model(results: list[BenchmarkResult]) -> list[tuple[EvalModel, list[BenchmarkResult]]]:

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import wandb
 
-from nsaug.evaluation import BenchmarkResult
+from nsaug.evaluation.reporting.aggregate import varying_columns
 from nsaug.evaluation.reporting.formatting import result_keys
-from nsaug.training.loggers import _has_api_key
+from nsaug.evaluation.reporting.text import printable_results
+from nsaug.evaluation.results import BenchmarkResult
 from nsaug.utils.errors import first_line
 from nsaug.utils.types import validated_dataclass
+from nsaug.utils.wandb_account import has_api_key
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ class EvaluationLogger:
     """training_run: the online runs that trained the checkpoints; a new run for all others."""
     project: str = "nsaug"
     entity: str | None = None
+    group: str | None = None
+    """Group of a new run; null: the name of the folder that holds the evaluated runs."""
 
     def publish(self, folder: Path, name: str, rows: pd.DataFrame, results: list[BenchmarkResult]) -> None:
         """Send table, summary metrics and sample images; to a new run also the report and results.png.
@@ -37,10 +41,10 @@ class EvaluationLogger:
             rows: table from `aggregate.tabulate`.
             results: the results in that table; failures are ignored.
         """
-        if self.wandb == "off" or (self.wandb == "auto" and not _has_api_key()):
+        if self.wandb == "off" or (self.wandb == "auto" and not has_api_key()):
             return
         online = self.wandb != "offline"
-        remaining = [result for result in results if result.output is not None]
+        remaining = [result for result in printable_results(results) if result.output is not None]
         try:
             if online and self.log_to == "training_run":
                 for run in _training_runs(remaining):
@@ -50,7 +54,8 @@ class EvaluationLogger:
                     self._send(target, folder, rows, from_run)
             if remaining:
                 target = {"project": self.project, "entity": self.entity, "name": name, "job_type": "evaluation"}
-                target["mode"] = "online" if online else "offline"
+                target |= {"mode": "online" if online else "offline", "config": run_config(rows, remaining)}
+                target["group"] = self.group or _sweep_folder(remaining)
                 self._send(target, folder, rows, remaining, with_report=True)
         except Exception as error:
             log.warning("the evaluation could not be sent to W&B (%s); it is in %s", first_line(error), folder)
@@ -63,12 +68,12 @@ class EvaluationLogger:
         results: list[BenchmarkResult],
         with_report: bool = False,
     ) -> None:
-        checkpoints = {result.model.checkpoint for result in results}
-        rows = rows[rows["checkpoint"].isin(list(checkpoints))]
+        checkpoints = _checkpoints(results)
+        rows = _rows_of(rows, results)
         settings = wandb.Settings(silent=True, console="off")
         with wandb.init(dir=str(folder), settings=settings, reinit="finish_previous", **target) as run:
             content: dict[str, Any] = {
-                "test/table": wandb.Table(dataframe=rows.astype({"checkpoint": str, "strength": float})),
+                "test/table": _to_table(rows),
                 "test/samples": [wandb.Image(image, caption=caption) for image, caption in _samples(results)],
             }
             if with_report:
@@ -81,6 +86,35 @@ class EvaluationLogger:
                         run.summary[f"test/{key.heading}/{row['metric']}"] = row["value"]
             if run.url:
                 log.info("W&B: %s", run.url)
+
+
+def _checkpoints(results: list[BenchmarkResult]) -> list[str | None]:
+    return list(dict.fromkeys(result.model.checkpoint for result in results))
+
+
+def _rows_of(rows: pd.DataFrame, results: list[BenchmarkResult]) -> pd.DataFrame:
+    return rows[rows["checkpoint"].isin(_checkpoints(results))]
+
+
+def run_config(rows: pd.DataFrame, results: list[BenchmarkResult]) -> dict[str, Any]:
+    """Method, ε and the settings that vary: the value that all results have, otherwise the list of values."""
+    own = _rows_of(rows, results)
+    config = {}
+    for column in ("name", "method", "eps", "seed", *varying_columns(rows)):
+        values = own[column].dropna().unique().tolist()
+        config[column] = values[0] if len(values) == 1 else values or None
+    return config
+
+
+def _sweep_folder(results: list[BenchmarkResult]) -> str | None:
+    """Name of the folder that holds all evaluated runs, as training names its groups; None if there is none."""
+    parents = {Path(checkpoint).parent.parent.name for checkpoint in _checkpoints(results) if checkpoint}
+    return parents.pop() or None if len(parents) == 1 else None
+
+
+def _to_table(rows: pd.DataFrame) -> wandb.Table:
+    columns = rows.astype({"checkpoint": str, "strength": float})
+    return wandb.Table(dataframe=columns, allow_mixed_types=True)
 
 
 def _training_runs(results: list[BenchmarkResult]) -> list[dict[str, Any]]:

@@ -1,46 +1,53 @@
 """Errors over all corruptions against their formulas, and the conditions they need."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from nsaug.corruptions import TEST_CORRUPTIONS, Corruption
-from nsaug.data import ImageNet, ImageNetC, ImageNetV2
-from nsaug.evaluation import Benchmark, CorruptionError, NamedBenchmark
-from nsaug.evaluation.corruption_error import ALEXNET_ERROR
+from nsaug.corruptions import TEST_CORRUPTIONS
+from nsaug.data.names import wnids
+from nsaug.evaluation.corruption_error import ALEXNET_ERROR, corruption_errors
 from nsaug.evaluation.reporting.aggregate import aggregate_seeds, tabulate
 from nsaug.evaluation.reporting.formatting import main_rows
-from nsaug.utils.errors import UserError
-from tests.evaluation.conftest import CLEAN, make_model, make_result
+from tests.evaluation.conftest import make_model, make_result
 
 ACCURACY = {name: np.linspace(0.9, 0.9 - 0.04 * i, 5) for i, name in enumerate(TEST_CORRUPTIONS)}
 
 
-def on_the_fly(name, severities=(1, 2, 3, 4, 5)):
-    benchmark = Benchmark(corruption=Corruption(name=name), param="severity", strengths=severities)
-    return NamedBenchmark(name, benchmark)
+def on_imagenet(result):
+    return dataclasses.replace(result, class_names=wnids())
 
 
-def stored(name, severities=(1, 2, 3, 4, 5)):
-    return NamedBenchmark(name, Benchmark(data=ImageNetC(root="nowhere", corruption=name, severities=severities)))
+def corrupted(name, accuracies, stored=True, severities=(1, 2, 3, 4, 5), n=50):
+    """Results under one corruption."""
+    return [
+        on_imagenet(
+            make_result(
+                make_model(), accuracy, f"c_{name}", float(severity), "corrupted", n, corruption=name, is_stored=stored
+            )
+        )
+        for severity, accuracy in zip(severities, accuracies, strict=True)
+    ]
 
 
-def all_corruptions(make_benchmark, accuracy=ACCURACY, n=50):
-    return [make_result(make_model(), make_benchmark(name), accuracy[name], n=n) for name in TEST_CORRUPTIONS]
+def all_corruptions(stored=True, accuracy=ACCURACY, n=50):
+    return [result for name in TEST_CORRUPTIONS for result in corrupted(name, accuracy[name], stored, n=n)]
 
 
 @pytest.fixture
 def results():
-    return [make_result(make_model(), CLEAN, [0.94]), *all_corruptions(stored)]
+    return [on_imagenet(make_result(make_model(), 0.94)), *all_corruptions()]
 
 
-def values(rows):
-    return {(row["benchmark"], row["metric"]): row["value"] for row in rows}
+def values(results):
+    return {(item.benchmark, item.metric): item.values.mean() for item in corruption_errors(results)}
 
 
 def test_formulas(results):
     errors = {name: 1 - np.round(ACCURACY[name] * 50) / 50 for name in TEST_CORRUPTIONS}  # 50 images
-    computed = values(CorruptionError(alexnet=True).rows(results))
-    assert computed["fog", "corruption_error"] == pytest.approx(errors["fog"].mean())
+    computed = values(results)
+    assert computed["c_fog", "corruption_error"] == pytest.approx(errors["fog"].mean())
     assert computed["mean_corruption_error", "mean_corruption_error"] == pytest.approx(np.mean(list(errors.values())))
     # From the ImageNet-C repository, in percent.
     alexnet = dict(zip(TEST_CORRUPTIONS, [
@@ -55,52 +62,48 @@ def test_formulas(results):
 
 def test_alexnet_has_an_mce_of_1():
     n = 10_000
-    results = all_corruptions(stored, {name: [1 - ALEXNET_ERROR[name]] * 5 for name in TEST_CORRUPTIONS}, n)
-    results.append(make_result(make_model(), CLEAN, [1 - 0.435], n=n))
-    computed = values(CorruptionError(alexnet=True).rows(results))
+    results = all_corruptions(accuracy={name: [1 - ALEXNET_ERROR[name]] * 5 for name in TEST_CORRUPTIONS}, n=n)
+    results.append(on_imagenet(make_result(make_model(), 1 - 0.435, n=n)))
+    computed = values(results)
     assert computed["mCE", "mCE"] == pytest.approx(1, abs=1e-3)
     assert computed["relative_mCE", "relative_mCE"] == pytest.approx(1, abs=5e-3)  # accuracies are multiples of 1/n
 
 
 def test_missing_benchmarks(results):
-    assert set(values(CorruptionError(alexnet=True).rows(results[:-1]))) == {
-        (name, "corruption_error") for name in TEST_CORRUPTIONS[:-1]
-    }
-    for make_benchmark in (stored, on_the_fly):
-        two_severities = make_result(make_model(), make_benchmark("fog", (1, 5)), [0.9, 0.5])
-        assert CorruptionError().rows([two_severities]) == []
-    without_clean = values(CorruptionError(alexnet=True).rows(results[1:]))
+    assert set(values(results[:-1])) == {(f"c_{name}", "corruption_error") for name in TEST_CORRUPTIONS[:-1]}
+    for stored in (True, False):
+        assert values(corrupted("fog", [0.9, 0.5], stored, severities=(1, 5))) == {}
+    without_clean = values(results[1:])
     assert ("mCE", "mCE") in without_clean
     assert ("relative_mCE", "relative_mCE") not in without_clean
-    assert ("mCE", "mCE") not in values(CorruptionError().rows(results))
+
+
+def test_mce_needs_the_classes_of_imagenet(results):
+    computed = values([dataclasses.replace(result, class_names=["cat", "dog"]) for result in results])
+    assert ("mean_corruption_error", "mean_corruption_error") in computed
+    assert not {("mCE", "mCE"), ("relative_mCE", "relative_mCE")} & computed.keys()
 
 
 def test_different_images_are_not_averaged(results):
     """For example, a folder that was copied only in part."""
-    results[3] = make_result(make_model(), results[3].named_benchmark, ACCURACY[TEST_CORRUPTIONS[2]], n=40)
-    computed = values(CorruptionError(alexnet=True).rows(results))
-    assert (TEST_CORRUPTIONS[2], "corruption_error") in computed
+    name = TEST_CORRUPTIONS[2]
+    others = [result for result in results if result.corruption != name]
+    computed = values([*others, *corrupted(name, ACCURACY[name], n=40)])
+    assert (f"c_{name}", "corruption_error") in computed
     assert ("mCE", "mCE") not in computed
 
 
 def test_corruptions_on_the_fly_have_metrics_of_their_own(results):
     better = {name: np.minimum(1, accuracy + 0.1) for name, accuracy in ACCURACY.items()}
-    computed = values(CorruptionError(alexnet=True).rows([*results, *all_corruptions(on_the_fly, better)]))
+    computed = values([*results, *all_corruptions(False, better)])
     for metric in ("mean_corruption_error", "mCE", "relative_mCE"):
         assert computed[f"{metric}_on_the_fly", f"{metric}_on_the_fly"] < computed[metric, metric] - 0.05
-    only_on_the_fly = values(CorruptionError(alexnet=True).rows([results[0], *all_corruptions(on_the_fly, better)]))
+    only_on_the_fly = values([results[0], *all_corruptions(False, better)])
     assert not {("mCE", "mCE"), ("relative_mCE", "relative_mCE")} & only_on_the_fly.keys()
 
 
-def test_mce_needs_imagenet():
-    CorruptionError(alexnet=True).check(ImageNet(root="nowhere").test_dataset())
-    CorruptionError().check(ImageNetV2(root="nowhere"))
-    with pytest.raises(UserError, match="means nothing on other data"):
-        CorruptionError(alexnet=True).check(ImageNetV2(root="nowhere"))
-
-
 def test_errors_are_in_the_main_table_with_an_interval(results):
-    rows = tabulate(results, None, CorruptionError())
+    rows = tabulate(results, {})
     row = rows[rows["metric"] == "mean_corruption_error"].iloc[0]
     assert row["low"] < row["value"] < row["high"]
     assert "mean_corruption_error" in set(main_rows(aggregate_seeds(rows))["metric"])

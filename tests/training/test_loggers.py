@@ -5,11 +5,13 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from nsaug.evaluation import Score
+from nsaug.evaluation import EvalModel
 from nsaug.evaluation.reporting.aggregate import aggregate_seeds, tabulate
 from nsaug.evaluation.reporting.plots import overview
+from nsaug.evaluation.reporting.report import write_report
 from nsaug.evaluation.reporting.wandb_logger import EvaluationLogger
 from nsaug.training.loggers import LoggerConfig, finish, wandb_run_info
+from tests.evaluation.conftest import make_results
 from tests.evaluation.conftest import results as results  # a fixture
 
 
@@ -93,7 +95,7 @@ def evaluated(results, tmp_path):
             seed = result.model.metadata["seed"]
             info = {"id": f"abc{seed}", "project": "their", "entity": "me", "online": True}
             result.model.metadata["wandb"] = info
-    rows = tabulate(results, Score(weights={"pgd": 1}))
+    rows = tabulate(results, {"pgd": 1})
     (tmp_path / "report.html").write_text("<p>the report</p>")
     overview(aggregate_seeds(rows), tmp_path / "results.png")
     return tmp_path, rows, results
@@ -115,8 +117,12 @@ def test_evaluation_is_logged_to_the_training_runs(evaluated, monkeypatch):
     assert second.summary["test/clean/top1"] == pytest.approx(0.92)
     assert "test/score/score" in first.summary
     assert set(first.sent["test/table"].get_column("checkpoint")) == {"runs/clean0"}
-    assert len(first.sent["test/samples"]) == 2
+    assert len(first.sent["test/samples"]) == 3
     assert own.options["name"] == "digits of 4"
+    assert own.options["group"] is None, "runs/nullspace0 is in no folder of a sweep"
+    config = own.options["config"]
+    assert (config["method"], config["eps"], config["seed"]) == ("nullspace", 0.03, [0, 1])
+    assert "config" not in first.options, "training has recorded all settings"
     assert set(own.sent["test/table"].get_column("checkpoint")) == {"runs/nullspace0", "runs/nullspace1"}
     assert {"test/overview", "test/report"} <= set(own.sent)
 
@@ -127,6 +133,21 @@ def test_evaluation_can_have_its_own_run(evaluated, monkeypatch):
     (run,) = online.runs
     assert run.options["project"] == "mine"
     assert len(set(run.sent["test/table"].get_column("checkpoint"))) == 4
+
+
+def test_runs_of_a_sweep_are_a_group_with_the_settings_that_vary(tmp_path, monkeypatch):
+    results = []
+    for lr in (1e-3, 1e-4):
+        settings = {"nullspace": {"eps": 0.03}, "optim": {"lr": lr}}
+        model = EvalModel(f"outputs/train/sweep/{lr}/model.safetensors", None, {"settings": settings}, f"lr {lr}")
+        results += make_results(model, 0.9, 0.5, 0.1)
+    rows = write_report(results, {}, {"suite": "digits"}, tmp_path)
+    monkeypatch.setattr(wandb, "init", online := Online())
+    EvaluationLogger(wandb="online").publish(tmp_path, "digits of 2", rows, results)
+    (run,) = online.runs
+    assert run.options["group"] == "sweep"
+    assert run.options["config"]["optim.lr"] == [1e-3, 1e-4]
+    assert run.options["config"]["name"] == ["lr 0.001", "lr 0.0001"]
 
 
 def test_without_account_evaluation_is_not_logged(evaluated, monkeypatch):

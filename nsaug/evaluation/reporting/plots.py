@@ -120,11 +120,21 @@ def strength_curve(groups: pd.DataFrame, benchmark: str, clean: str | None) -> s
             rows = top1[(top1["name"] == name) & (top1["benchmark"] == benchmark)]
             start = top1[(top1["name"] == name) & (top1["benchmark"] == clean)].assign(strength=0.0)
             _line(axes, pd.concat([start, rows]), "strength", color=colors(names)[name])
-        ticks = ([(0.0, "0")] if clean is not None else []) + [(key.strength, key.strength_text) for key in keys]
-        axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks], rotation=45 if len(ticks) > 5 else 0)
+        ticks = ([(0.0, "0")] if clean is not None else []) + [(key.strength or 0.0, key.strength_text) for key in keys]
+        axes.set_xticks(*_separate_ticks(ticks))
         _set_percent(axes)
 
     return svg(draw)
+
+
+def _separate_ticks(ticks: list[tuple[float, str]]) -> tuple[list[float], list[str]]:
+    """Positions and texts of ticks, from the largest down, without those whose text would cover another one."""
+    ticks = sorted(ticks, reverse=True)
+    shown = ticks[:1]
+    for tick in ticks[1:]:
+        if shown[-1][0] - tick[0] >= 0.13 * (ticks[0][0] - ticks[-1][0]):
+            shown.append(tick)
+    return [x for x, _ in shown], [text for _, text in shown]
 
 
 def _line(axes: Any, rows: pd.DataFrame, x: str, **style: Any) -> None:
@@ -254,12 +264,11 @@ def _set_setting_axis(axes: Any, values: list[float], title: str) -> None:
     axes.set_xlabel(shorten(title))
 
 
-def frontier(points: pd.DataFrame, title: str) -> str | None:
+def frontier(points: pd.DataFrame) -> str | None:
     """Robust over clean accuracy, one point per name, one color per method; lines join the points on a frontier.
 
     Args:
         points: columns name, method, clean, robust, in fractions, and for both accuracies _low and _high.
-        title: of the robust accuracy.
     """
     if len(points) < 2:
         return None
@@ -275,7 +284,7 @@ def frontier(points: pd.DataFrame, title: str) -> str | None:
             best = pareto_front(x, y)
             axes.plot(x[best], y[best], color=colors(methods)[method], linewidth=1)
         axes.set_xlabel("clean top-1, %")
-        axes.set_ylabel(shorten(title))
+        axes.set_ylabel("accuracy, %")
         legend_below(axes)
 
     return svg(draw)

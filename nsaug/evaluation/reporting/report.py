@@ -51,11 +51,11 @@ def write_report(
     with atomic_write(folder / "results.json") as tmp_path:
         rows.to_json(tmp_path, orient="records", indent=1)
     with atomic_write(folder / "results.md") as tmp_path:
-        tmp_path.write_text(markdown(rows, groups, missing))
+        tmp_path.write_text(markdown(rows, groups, missing), encoding="utf-8")
     plots.overview(groups, folder / "results.png")
     page = render_page(rows, groups, comparisons, results, weights, metadata, folder, missing)
     with atomic_write(folder / "report.html") as tmp_path:
-        tmp_path.write_text(page)
+        tmp_path.write_text(page, encoding="utf-8")
     return rows
 
 
@@ -75,13 +75,13 @@ def render_page(
     failures = [(result.model.label, result.name, result.failure) for result in results if result.failure]
     return str(
         _template().render(
-            metadata={key: printable(str(value)) for key, value in metadata.items()},
+            metadata=metadata,
             runs=sections.runs_table(results),
             caption=caption(rows, groups),
             notes=note_links(rows, folder),
             missing=missing,
             failures=list(dict.fromkeys(failures)),
-            score=weights,
+            score={name: f"{weight:g}" for name, weight in weights.items()},
             main=sections.main_table(groups, comparisons),
             legend=[(name, _hex(color)) for name, color in plots.colors(names).items()],
             attacks=sections.strength_curves(groups, results, "attacked"),
@@ -114,6 +114,7 @@ def _template() -> Any:
         loader=PackageLoader("nsaug.evaluation.reporting", "."),
         autoescape=select_autoescape(["html"]),
         trim_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # SVG text is of type Markup
     )
     return environment.get_template("report.html")
 

@@ -229,7 +229,7 @@ def trade_off_section(offs: list[TradeOff], sweeps: list[Sweep]) -> dict[str, An
     """Clean against robust accuracy, for three or more names or a sweep."""
     if not sweeps and max((len(off.points) for off in offs), default=0) < 3:
         return None
-    frontiers = [(off.title, plots.frontier(off.points, f"{off.title}, %")) for off in offs]
+    frontiers = [(off.title, plots.frontier(off.points)) for off in offs]
     return {"plots": [(title, plot) for title, plot in frontiers if plot], "areas": area_rows(offs, sweeps)}
 
 

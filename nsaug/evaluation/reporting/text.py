@@ -5,7 +5,7 @@ import unicodedata
 from typing import Any
 
 from nsaug.evaluation.models import EvalModel
-from nsaug.evaluation.results import BenchmarkResult
+from nsaug.evaluation.results import AnalysisResult, BenchmarkResult, PerImageResult
 
 INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 """Unicode categories that are written as escapes: control and format characters, surrogates, line separators."""
@@ -37,18 +37,27 @@ def printable_results(results: list[BenchmarkResult]) -> list[BenchmarkResult]:
 
 
 def _printable_result(result: BenchmarkResult, models: dict[int, EvalModel]) -> BenchmarkResult:
-    model = models.setdefault(id(result.model), _printable_model(result.model))
-    output = result.output
-    if output is not None:
-        output = dataclasses.replace(output, notes=tuple(map(printable, output.notes)))
+    if id(result.model) not in models:
+        models[id(result.model)] = _printable_model(result.model)
     return dataclasses.replace(
         result,
-        model=model,
+        model=models[id(result.model)],
         name=printable(result.name),
-        output=output,
+        output=result.output and _printable_output(result.output),
         failure=result.failure and printable(result.failure),
         class_names=[printable(name) for name in result.class_names],
     )
+
+
+def _printable_output(output: PerImageResult | AnalysisResult) -> PerImageResult | AnalysisResult:
+    notes = tuple(map(printable, output.notes))
+    if isinstance(output, PerImageResult):
+        return dataclasses.replace(output, notes=notes)
+    measurements = [
+        item._replace(condition=printable(item.condition), metric=printable(item.metric)) for item in output.measurements
+    ]
+    titles = list(map(printable, output.titles))
+    return dataclasses.replace(output, notes=notes, measurements=measurements, titles=titles)
 
 
 def _printable_model(model: EvalModel) -> EvalModel:

@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     import pandas as pd
     import torch
 
-    from nsaug.evaluation import ResultCache, Subset, find_models, run_suite
+    from nsaug.evaluation import ResultCache, Subset, UnreadableModel, find_models, run_suite
     from nsaug.evaluation.reporting.aggregate import COLUMNS, append_csv, cross_benchmark_rows, result_rows
     from nsaug.evaluation.reporting.report import write_report
 
@@ -57,8 +57,19 @@ def main(cfg: DictConfig) -> None:
 
     # Models and data: every model is checked before the first one is evaluated
     checkpoint = list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint
-    models = find_models(checkpoint, cfg.model.get("name"))
+    found, unreadable = find_models(checkpoint, cfg.model.get("name"))
     get_data = make_data_loader(cfg)
+    models = []
+    for model in found:
+        try:
+            get_data(model)
+            models.append(model)
+        except UserError as error:
+            unreadable.append(UnreadableModel(model.checkpoint or model.name, str(error)))
+    if not models:
+        raise UserError(unreadable[0].reason)
+    for failure in unreadable:
+        log.error("%s", failure.reason)
     num_forwards = 0
     for model in models:
         data = get_data(model)
@@ -105,6 +116,9 @@ def main(cfg: DictConfig) -> None:
         log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
     if num_failed:
         raise UserError(f"{num_failed} of {len(results)} benchmarks failed (see above); the others are in {cfg.cache}")
+    if unreadable:
+        total = len(models) + len(unreadable)
+        raise UserError(f"{len(unreadable)} of {total} models cannot be evaluated: {unreadable[0].reason}")
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -113,7 +127,7 @@ def check_settings(cfg: DictConfig) -> None:
 
     import torch
 
-    from nsaug.utils.types import NonNegativeInt, PositiveInt
+    from nsaug.utils.types import PositiveInt, Seed
 
     validate_config(cfg, TOP_LEVEL_KEYS)
     validate_value(
@@ -128,7 +142,7 @@ def check_settings(cfg: DictConfig) -> None:
             raise UserError(f"suite.{key} has no _target_: add one, or set suite.{key}=null")
     if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
         raise UserError("model.compile and model.grad_checkpointing are for training: remove them")
-    validate_value("seed", cfg.seed, NonNegativeInt)
+    validate_value("seed", cfg.seed, Seed)
     validate_value("split", cfg.split, Literal["test", "val"])
     validate_value("batch_size", cfg.batch_size, PositiveInt | None)
     validate_value("cache", cfg.cache, str)
@@ -203,19 +217,19 @@ def missing_datasets(benchmarks: "list[NamedBenchmark]") -> dict[str, list[str]]
 def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     """Return a function from a model to its data: `data=` if set, otherwise what the model was trained on."""
     from nsaug.data.datamodule import as_test_dataset
+    from nsaug.data.registry import data_from_metadata
 
     loaded: dict[str, TestDataset] = {}
 
     def get_data(model: "EvalModel") -> "TestDataset":
-        node = OmegaConf.to_container(cfg.data, resolve=True) or model.metadata.get("data")
-        if not node:
-            raise UserError(f"{model.checkpoint or model.name} does not record its training data: add data=...")
-        assert isinstance(node, dict)
-        if cfg.batch_size:
-            node["batch_size"] = cfg.batch_size
-        key = json.dumps(node, sort_keys=True)
+        overrides = {"batch_size": cfg.batch_size} if cfg.batch_size else {}
+        key = json.dumps(None if cfg.data else model.metadata.get("data"), sort_keys=True)
         if key not in loaded:
-            loaded[key] = as_test_dataset(instantiate(OmegaConf.create(node)), split=cfg.split)
+            if cfg.data:
+                data = instantiate(cfg.data, **overrides)
+            else:
+                data = data_from_metadata(model.metadata, overrides, source=model.config_file)
+            loaded[key] = as_test_dataset(data, split=cfg.split)
             loaded[key].setup("test")
         return loaded[key]
 

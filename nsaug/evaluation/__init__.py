@@ -4,7 +4,7 @@ from nsaug.evaluation.analyses import Analysis, NoiseAnalysis, NoiseRadius, Nois
 from nsaug.evaluation.benchmarks import Benchmark
 from nsaug.evaluation.cache import ResultCache
 from nsaug.evaluation.corruption_error import CorruptionError
-from nsaug.evaluation.models import EvalModel, find_models
+from nsaug.evaluation.models import EvalModel, UnreadableModel, find_models
 from nsaug.evaluation.reporting.aggregate import Score
 from nsaug.evaluation.runner import BenchmarkResult, NamedBenchmark, run_suite
 from nsaug.evaluation.subset import Subset
@@ -23,6 +23,7 @@ __all__ = [
     "ResultCache",
     "Score",
     "Subset",
+    "UnreadableModel",
     "find_models",
     "run_suite",
 ]

@@ -9,7 +9,7 @@ import torch
 from nsaug.data.dataset import label_set
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import make_generator
-from nsaug.utils.types import NonNegativeInt, PositiveInt, validated_dataclass
+from nsaug.utils.types import PositiveInt, Seed, validated_dataclass
 
 
 @validated_dataclass
@@ -23,7 +23,7 @@ class Subset:
             and extensions are ignored.
     """
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     max_images: PositiveInt | None = None
     image_list: str | None = None
 

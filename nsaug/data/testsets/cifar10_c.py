@@ -50,7 +50,7 @@ class CIFAR10C(StoredCorruption):
         if not path.is_file():
             raise self.missing(f"there is no file {path}")
         try:
-            return np.load(path, mmap_mode="r")
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:  # numpy's errors for a file shorter than its header says
             raise self.missing(f"{path} is truncated or damaged ({path.stat().st_size:,} bytes)") from error
 
@@ -63,7 +63,7 @@ class _ArraySeverities:
     starts: list[int]
 
     def __call__(self, index: int) -> list[Image.Image]:
-        stored = np.load(self.path, mmap_mode="r")
+        stored = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return [Image.fromarray(stored[start + index]) for start in self.starts]
 
     def fingerprint(self, index: int) -> str:

@@ -9,10 +9,10 @@ from torch import Tensor
 from nsaug.corruptions.corruption import CorruptionName
 from nsaug.data.testsets.published import PublishedDataset
 from nsaug.data.transforms import InputConfig, PerSeverity
-from nsaug.utils.types import validate_args
+from nsaug.utils.types import Integer, UniqueTuple, validate_args
 
 SEVERITIES = range(1, 6)
-Severity = Annotated[int, Field(ge=1, le=5)]
+Severity = Annotated[Integer, Field(ge=1, le=5)]
 
 
 class StoredCorruption(PublishedDataset):
@@ -28,7 +28,7 @@ class StoredCorruption(PublishedDataset):
 
     @validate_args
     def __init__(
-        self, *, corruption: CorruptionName, severities: tuple[Severity, ...] = (*SEVERITIES,), **kwargs: Any
+        self, *, corruption: CorruptionName, severities: UniqueTuple[Severity] = (*SEVERITIES,), **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.corruption = str(corruption)

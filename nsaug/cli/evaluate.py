@@ -57,10 +57,10 @@ def main(cfg: DictConfig) -> None:
 
     # Models and data: every model is checked before the first one is evaluated
     checkpoint = list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else cfg.checkpoint
-    found, unreadable = find_models(checkpoint, cfg.model.get("name"))
+    candidates, unreadable = find_models(checkpoint, cfg.model.get("name"))
     get_data = make_data_loader(cfg)
     models = []
-    for model in found:
+    for model in candidates:
         try:
             get_data(model)
             models.append(model)

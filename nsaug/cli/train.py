@@ -38,6 +38,7 @@ def main(cfg: DictConfig) -> None:
     import lightning as L
 
     from nsaug.models import weights
+    from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space
     from nsaug.training.lightning_module import Finetuner
     from nsaug.training.loggers import finish, wandb_run_info
@@ -69,6 +70,7 @@ def main(cfg: DictConfig) -> None:
 
     name = cfg.name or method.name
     metadata = run_metadata(cfg, name, method.name, data.class_names)
+    check_metadata(metadata, folder / CONFIG)
     previous = weights.read_metadata(folder) if resume_from else {}
     if resume_from:
         check_same_config(previous, metadata, folder)

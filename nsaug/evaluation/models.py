@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nsaug.models.run_config import CONFIG, RunConfig, RunMetadata
+from nsaug.models.run_config import CONFIG, RunConfig
 from nsaug.models.weights import SUFFIXES, WEIGHTS, read_config, resolve_path, run_name
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import flatten
@@ -27,13 +27,13 @@ class EvalModel:
     Attributes:
         checkpoint: weights file; None for a timm model.
         config: content of its config.json; None if there is none.
-        metadata: what the training run recorded in config.json; empty for other weights.
+        metadata: what the training run recorded in config.json (`RunMetadata`); empty for other weights.
         name: name in tables; runs that differ only in their seed share it.
     """
 
     checkpoint: str | None
     config: RunConfig | None
-    metadata: RunMetadata
+    metadata: dict[str, Any]
     name: str
 
     @property
@@ -127,7 +127,7 @@ def find_models(
 
 def _read_model(file: Path) -> EvalModel:
     config = read_config(file)
-    metadata = (config or {}).get("nsaug", {})
+    metadata: Any = (config or {}).get("nsaug", {})
     return EvalModel(str(file), config, metadata, run_name(file, metadata))
 
 

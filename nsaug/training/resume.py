@@ -117,7 +117,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False
     """
     try:
         content = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
-        return _CHECKPOINT.validate_python(content)
+        return _CHECKPOINT.validate_python(content, strict=True)
     except ValidationError as error:
         reason = first_problem(error)
     except pickle.UnpicklingError:

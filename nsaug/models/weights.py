@@ -48,7 +48,8 @@ def save_config(folder: str | Path, vit: NoisyViT, metadata: dict[str, Any]) -> 
 
 def save_weights(folder: str | Path, model: Any) -> None:
     """Write the weights of a timm model to `model.safetensors`."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # Copied, because safetensors refuses tensors that share memory, as in CoaT.
+    tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
     with atomic_write(Path(folder) / WEIGHTS) as tmp_path:
         # Not save_file: its files are readable by their owner alone.
         tmp_path.write_bytes(save(tensors, metadata={"format": "pt"}))

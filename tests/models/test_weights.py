@@ -36,6 +36,14 @@ def test_timm_loads_the_output_folder(tmp_path):
     assert read_config(tmp_path)["nsaug"] == {"name": "clean", "seed": 3, "patch_embed": "patch_embed"}
 
 
+def test_tied_weights_are_written(tmp_path):
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 3), "b": torch.nn.Linear(2, 3)})
+    model["b"].weight = model["a"].weight
+    save_weights(tmp_path, model)
+    loaded = read_weights(tmp_path)
+    assert torch.equal(loaded["b.weight"], model["a"].weight)
+
+
 def test_wrappers_and_prefixes_are_removed(tmp_path):
     state = {"a": torch.ones(1), "b.c": torch.zeros(2)}
     wrapped = {

@@ -222,13 +222,15 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     loaded: dict[str, TestDataset] = {}
 
     def get_data(model: "EvalModel") -> "TestDataset":
-        overrides = {"batch_size": cfg.batch_size} if cfg.batch_size else {}
-        key = json.dumps(None if cfg.data else model.metadata.get("data"), sort_keys=True)
+        named = "_target_" in cfg.data
+        batch_size = {"batch_size": cfg.batch_size} if cfg.batch_size else {}
+        key = json.dumps(None if named else model.metadata.get("data"), sort_keys=True)
         if key not in loaded:
-            if cfg.data:
-                data = instantiate(cfg.data, **overrides)
-            else:
-                data = data_from_metadata(model.metadata, overrides, source=model.config_file)
+            if named:
+                data = instantiate(cfg.data, **batch_size)
+            else:  # such as +data.root=PATH
+                overrides: Any = OmegaConf.to_container(cfg.data, resolve=True)
+                data = data_from_metadata(model.metadata, overrides | batch_size, source=model.config_file)
             loaded[key] = as_test_dataset(data, split=cfg.split)
             loaded[key].setup("test")
         return loaded[key]

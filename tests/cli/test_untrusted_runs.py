@@ -142,6 +142,8 @@ def test_checkpoint_of_another_program_is_not_resumed(run_folder, monkeypatch, t
     [
         ("seed=true", "seed=True: should be a valid integer"),
         ("data.batch_size=true", "data.batch_size=True: should be a number, not true"),
+        ("trainer.max_epochs=true", "trainer.max_epochs=True: should be a valid integer"),
+        ("trainer.gradient_clip_val=true", "trainer.gradient_clip_val=True: should be a valid"),
         ("optim.lr=true", "optim.lr=True: should be a number, not true"),
         ("optim.lr=nan", "optim.lr=nan: should be a finite number"),
         ("model.crop_pct=0", "model.crop_pct=0: should be greater than 0"),

@@ -25,7 +25,15 @@ from nsaug.evaluation.benchmarks import (
 from nsaug.evaluation.units import Entry
 from nsaug.nullspace import NullspaceNoise, UniversalConfig
 from nsaug.utils.errors import UserError, unknown_name
-from nsaug.utils.types import PositiveFloat, PositiveInt, parse_number, validated_dataclass, validation_message
+from nsaug.utils.types import (
+    Integer,
+    PositiveFloat,
+    PositiveInt,
+    UniqueTuple,
+    parse_number,
+    validated_dataclass,
+    validation_message,
+)
 
 ATTACKS: dict[str, type] = {
     "autoattack": attacks.AutoAttack,
@@ -46,7 +54,7 @@ ANALYSES: dict[str, type[Analysis]] = {
     "transfer": NoiseTransfer,
 }
 SEVERITIES = (1, 2, 3, 4, 5)
-Severity = Annotated[int, Field(ge=1, le=5)]
+Severity = Annotated[Integer, Field(ge=1, le=5)]
 Args = dict[str, Any] | None
 Instantiate = Callable[[Mapping[str, Any], str], Any]
 
@@ -77,7 +85,7 @@ class SuiteConfig:
 
     attacks: dict[str, Args] = Field(default_factory=dict)
     corruptions: Literal["all"] | list[CorruptionName] | dict[str, Args] | None = None
-    severities: Annotated[tuple[Severity, ...], Field(min_length=1)] = SEVERITIES
+    severities: UniqueTuple[Severity] = SEVERITIES
     noise: dict[str, Args] = Field(default_factory=dict)
     datasets: list[str] | dict[str, Args] | None = None
     class_subsets: list[Literal["imagenet_a", "imagenet_r"]] = Field(default_factory=list)

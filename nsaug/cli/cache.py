@@ -1,7 +1,7 @@
 """List or delete a cache of evaluation results.
 
-    python -m nsaug.cli.cache outputs/evaluate/cache           blocks and sizes by model and benchmark
-    python -m nsaug.cli.cache outputs/evaluate/cache --clear   delete all results of this version
+python -m nsaug.cli.cache outputs/evaluate/cache           blocks and sizes by model and benchmark
+python -m nsaug.cli.cache outputs/evaluate/cache --clear   delete all results of this version
 """
 
 import argparse

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from nsaug.data import TestDataset
-    from nsaug.evaluation import Entry, EvalModel, Plan, SuiteConfig, Unit, Workers
+    from nsaug.evaluation import BenchmarkResult, Entry, EvalModel, Plan, ResultCache, SuiteConfig, Workers
     from nsaug.models.noisy_vit import NoisyViT
 
 log = logging.getLogger("nsaug.evaluate")
@@ -67,7 +67,9 @@ def main(cfg: DictConfig) -> None:
         if not workers.is_first:
             return
         if cfg.shard is not None:
-            log.info("shard %s is done, see %s: type the same command without shard= for the tables", cfg.shard, cfg.cache)
+            log.info(
+                "shard %s is done, see %s: type the same command without shard= for the tables", cfg.shard, cfg.cache
+            )
             return
         results = runner.results()
     report(cfg, suite, results, prepared, workers.device)
@@ -167,7 +169,7 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     from nsaug.evaluation import expand
     from nsaug.utils.types import NonNegativeInt, PositiveInt, Seed
 
-    validate_config(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "suite"]), TOP_LEVEL_KEYS)
+    validate_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "suite"]), TOP_LEVEL_KEYS)
     for group in ("data", "model", "suite", "tracking"):
         if not isinstance(cfg[group], DictConfig):
             raise UserError(f"{group}=null: this group cannot be left out")
@@ -175,8 +177,8 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
         raise UserError("model.compile and model.grad_checkpointing are for training: remove them")
     types = {
         "checkpoint": str | list[str] | None, "seed": Seed, "split": Literal["test", "val"],
-        "batch_size": PositiveInt, "cache": str, "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt],
-        "num_nodes": PositiveInt, "shard": str | int | None, "dry_run": bool,
+        "batch_size": PositiveInt, "cache": str, "shard": str | int | None, "dry_run": bool,
+        "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt], "num_nodes": PositiveInt,
     }  # fmt: skip
     for key, annotation in types.items():
         validate_value(key, to_plain(cfg[key]), annotation)
@@ -338,7 +340,9 @@ def print_plan(cfg: DictConfig, prepared: Prepared, cache: "ResultCache", worker
     if remaining:
         seconds = remaining * seconds_per_cost(cfg, plan, workers.device) / workers.size
         how = f" in {workers.size} processes" if workers.size > 1 else ""
-        log.info("about %s%s, by the time of one batch; corruptions and loading may add to it", format_duration(seconds), how)
+        log.info(
+            "about %s%s, by the time of one batch; corruptions and loading may add to it", format_duration(seconds), how
+        )
     else:
         log.info("everything is in the cache")
 
@@ -371,7 +375,8 @@ def report(
     if num_failed < len(results):
         metadata = report_metadata(cfg, device)
         table = write_report(results, suite.score, metadata, folder, prepared.missing)
-        instantiate(cfg.tracking).publish(folder, f"{metadata['suite']} of {len({r.model.label for r in results})}", table, results)
+        num_models = len({result.model.label for result in results})
+        instantiate(cfg.tracking).publish(folder, f"{metadata['suite']} of {num_models}", table, results)
         print_tables(table, prepared.missing)
         log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
     if num_failed:
@@ -384,7 +389,7 @@ def report(
         raise UserError(f"{len(prepared.unreadable)} of {total} models cannot be evaluated: {prepared.unreadable[0]}")
 
 
-def print_tables(table: "pd.DataFrame", missing: list[str]) -> None:
+def print_tables(table: "pd.DataFrame", missing: Sequence[str]) -> None:
     """Print the result tables and their notes."""
     from rich.console import Console
 

@@ -1,7 +1,7 @@
 """On-disk cache of results, one file for every unit of work, named by a digest of everything that it depends on.
 
-`python -m nsaug.cli.cache` lists or deletes its content. Files are read as data (JSON and arrays without pickle); a file that is damaged, or was written by another version, is
-ignored and its unit computed again.
+`python -m nsaug.cli.cache` lists or deletes its content. Files are read as data (JSON and arrays without pickle); a file
+that is damaged, or was written by another version, is ignored and its unit computed again.
 """
 
 import json
@@ -125,5 +125,6 @@ def _decode(arrays: Mapping[str, np.ndarray]) -> PerImageResult | AnalysisResult
     samples = arrays["sample_images"]
     if samples.dtype != np.uint8 or samples.ndim != 4 or len(samples) > len(meta.ids):
         raise ValueError("sample images of an unexpected type")
-    scores = PerImageScores(**{name: arrays[name] for name in FIELDS}, extra=extra)
+    fields: dict[str, Any] = {name: arrays[name] for name in FIELDS}
+    scores = PerImageScores(**fields, extra=extra)
     return PerImageResult(meta.ids, scores, samples, tuple(meta.notes))

@@ -60,7 +60,9 @@ def _rows(results: list[BenchmarkResult], stored: bool) -> list[dict[str, Any]]:
         if sorted(result.strength or 0 for result in group) == SEVERITIES and _same_images(group)
     }
     errors = {name: np.stack([_errors(result) for result in group]).mean(0) for name, group in complete.items()}
-    rows = [_row(complete[name][0], complete[name][0].name, "corruption_error", error) for name, error in errors.items()]
+    rows = [
+        _row(complete[name][0], complete[name][0].name, "corruption_error", error) for name, error in errors.items()
+    ]
     tested = [complete[name][0] for name in TEST_CORRUPTIONS if name in complete]
     if len(tested) < len(TEST_CORRUPTIONS) or not _same_images(tested):
         return rows

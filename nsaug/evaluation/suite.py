@@ -131,7 +131,11 @@ def _attacks(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entry]:
         transfer = args.pop("transfer", False)
         kind = args.pop("attack", name)
         for strength, single in _strengths(args, "eps"):
-            attack = instantiate(single, path) if "_target_" in single else _build(_look_up(kind, ATTACKS, path), single, path)
+            attack = (
+                instantiate(single, path)
+                if "_target_" in single
+                else _build(_look_up(kind, ATTACKS, path), single, path)
+            )
             strength = getattr(attack, "eps", None) if strength is None else strength
             benchmark = UnderEmbeddingAttack if isinstance(attack, attacks.EmbeddingPGD) else UnderAttack
             yield Entry(name, _build(benchmark, {"attack": attack, "transfer": transfer}, path), strength)
@@ -175,10 +179,10 @@ def _datasets(config: SuiteConfig) -> Iterator[Entry]:
 def _analysis(name: str, args: Args, instantiate: Instantiate) -> Analysis:
     path, args = f"suite.analyses.{name}", dict(args or {})
     if "_target_" in args:
-        return instantiate(args, path)  # type: ignore[no-any-return]
+        return instantiate(args, path)
     if isinstance(synthesis := args.get("synthesis"), dict):
         args["synthesis"] = _build(UniversalConfig, synthesis, f"{path}.synthesis")
-    return _build(_look_up(args.pop("analysis", name), ANALYSES, path), args, path)  # type: ignore[no-any-return]
+    return _build(_look_up(args.pop("analysis", name), ANALYSES, path), args, path)
 
 
 def _custom(name: str, args: Args, instantiate: Instantiate) -> ImageBenchmark | Analysis:
@@ -206,8 +210,8 @@ def _check(entries: Sequence[Entry], config: SuiteConfig) -> None:
     for name in config.score:
         if name not in names:
             raise UserError(
-                f"suite.score.{name}: the suite has no such benchmark, but {', '.join(sorted(names))}; leave it out with"
-                f" '~suite.score.{name}'"
+                f"suite.score.{name}: the suite has no such benchmark, but {', '.join(sorted(names))}; leave it out"
+                f" with '~suite.score.{name}'"
             )
 
 

@@ -70,7 +70,8 @@ class NoiseAnalysis(Analysis):
             learned.append((model.to_tokens(result.noise, layer), bool(result.converged.all())))
         clean = [compute_outputs(model, batch) for batch in test_images.split(size)]
         measurements = [
-            Measurement("learned", None, "converged", index, float(converged)) for index, (_, converged) in enumerate(learned)
+            Measurement("learned", None, "converged", index, float(converged))
+            for index, (_, converged) in enumerate(learned)
         ]
 
         def measure(condition: str, strength: float | None, index: int, noise: Tensor) -> None:
@@ -96,7 +97,9 @@ class NoiseAnalysis(Analysis):
         titles, shown = self._make_images(model, test_images[:1], noises[:1], make_generator(device, seed, CHANGE, 0))
         return AnalysisResult(measurements, images.test_ids, titles, shown, noises.cpu().numpy())
 
-    def _variants(self, model: NoisyViT, images: Tensor, noise: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def _variants(
+        self, model: NoisyViT, images: Tensor, noise: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """The noise, its permutations, and random noise of the same norm and of the same influence."""
         layer = self.synthesis.layer
         random = random_like(noise, generator)

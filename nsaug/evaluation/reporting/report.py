@@ -106,7 +106,11 @@ def render_page(
     has_strengths = {result.name for result in scored if result.strength is not None}
 
     def curves(condition: str) -> list[tuple[str, str]]:
-        return [(b, plots.strength_curve(groups, b, start_at.get(b))) for b in by_condition.get(condition, []) if b in has_strengths]
+        return [
+            (b, plots.strength_curve(groups, b, start_at.get(b)))
+            for b in by_condition.get(condition, [])
+            if b in has_strengths
+        ]
 
     return _template().render(
         metadata=metadata,
@@ -133,7 +137,9 @@ def render_page(
             if len(set(eps.values())) > 1
         ],
         samples=samples(scored),
-        failures=list(dict.fromkeys((result.model.label, result.name, result.failure) for result in results if result.failure)),
+        failures=list(
+            dict.fromkeys((result.model.label, result.name, result.failure) for result in results if result.failure)
+        ),
         score=weights,
     )
 

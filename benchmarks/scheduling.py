@@ -5,7 +5,7 @@
 
 The time of an image is the estimated cost of its benchmark times a draw from a log-normal distribution (mean 1, at most
 5): with AutoAttack some images fall at the first step, some after thousands. The processes do not know it. They take
-units from a counter, the most expensive estimate first, and cheap ones one in advance, as `nsaug.evaluation.Workers` and
+units from a counter, the most expensive estimate first, cheap ones one in advance, as `nsaug.evaluation.Workers` and
 `load_units` do. Ideal: the sum of all times divided by the number of processes.
 """
 

@@ -1,6 +1,6 @@
 """On-disk cache of results, one file for every unit of work, named by a digest of everything that it depends on.
 
-`python -m nsaug.cli.cache` lists or deletes its content. Files are read as data (JSON and arrays without pickle); a file
+`python -m nsaug.cli.cache` lists or deletes its content. Files are read as data (JSON and arrays without pickle); one
 that is damaged, or was written by another version, is ignored and its unit computed again.
 """
 

@@ -95,7 +95,8 @@ def test_class_subsets_analyses_and_benchmarks():
         analyses={"noise": {"synthesis": {"eps": 0.03}}, "transfer": {"source": "noise"}, "exact": None},
     )  # fmt: skip
     assert names(entries) == [
-        ("clean", None), ("clean_imagenet_a", None), ("noise", None), ("transfer", None), ("exact", None), ("mine", None),
+        ("clean", None), ("clean_imagenet_a", None), ("noise", None), ("transfer", None), ("exact", None),
+        ("mine", None),
     ]  # fmt: skip
     assert entries[1].benchmark.classes == "imagenet_a"
 

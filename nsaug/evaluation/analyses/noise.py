@@ -24,7 +24,7 @@ from nsaug.nullspace.analysis import (
 from nsaug.nullspace.noise import root_mean_square, scale_noise
 from nsaug.nullspace.pixel_space import to_pixels
 from nsaug.utils.rng import make_generator
-from nsaug.utils.types import Fraction, NonNegativeFloat, PositiveInt, validated_dataclass
+from nsaug.utils.types import Fraction, NonNegativeFloat, PositiveInt, UniqueTuple, validated_dataclass
 
 
 @validated_dataclass
@@ -43,7 +43,7 @@ class NoiseAnalysis(Analysis):
 
     synthesis: UniversalConfig
     num_noises: PositiveInt = 20
-    alphas: tuple[NonNegativeFloat, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+    alphas: UniqueTuple[NonNegativeFloat] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
     mix_weights: tuple[Fraction, ...] = (0.25, 0.5, 0.75)
 
     def cost(self, num_images: int) -> int:

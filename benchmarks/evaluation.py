@@ -103,7 +103,9 @@ def main() -> None:
     vit.requires_grad_(False)
     load = Loader(options.images, (3, 32, 32))
     labels = torch.randint(10, (options.images,), generator=torch.Generator().manual_seed(1))
-    data = ImageSet([str(index) for index in range(options.images)], labels.tolist(), load, transform=lambda image: image)
+    data = ImageSet(
+        [str(index) for index in range(options.images)], labels.tolist(), load, transform=lambda image: image
+    )
     loader: DataLoader[Any] = DataLoader(data, batch_size=64)
     images, labels = load.images[:64].to(device), labels[:64].to(device)
     pgd = PGD(eps=EPS, num_steps=STEPS, step_size=EPS / 4, random_start=True)

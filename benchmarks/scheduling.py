@@ -3,10 +3,10 @@
     python benchmarks/scheduling.py             64 processes, units of suite=imagenet_small, five draws
     python benchmarks/scheduling.py --check     exit 1 if the share is below 0.95
 
-The time of an image is the estimated cost of its benchmark times a draw from a log-normal distribution (mean 1, at most 5): with
-AutoAttack some images fall at the first step, some after thousands. The processes do not know it. They take units
-from a counter, the most expensive estimate first, and cheap ones one in advance, as `nsaug.evaluation.Workers` and `load_units` do.
-Ideal: the sum of all times divided by the number of processes.
+The time of an image is the estimated cost of its benchmark times a draw from a log-normal distribution (mean 1, at most
+5): with AutoAttack some images fall at the first step, some after thousands. The processes do not know it. They take
+units from a counter, the most expensive estimate first, cheap ones one in advance, as `nsaug.evaluation.Workers` and
+`load_units` do. Ideal: the sum of all times divided by the number of processes.
 """
 
 import argparse
@@ -25,7 +25,9 @@ MAX_TIME = 5
 def simulate(times: np.ndarray, expensive: np.ndarray, num_workers: int) -> float:
     """Time until all units, taken in their order, are done."""
     remaining = iter(range(len(times)))
-    events: list[tuple[float, int, int | None]] = []  # when a process is done, which one, the unit that it took in advance
+    events: list[
+        tuple[float, int, int | None]
+    ] = []  # when a process is done, which one, the unit that it took in advance
 
     def start(now: float, worker: int, unit: int | None) -> None:
         unit = next(remaining, None) if unit is None else unit

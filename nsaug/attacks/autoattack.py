@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from nsaug.attacks.objectives import as_labels
 from nsaug.attacks.third_party import draw_seed, preserve_state
+from nsaug.utils.errors import UserError
 from nsaug.utils.optional_imports import optional_import
 from nsaug.utils.rng import GeneratorLike
-from nsaug.utils.types import NonNegativeFloat, validated_dataclass
+from nsaug.utils.types import NonNegativeFloat, UniqueTuple, validated_dataclass
 
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 STANDARD: tuple[AttackName, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -29,7 +30,7 @@ class AutoAttack:
     eps: NonNegativeFloat = 4 / 255
     """Radius of the ball, in pixel units."""
     norm: Literal["Linf", "L2"] = "Linf"
-    attacks: tuple[AttackName, ...] = STANDARD
+    attacks: UniqueTuple[AttackName] = STANDARD
     """A subset is faster, but its accuracy is not comparable to published AutoAttack numbers."""
 
     num_steps: ClassVar[int] = 1000
@@ -38,7 +39,7 @@ class AutoAttack:
         """Return the adversarial images; see `Attack`.
 
         Raises:
-            UserError: pyautoattack is not installed.
+            UserError: pyautoattack is not installed, or no attack is left for fewer than four classes.
         """
         if self.eps == 0:  # the library divides by it
             return images
@@ -47,10 +48,12 @@ class AutoAttack:
         with preserve_state(model, seed):
             with torch.no_grad():
                 num_classes = model(images[:1]).shape[1]
+            attacks = [name for name in self.attacks if name != "apgd-t" or num_classes > 3]
+            if not attacks:
+                raise UserError("autoattack.attacks=[apgd-t] needs four classes: add apgd-ce")
             ensemble = library.AutoAttack(
-                model, norm=self.norm, eps=self.eps, seed=seed, device=images.device, version="custom",
-                attacks=[name for name in self.attacks if name != "apgd-t" or num_classes > 3],
-            )  # fmt: skip
+                model, norm=self.norm, eps=self.eps, seed=seed, device=images.device, version="custom", attacks=attacks
+            )
             # The settings of version="standard", which the library offers for ten or more classes only.
             num_targets = min(NUM_TARGETS, num_classes - 1)
             ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = num_targets

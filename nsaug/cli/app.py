@@ -303,7 +303,8 @@ def _target(node: DictConfig, path: str) -> Any:
 def validate_value(name: str, value: Any, annotation: Any) -> None:
     """Check one value against a type; raises UserError, in one line."""
     try:
-        _adapter(annotation).validate_python(value)
+        strict = True if isinstance(value, bool) else None  # a number given as true is a mistake, whatever the class
+        _adapter(annotation).validate_python(value, strict=strict)
     except ValidationError as error:
         details = error.errors(include_url=False)
         reasons = dict.fromkeys("lacks a value" if d["type"] == "missing" else d["msg"] for d in details)

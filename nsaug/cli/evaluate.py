@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from nsaug.data import TestDataset
-    from nsaug.evaluation import Entry, EvalModel, Plan, SuiteConfig, Unit, Workers
+    from nsaug.evaluation import BenchmarkResult, Entry, EvalModel, Plan, ResultCache, SuiteConfig, Workers
     from nsaug.models.noisy_vit import NoisyViT
 
 log = logging.getLogger("nsaug.evaluate")
@@ -46,14 +47,15 @@ def main(cfg: DictConfig) -> None:
     workers = Workers(cfg.accelerator, to_plain(cfg.devices), cfg.num_nodes)
 
     # The first process lists the images and checks every model and benchmark before the others are started.
-    plan, missing, num_workers = prepare(cfg, suite, entries, workers.device) if workers.is_first else (None, [], 0)
+    prepared = prepare(cfg, suite, entries, workers.device) if workers.is_first else Prepared()
     if cfg.dry_run:
-        if plan is not None:
-            print_plan(cfg, plan, cache, missing, workers)
+        if prepared.plan is not None:
+            print_plan(cfg, prepared, cache, workers)
         return
     cache.check_writable()
     workers.start()
-    plan, num_workers = workers.broadcast((plan, num_workers))
+    plan, num_workers = workers.broadcast((prepared.plan, prepared.num_workers))
+    assert plan is not None
     load = partial(load_vit, cfg, workers.device)
     runner = Runner(plan, load, cache, workers.device, cfg.batch_size, num_workers // workers.local_size)
     pending = workers.broadcast(runner.pending(*shard) if workers.is_first else [])
@@ -65,10 +67,29 @@ def main(cfg: DictConfig) -> None:
         if not workers.is_first:
             return
         if cfg.shard is not None:
-            log.info("shard %s is done, see %s: type the same command without shard= for the tables", cfg.shard, cfg.cache)
+            log.info(
+                "shard %s is done, see %s: type the same command without shard= for the tables", cfg.shard, cfg.cache
+            )
             return
         results = runner.results()
-    report(cfg, suite, results, missing, workers.device)
+    report(cfg, suite, results, prepared, workers.device)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the first process finds before the work starts.
+
+    Attributes:
+        plan: the units of work.
+        missing: one line per missing data set.
+        unreadable: one line per model that cannot be evaluated.
+        num_workers: number of processes that load images.
+    """
+
+    plan: "Plan | None" = None
+    missing: Sequence[str] = ()
+    unreadable: Sequence[str] = ()
+    num_workers: int = 0
 
 
 @contextmanager
@@ -100,19 +121,25 @@ def one_line_interrupt(cfg: DictConfig, is_first: bool) -> Iterator[None]:
         raise SystemExit(1) from None  # the first process, which holds the counter, is gone
 
 
-def prepare(
-    cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]", device: "torch.device"
-) -> "tuple[Plan, list[str], int]":
-    """Check all models, data sets and benchmarks, and list the units of work.
-
-    Returns:
-        The plan, one line per missing data set, and the number of processes that load images.
-    """
+def prepare(cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]", device: "torch.device") -> Prepared:
+    """Check all models, data sets and benchmarks, and list the units of work."""
     from nsaug.evaluation import Planner, Subset, find_models
 
     entries, missing = drop_missing_datasets(entries, suite.require_data)
-    models = find_models(to_plain(cfg.checkpoint), cfg.model.get("name"))
+    candidates, damaged = find_models(to_plain(cfg.checkpoint), cfg.model.get("name"))
+    unreadable = [model.reason for model in damaged]
     get_data = make_data_loader(cfg)
+    models = []
+    for model in candidates:
+        try:
+            get_data(model)
+            models.append(model)
+        except UserError as error:
+            unreadable.append(str(error))
+    if not models:
+        raise UserError(unreadable[0])
+    for reason in unreadable:
+        log.error("%s", reason)
     for model in models:
         check_benchmarks(entries, get_data(model), model)
         if not uses_model_config(cfg, model):
@@ -132,7 +159,7 @@ def prepare(
             log.info("%s: evaluating the moving average of its weights (ema=%g)", model.label, ema)
     subset = Subset(seed=cfg.seed, max_images=suite.max_images, image_list=suite.image_list)
     plan = Planner(models, entries, load, subset, cfg.batch_size).build()
-    return plan, missing, get_data(models[0]).num_workers
+    return Prepared(plan, missing, unreadable, get_data(models[0]).num_workers)
 
 
 def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
@@ -140,18 +167,18 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     from typing import Literal
 
     from nsaug.evaluation import expand
-    from nsaug.utils.types import NonNegativeInt, PositiveInt
+    from nsaug.utils.types import NonNegativeInt, PositiveInt, Seed
 
-    validate_config(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "suite"]), TOP_LEVEL_KEYS)
+    validate_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "suite"]), TOP_LEVEL_KEYS)
     for group in ("data", "model", "suite", "tracking"):
         if not isinstance(cfg[group], DictConfig):
             raise UserError(f"{group}=null: this group cannot be left out")
     if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
         raise UserError("model.compile and model.grad_checkpointing are for training: remove them")
     types = {
-        "checkpoint": str | list[str] | None, "seed": NonNegativeInt, "split": Literal["test", "val"],
-        "batch_size": PositiveInt, "cache": str, "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt],
-        "num_nodes": PositiveInt, "shard": str | int | None, "dry_run": bool,
+        "checkpoint": str | list[str] | None, "seed": Seed, "split": Literal["test", "val"],
+        "batch_size": PositiveInt, "cache": str, "shard": str | int | None, "dry_run": bool,
+        "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt], "num_nodes": PositiveInt,
     }  # fmt: skip
     for key, annotation in types.items():
         validate_value(key, to_plain(cfg[key]), annotation)
@@ -213,17 +240,19 @@ def missing_datasets(entries: "list[Entry]") -> dict[str, list[str]]:
 def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     """Return a function from a model to its data: `data=` if set, otherwise what the model was trained on."""
     from nsaug.data.datamodule import as_test_dataset
+    from nsaug.data.registry import data_from_metadata
 
     loaded: dict[str, TestDataset] = {}
 
     def get_data(model: "EvalModel") -> "TestDataset":
-        node = OmegaConf.to_container(cfg.data, resolve=True) or model.metadata.get("data")
-        if not node:
-            raise UserError(f"{model.checkpoint or model.name} does not record its training data: add data=...")
-        assert isinstance(node, dict)
-        key = json.dumps(node, sort_keys=True)
+        named = "_target_" in cfg.data
+        key = json.dumps(None if named else model.metadata.get("data"), sort_keys=True)
         if key not in loaded:
-            loaded[key] = as_test_dataset(instantiate(OmegaConf.create(node)), split=cfg.split)
+            if named:
+                data = instantiate(cfg.data)
+            else:  # such as +data.root=PATH
+                data = data_from_metadata(model.metadata, to_plain(cfg.data), source=model.config_file)
+            loaded[key] = as_test_dataset(data, split=cfg.split)
             loaded[key].setup("test")
         return loaded[key]
 
@@ -280,13 +309,15 @@ def check_classes(vit: "NoisyViT", data: "TestDataset", model: "EvalModel") -> N
         )
 
 
-def print_plan(cfg: DictConfig, plan: "Plan", cache: "ResultCache", missing: list[str], workers: "Workers") -> None:
+def print_plan(cfg: DictConfig, prepared: Prepared, cache: "ResultCache", workers: "Workers") -> None:
     """Print what an evaluation would do: blocks by benchmark, how many are cached, and an estimate of the time."""
     from rich.console import Console
     from rich.table import Table
 
     from nsaug.evaluation.progress import format_duration
 
+    plan = prepared.plan
+    assert plan is not None
     table = Table()
     for column in ("benchmark", "images", "blocks", "cached"):
         table.add_column(column, justify="left" if column == "benchmark" else "right")
@@ -300,7 +331,7 @@ def print_plan(cfg: DictConfig, plan: "Plan", cache: "ResultCache", missing: lis
         table.add_row(title, *(f"{count:,}" for count in row))
     console = Console(width=None if Console().is_terminal else 200)
     console.print(table)
-    for line in missing:
+    for line in (*prepared.missing, *prepared.unreadable):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     failures = {job.failure for job in plan.jobs if job.failure}
     for failure in failures:
@@ -309,7 +340,9 @@ def print_plan(cfg: DictConfig, plan: "Plan", cache: "ResultCache", missing: lis
     if remaining:
         seconds = remaining * seconds_per_cost(cfg, plan, workers.device) / workers.size
         how = f" in {workers.size} processes" if workers.size > 1 else ""
-        log.info("about %s%s, by the time of one batch; corruptions and loading may add to it", format_duration(seconds), how)
+        log.info(
+            "about %s%s, by the time of one batch; corruptions and loading may add to it", format_duration(seconds), how
+        )
     else:
         log.info("everything is in the cache")
 
@@ -332,7 +365,7 @@ def seconds_per_cost(cfg: DictConfig, plan: "Plan", device: "torch.device") -> f
 
 
 def report(
-    cfg: DictConfig, suite: "SuiteConfig", results: "list[BenchmarkResult]", missing: list[str], device: "torch.device"
+    cfg: DictConfig, suite: "SuiteConfig", results: "list[BenchmarkResult]", prepared: Prepared, device: "torch.device"
 ) -> None:
     """Write all files, print the tables, and raise UserError if a benchmark failed."""
     from nsaug.evaluation.reporting.report import write_report
@@ -341,18 +374,22 @@ def report(
     num_failed = sum(result.output is None for result in results)
     if num_failed < len(results):
         metadata = report_metadata(cfg, device)
-        table = write_report(results, suite.score, metadata, folder, missing)
-        instantiate(cfg.tracking).publish(folder, f"{metadata['suite']} of {len({r.model.label for r in results})}", table, results)
-        print_tables(table, missing)
+        table = write_report(results, suite.score, metadata, folder, prepared.missing)
+        num_models = len({result.model.label for result in results})
+        instantiate(cfg.tracking).publish(folder, f"{metadata['suite']} of {num_models}", table, results)
+        print_tables(table, prepared.missing)
         log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
     if num_failed:
         reasons = dict.fromkeys(result.failure for result in results if result.failure)
         raise UserError(
             f"{num_failed} of {len(results)} benchmarks failed ({next(iter(reasons))}); the others are in {cfg.cache}"
         )
+    if prepared.unreadable:
+        total = len({result.model.label for result in results}) + len(prepared.unreadable)
+        raise UserError(f"{len(prepared.unreadable)} of {total} models cannot be evaluated: {prepared.unreadable[0]}")
 
 
-def print_tables(table: "pd.DataFrame", missing: list[str]) -> None:
+def print_tables(table: "pd.DataFrame", missing: Sequence[str]) -> None:
     """Print the result tables and their notes."""
     from rich.console import Console
 

@@ -24,8 +24,6 @@ TOP_LEVEL_KEYS = {
     "checkpoint_every_n_steps", "max_nonfinite_batches",
 }  # fmt: skip
 
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-"""NumPy's global generator takes 32 bits."""
 Text = Annotated[str, Field(min_length=1)]
 """Not empty: `checkpoint=$UNSET` is a mistake."""
 
@@ -40,10 +38,11 @@ def main(cfg: DictConfig) -> None:
     import lightning as L
 
     from nsaug.models import weights
+    from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space
     from nsaug.training.lightning_module import Finetuner
     from nsaug.training.loggers import finish, wandb_run_info
-    from nsaug.training.resume import LAST, check_same_config, find_resume_checkpoint
+    from nsaug.training.resume import LAST, check_checkpoint, check_same_config, find_resume_checkpoint
 
     folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -71,9 +70,11 @@ def main(cfg: DictConfig) -> None:
 
     name = cfg.name or method.name
     metadata = run_metadata(cfg, name, method.name, data.class_names)
+    check_metadata(metadata, folder / CONFIG)
     previous = weights.read_metadata(folder) if resume_from else {}
     if resume_from:
         check_same_config(previous, metadata, folder)
+        check_checkpoint(resume_from, module)
 
     logger_config = instantiate(cfg.logger)
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -110,7 +111,7 @@ def main(cfg: DictConfig) -> None:
 def check_settings(cfg: DictConfig) -> None:
     """Check everything that can be checked without data and weights; raises UserError."""
     from nsaug.training.param_groups import Trainable
-    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt
+    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed
 
     validate_config(cfg, TOP_LEVEL_KEYS)
     for group in GROUPS:
@@ -160,28 +161,36 @@ def check_output_dir(cfg: DictConfig) -> None:
 
 def check_data(cfg: DictConfig, data: Any) -> None:
     """Check the settings that depend on the data."""
+    from nsaug.utils.types import check_unique
+
     if cfg.save == "best" and not data.val_set:
         raise UserError("save=best needs validation images: set data.val_fraction above 0, or save=last")
     if data.num_classes < 2:
         raise UserError(f"the data have one class ({data.class_names[0]}): a classifier needs two or more")
+    try:
+        check_unique(data.class_names)
+    except ValueError as error:
+        raise UserError(f"the names of the classes should differ: {error}") from error
 
 
 def run_metadata(cfg: DictConfig, name: str, method: str, class_names: list[str]) -> dict[str, Any]:
     """What config.json records of a run: enough to evaluate its weights on its data and to group runs by settings."""
+    from nsaug.data.registry import record_data
     from nsaug.models import weights
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    data = dict(config["data"])
-    if "root" in data:
-        data["root"] = str(Path(data["root"]).expanduser().absolute())
+    data_args = {key: value for key, value in config["data"].items() if not key.startswith("_")}
     keys = ("data", "model", "nullspace", "method", "optim", "mixup", "trainable", "ema", "save", "trainer")
-    start = weights.run_name(cfg.checkpoint) if cfg.checkpoint else None
+    start = None
+    if cfg.checkpoint:
+        file = weights.resolve_path(cfg.checkpoint)
+        start = weights.run_name(file, weights.read_metadata(file.parent))
     settings = {key: config[key] for key in keys} | {"start": start}
     return {
         "name": name,
         "method": method,
         "seed": cfg.seed,
-        "data": data,
+        "data": record_data(config["data"]["_target_"], data_args),
         "class_names": class_names,
         "settings": settings,
     }

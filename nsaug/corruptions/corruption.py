@@ -9,7 +9,7 @@ from torch import Tensor
 from nsaug.corruptions import filters
 from nsaug.corruptions.functional import CORRUPTIONS, Params
 from nsaug.corruptions.severities import CIFAR, IMAGENET, MAX_CIFAR_SIZE
-from nsaug.utils.types import validated_dataclass
+from nsaug.utils.types import Integer, validated_dataclass
 
 CorruptionName = Literal[
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
@@ -27,7 +27,7 @@ class Corruption:
     """
 
     name: CorruptionName
-    severity: Annotated[int, Field(ge=1, le=5)] = 1
+    severity: Annotated[Integer, Field(ge=1, le=5)] = 1
 
     def make_params(self, shape: tuple[int, ...], generator: torch.Generator) -> Params:
         """Sample the random parameters of one image of shape (3, H, W), on the CPU."""

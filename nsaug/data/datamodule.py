@@ -2,11 +2,12 @@
 
 import dataclasses
 import logging
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,7 +22,7 @@ from nsaug.data.samplers import (
 from nsaug.data.testsets.base import TestDataset
 from nsaug.data.transforms import InputConfig, eval_transform, train_transform
 from nsaug.utils.errors import UserError
-from nsaug.utils.types import Fraction, NonNegativeInt, PositiveInt, validate_args
+from nsaug.utils.types import Fraction, NonNegativeInt, PositiveFraction, PositiveInt, validate_args
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,12 @@ VALIDATION_NOTE = "validation images"
 """Note on results that are not on test images."""
 VAL_SPLIT_SEED = 0
 """Fixed, so that all runs are compared on the same validation images."""
+
+
+def _check_range(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("should start with the smaller number")
+    return bounds
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -65,7 +72,7 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: NonNegativeInt | None = None,
         val_fraction: Fraction = 0.1,
         crop: Literal["resized", "padded", "none"] = "resized",
-        scale: tuple[Fraction, Fraction] = (0.08, 1.0),
+        scale: Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_check_range)] = (0.08, 1.0),
         hflip: Fraction = 0.5,
         auto_augment: str | None = None,
         max_unreadable: Fraction = 0.001,

@@ -4,7 +4,7 @@ from nsaug.evaluation.analyses import Analysis, NoiseAnalysis, NoiseRadius, Nois
 from nsaug.evaluation.benchmarks import Batch, Clean, ImageBenchmark, UnderAttack, UnderCorruption, UnderNoise
 from nsaug.evaluation.cache import ResultCache
 from nsaug.evaluation.metrics import PerImageScores, score_logits
-from nsaug.evaluation.models import EvalModel, find_models
+from nsaug.evaluation.models import EvalModel, UnreadableModel, find_models
 from nsaug.evaluation.results import AnalysisResult, BenchmarkResult, Measurement, PerImageResult
 from nsaug.evaluation.runner import Runner
 from nsaug.evaluation.subset import Subset
@@ -38,6 +38,7 @@ __all__ = [
     "UnderCorruption",
     "UnderNoise",
     "Unit",
+    "UnreadableModel",
     "Workers",
     "expand",
     "find_models",

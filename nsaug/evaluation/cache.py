@@ -1,21 +1,16 @@
 """On-disk cache of results, one file for every unit of work, named by a digest of everything that it depends on.
 
-    python -m nsaug.evaluation.cache outputs/evaluate/cache           list what is in it
-    python -m nsaug.evaluation.cache outputs/evaluate/cache --clear   delete it
-
-Files are read as data (JSON and arrays without pickle); a file that is damaged, or was written by another version, is
-ignored and its unit computed again.
+`python -m nsaug.cli.cache` lists or deletes its content. Files are read as data (JSON and arrays without pickle); one
+that is damaged, or was written by another version, is ignored and its unit computed again.
 """
 
-import argparse
 import json
-import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from nsaug.evaluation.results import AnalysisResult, PerImageResult
 from nsaug.evaluation.serialization import DAMAGE, OutputValues, decode, encode
 from nsaug.utils.errors import UserError, first_line
@@ -97,28 +92,3 @@ def _decode(arrays: Mapping[str, np.ndarray]) -> PerImageResult | AnalysisResult
     """
     meta = _Meta.model_validate(json.loads(str(arrays["meta"])))
     return decode(meta, meta.ids, arrays)
-
-
-def main() -> None:
-    """List or clear a cache."""
-    parser = argparse.ArgumentParser(description="List or clear a cache of evaluation results.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--clear", action="store_true", help="delete all results")
-    args = parser.parse_args()
-    cache = ResultCache(args.folder)
-    if not cache.folder.is_dir():
-        parser.exit(1, f"error: {args.folder} is not a cache of this version: it has no folder {VERSION}\n")
-    if args.clear:
-        shutil.rmtree(cache.folder)
-        return
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for title, path in cache.titles():
-        counts[title] += 1
-        sizes[title] += path.stat().st_size
-    for title, count in counts.items():
-        print(f"{count:7,} blocks {sizes[title] / 2**20:9.1f} MiB  {title}")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corr
 """
 
 from pathlib import PurePath
+
 import numpy as np
 
 from nsaug.corruptions import TEST_CORRUPTIONS

@@ -66,7 +66,8 @@ def load_units(
     """Yield units with their images on the device; None for a unit without any readable image.
 
     While a unit is evaluated, the images of the next one are loaded, so that one unit at most is taken in advance; none
-    while an expensive one is evaluated, whose time exceeds that of loading, so that idle processes can take it. Images that the previous unit had, too, are not loaded again.
+    while an expensive one is evaluated, whose time exceeds that of loading, so that idle processes can take it. Images
+    that the previous unit had, too, are not loaded again.
 
     Args:
         units: taken one by one, when the loading of their images starts.
@@ -95,7 +96,7 @@ def load_units(
     loader = iter(
         DataLoader(
             _Loadable(image_sets),
-            batch_sampler=chunks(),  # type: ignore[arg-type]
+            batch_sampler=chunks(),
             num_workers=num_workers,
             prefetch_factor=1 if num_workers else None,
             collate_fn=_collate,
@@ -119,7 +120,5 @@ def _join(parts: list[Any], device: torch.device) -> Images | LoadFailure | None
         return failures[0]
     if not parts:
         return None
-    images, labels = (
-        torch.cat([part[index].to(device, non_blocking=True) for part in parts]) for index in (0, 1)
-    )
+    images, labels = (torch.cat([part[index].to(device, non_blocking=True) for part in parts]) for index in (0, 1))
     return Images(images, labels, [image_id for part in parts for image_id in part[2]])

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from nsaug.models.noisy_vit import NoisyViT
-from nsaug.models.weights import CONFIG, SUFFIXES, WEIGHTS, read_config, resolve_path, run_name
+from nsaug.models.run_config import CONFIG, RunConfig
+from nsaug.models.weights import SUFFIXES, WEIGHTS, read_config, resolve_path, run_name
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import flatten
 
@@ -31,12 +32,12 @@ class EvalModel:
     Attributes:
         checkpoint: weights file; None for a timm model.
         config: content of its config.json; None if there is none.
-        metadata: what the training run recorded in config.json; empty for other weights.
+        metadata: what the training run recorded in config.json (`RunMetadata`); empty for other weights.
         name: name in tables; runs that differ only in their seed share it.
     """
 
     checkpoint: str | None
-    config: dict[str, Any] | None
+    config: RunConfig | None
     metadata: dict[str, Any]
     name: str
 
@@ -45,6 +46,11 @@ class EvalModel:
         """Name and seed, for messages and titles."""
         seed = self.metadata.get("seed")
         return self.name if seed is None else f"{self.name}, seed {seed}"
+
+    @property
+    def config_file(self) -> str:
+        """Where the metadata come from, for messages."""
+        return str(Path(self.checkpoint).with_name(CONFIG)) if self.checkpoint and self.config else self.name
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -72,34 +78,62 @@ class EvalModel:
         return {"name": self.config["architecture"], "args": args, "checkpoint": self.checkpoint}
 
 
+@dataclass(frozen=True)
+class UnreadableModel:
+    """A run or weights file that cannot be evaluated.
+
+    Attributes:
+        checkpoint: weights file.
+        reason: one line that names the file and what is wrong with it.
+    """
+
+    checkpoint: str
+    reason: str
+
+
 TIMM = "timm:"
 
 
-def find_models(checkpoint: str | list[str] | None, model_name: str | None) -> list[EvalModel]:
+def find_models(
+    checkpoint: str | list[str] | None, model_name: str | None
+) -> tuple[list[EvalModel], list[UnreadableModel]]:
     """Find the models named by `checkpoint=`: paths, globs, and timm models as `timm:NAME`.
 
     Args:
         checkpoint: one or more of these; None evaluates `model_name`.
         model_name: timm name given by `model=`.
 
+    Returns:
+        The models, at least one, and those whose config.json is damaged.
+
     Raises:
-        UserError: no model is named, or a path has no weights.
+        UserError: no model is named, a path has no weights, or no model can be read.
     """
     patterns = [checkpoint] if isinstance(checkpoint, str) else checkpoint
     if not patterns:
         if model_name is None:
             raise UserError("no model to evaluate: type checkpoint=PATH (a run folder, a file, a glob) or model=vit_s")
-        return [EvalModel(None, None, {}, model_name)]
+        return [EvalModel(None, None, {}, model_name)], []
     models: dict[Any, EvalModel] = {}
+    unreadable: dict[Any, UnreadableModel] = {}
     for pattern in patterns:
         if pattern.startswith(TIMM):
             models.setdefault(pattern, EvalModel(None, None, {}, pattern.removeprefix(TIMM)))
             continue
         for file in _expand(pattern):
-            config = read_config(file)
-            metadata = (config or {}).get("nsaug", {})
-            models.setdefault(file.resolve(), EvalModel(str(file), config, metadata, run_name(file)))
-    return disambiguate(list(models.values()))
+            try:
+                models.setdefault(file.resolve(), _read_model(file))
+            except UserError as error:
+                unreadable[file.resolve()] = UnreadableModel(str(file), str(error))
+    if not models:
+        raise UserError(next(iter(unreadable.values())).reason)
+    return disambiguate(list(models.values())), list(unreadable.values())
+
+
+def _read_model(file: Path) -> EvalModel:
+    config = read_config(file)
+    metadata: Any = (config or {}).get("nsaug", {})
+    return EvalModel(str(file), config, metadata, run_name(file, metadata))
 
 
 def _expand(pattern: str) -> list[Path]:

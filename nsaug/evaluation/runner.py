@@ -136,7 +136,9 @@ class Runner:
             return PerImageResult([], PerImageScores.empty(), np.zeros((0, 1, 1, 3), np.uint8))
         source = None if job.source is None else self._load(job.source)
         labels = to_subset(images.labels, job.classes, model.model.num_classes)
-        constants = self._constants(job.model if job.source is None else job.source, unit.image_set, job.classes, job.reference)
+        constants = self._constants(
+            job.model if job.source is None else job.source, unit.image_set, job.classes, job.reference
+        )
         batch = Batch(images.images, labels, images.ids, constants, source, unit.show)
         with (
             model.restrict_classes(job.classes),

@@ -65,8 +65,8 @@ def decode(values: OutputValues, ids: list[str], arrays: Mapping[str, np.ndarray
     samples = arrays["sample_images"]
     if not _are_images(samples) or len(samples) > len(ids):
         raise ValueError("sample images of an unexpected type")
-    scores = PerImageScores(**{name: arrays[name] for name in FIELDS}, extra=extra)
-    return PerImageResult(ids, scores, samples, tuple(values.notes))
+    fields: dict[str, Any] = {name: arrays[name] for name in FIELDS}
+    return PerImageResult(ids, PerImageScores(**fields, extra=extra), samples, tuple(values.notes))
 
 
 def _are_images(images: np.ndarray) -> bool:

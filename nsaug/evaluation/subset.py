@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 from nsaug.data.dataset import ImageSet, label_set
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import NonNegativeInt, PositiveInt, validated_dataclass
+from nsaug.utils.types import PositiveInt, Seed, validated_dataclass
 
 
 @validated_dataclass
@@ -23,7 +23,7 @@ class Subset:
             and extensions are ignored.
     """
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     max_images: PositiveInt | None = None
     image_list: str | None = None
 

@@ -25,7 +25,15 @@ from nsaug.evaluation.benchmarks import (
 from nsaug.evaluation.units import Entry
 from nsaug.nullspace import NullspaceNoise, UniversalConfig
 from nsaug.utils.errors import UserError, unknown_name
-from nsaug.utils.types import PositiveFloat, PositiveInt, parse_number, validated_dataclass, validation_message
+from nsaug.utils.types import (
+    Integer,
+    PositiveFloat,
+    PositiveInt,
+    UniqueTuple,
+    parse_number,
+    validated_dataclass,
+    validation_message,
+)
 
 ATTACKS: dict[str, type] = {
     "autoattack": attacks.AutoAttack,
@@ -46,7 +54,7 @@ ANALYSES: dict[str, type[Analysis]] = {
     "transfer": NoiseTransfer,
 }
 SEVERITIES = (1, 2, 3, 4, 5)
-Severity = Annotated[int, Field(ge=1, le=5)]
+Severity = Annotated[Integer, Field(ge=1, le=5)]
 Args = dict[str, Any] | None
 Instantiate = Callable[[Mapping[str, Any], str], Any]
 
@@ -77,7 +85,7 @@ class SuiteConfig:
 
     attacks: dict[str, Args] = Field(default_factory=dict)
     corruptions: Literal["all"] | list[CorruptionName] | dict[str, Args] | None = None
-    severities: Annotated[tuple[Severity, ...], Field(min_length=1)] = SEVERITIES
+    severities: UniqueTuple[Severity] = SEVERITIES
     noise: dict[str, Args] = Field(default_factory=dict)
     datasets: list[str] | dict[str, Args] | None = None
     class_subsets: list[Literal["imagenet_a", "imagenet_r"]] = Field(default_factory=list)
@@ -123,7 +131,11 @@ def _attacks(config: SuiteConfig, instantiate: Instantiate) -> Iterator[Entry]:
         transfer = args.pop("transfer", False)
         kind = args.pop("attack", name)
         for strength, single in _strengths(args, "eps"):
-            attack = instantiate(single, path) if "_target_" in single else _build(_look_up(kind, ATTACKS, path), single, path)
+            attack = (
+                instantiate(single, path)
+                if "_target_" in single
+                else _build(_look_up(kind, ATTACKS, path), single, path)
+            )
             strength = getattr(attack, "eps", None) if strength is None else strength
             benchmark = UnderEmbeddingAttack if isinstance(attack, attacks.EmbeddingPGD) else UnderAttack
             yield Entry(name, _build(benchmark, {"attack": attack, "transfer": transfer}, path), strength)
@@ -167,10 +179,10 @@ def _datasets(config: SuiteConfig) -> Iterator[Entry]:
 def _analysis(name: str, args: Args, instantiate: Instantiate) -> Analysis:
     path, args = f"suite.analyses.{name}", dict(args or {})
     if "_target_" in args:
-        return instantiate(args, path)  # type: ignore[no-any-return]
+        return instantiate(args, path)
     if isinstance(synthesis := args.get("synthesis"), dict):
         args["synthesis"] = _build(UniversalConfig, synthesis, f"{path}.synthesis")
-    return _build(_look_up(args.pop("analysis", name), ANALYSES, path), args, path)  # type: ignore[no-any-return]
+    return _build(_look_up(args.pop("analysis", name), ANALYSES, path), args, path)
 
 
 def _custom(name: str, args: Args, instantiate: Instantiate) -> ImageBenchmark | Analysis:
@@ -198,8 +210,8 @@ def _check(entries: Sequence[Entry], config: SuiteConfig) -> None:
     for name in config.score:
         if name not in names:
             raise UserError(
-                f"suite.score.{name}: the suite has no such benchmark, but {', '.join(sorted(names))}; leave it out with"
-                f" '~suite.score.{name}'"
+                f"suite.score.{name}: the suite has no such benchmark, but {', '.join(sorted(names))}; leave it out"
+                f" with '~suite.score.{name}'"
             )
 
 

@@ -186,9 +186,7 @@ class Planner:
     def _requires(entry: Entry) -> str | None:
         return entry.benchmark.requires if isinstance(entry.benchmark, Analysis) else None
 
-    def _add_model(
-        self, number: int, entries: Sequence[Entry], transfers: Sequence[tuple[Entry, int]] = ()
-    ) -> None:
+    def _add_model(self, number: int, entries: Sequence[Entry], transfers: Sequence[tuple[Entry, int]] = ()) -> None:
         model = self.models[number]
         items = [*((entry, None) for entry in entries), *transfers]
         try:
@@ -211,14 +209,15 @@ class Planner:
     def _add_job(self, number: int, vit: NoisyViT, data: TestDataset, entry: Entry, source: int | None) -> None:
         benchmark, model = entry.benchmark, self.models[number]
         is_analysis = isinstance(benchmark, Analysis)
-        classes = None if isinstance(benchmark, Analysis) else benchmark.class_subset(data)
+        classes = benchmark.class_subset(data)
         set_number, images, data_notes = self._image_set(benchmark.data or data, vit)
         positions, subset_notes, reference = self._select(images, set_number, classes, benchmark.data is None)
+        required: dict[str, str] = {}
         if isinstance(benchmark, Analysis):
             positions = positions[: benchmark.num_images]
             if len(positions) < 2:
                 raise UserError("an analysis needs at least two images: one to learn noise on, one to evaluate it")
-        required = self._required(entry, model) if is_analysis else {}
+            required = self._required(entry, model)
         depends_on = {
             "weights": self._digests[number],
             "source": None if source is None else self._digests[source],
@@ -227,38 +226,44 @@ class Planner:
             "seed": self.subset.seed,
             "device": vit.mean.device.type,
             "required": required,
+            # rms(u) and the check for masked gradients
+            "reference": None if is_analysis else self._block_digest(set_number, reference),
         }
-        if not is_analysis:  # rms(u) and the check for masked gradients
-            depends_on["reference"] = self._block_digest(set_number, reference)
-        expensive = is_analysis or benchmark.cost >= EXPENSIVE
+        expensive = is_analysis or benchmark.cost(1) >= EXPENSIVE
         size = len(positions) if is_analysis else block_size(self.block_size, expensive)
-        blocks = [positions[start : start + size] for start in range(0, len(positions), size)]
         weight = sum(parameter.numel() for parameter in vit.parameters())
-        job, keys = len(self._jobs), []
-        for index, block in enumerate(blocks):
-            show = index == 0 and not is_analysis
-            parts = depends_on | {"images": self._block_digest(set_number, block), "show": show}
-            cost = benchmark.cost(len(block)) if isinstance(benchmark, Analysis) else benchmark.cost * len(block)
-            unit = Unit(job, set_number, block, _digest(parts), cost * weight, show, expensive)
-            phase = 1 if self._requires(entry) else 0
-            self._units.append((phase, unit))
-            keys.append(unit.key)
+        keys = []
+        for start in range(0, len(positions), size):
+            block = positions[start : start + size]
+            show = start == 0 and not is_analysis
+            key = _digest(depends_on | {"images": self._block_digest(set_number, block), "show": show})
+            cost = benchmark.cost(len(block)) * weight
+            unit = Unit(len(self._jobs), set_number, block, key, cost, show, expensive)
+            self._units.append((1 if required else 0, unit))
+            keys.append(key)
         if is_analysis:
             self._analysis_keys.setdefault((entry.name, model.name), keys[0])
-        own_notes = [] if isinstance(benchmark, Analysis) else benchmark.notes
-        notes = (*own_notes, *data_notes, *subset_notes)
-        self._jobs.append(
-            Job(
-                number, entry, source, set_number, positions, None if classes is None else tuple(classes), reference,
-                required, notes, units=tuple(keys),
-            )  # fmt: skip
+        job = Job(
+            model=number,
+            entry=entry,
+            source=source,
+            image_set=set_number,
+            positions=positions,
+            classes=None if classes is None else tuple(classes),
+            reference=reference,
+            required=required,
+            notes=(*benchmark.notes, *data_notes, *subset_notes),
+            units=tuple(keys),
         )
+        self._jobs.append(job)
 
     def _required(self, entry: Entry, model: EvalModel) -> dict[str, str]:
         """Keys of the required results on other models, by their names; of one name only the first model counts."""
         name = self._requires(entry)
         return {
-            other: key for (analysis, other), key in self._analysis_keys.items() if analysis == name and other != model.name
+            other: key
+            for (analysis, other), key in self._analysis_keys.items()
+            if analysis == name and other != model.name
         }
 
     def _image_set(self, data: TestDataset, vit: NoisyViT) -> tuple[int, ImageSet, list[str]]:

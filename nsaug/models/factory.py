@@ -4,17 +4,19 @@ import difflib
 import inspect
 import logging
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
+from pydantic import Field
 from torch import Tensor, nn
 
 from nsaug.models.noisy_vit import NoisyViT
+from nsaug.models.run_config import Interpolation
 from nsaug.models.weights import read_config, read_weights
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import Fraction, PositiveInt, validate_args
+from nsaug.utils.types import Fraction, PositiveFloat, PositiveFraction, PositiveInt, validate_args
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +41,11 @@ def build_vit(
     img_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     patch_size: PositiveInt | None = None,
     patch_embed: str | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
-    crop_pct: Fraction | None = None,
-    interpolation: str | None = None,
-    drop_path_rate: Fraction = 0.0,
+    mean: tuple[Fraction, Fraction, Fraction] | None = None,
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None,
+    crop_pct: PositiveFraction | None = None,
+    interpolation: Interpolation | None = None,
+    drop_path_rate: Annotated[Fraction, Field(lt=1)] = 0.0,
     compile: bool = False,
     grad_checkpointing: bool = False,
     args: dict[str, Any] | None = None,
@@ -87,7 +89,6 @@ def build_vit(
         for key, value in settings.items()
         if value is not None or key in source
     }
-    overlay = {key: tuple(value) if isinstance(value, list) else value for key, value in overlay.items()}
     size = _as_pair(img_size) if img_size is not None else tuple(source.get("input_size", ()))[1:]
     if size:
         overlay |= {"input_size": (3, *size), "test_input_size": None}

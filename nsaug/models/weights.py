@@ -6,27 +6,25 @@ under the key `nsaug`, which timm ignores.
 """
 
 import argparse
-import json
 import logging
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from timm.models import clean_state_dict
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from nsaug.models.noisy_vit import NoisyViT
+from nsaug.models.run_config import CONFIG, RunConfig, RunMetadata, check_metadata, read_run_config
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -36,16 +34,22 @@ def save_config(folder: str | Path, vit: NoisyViT, metadata: dict[str, Any]) -> 
     Args:
         folder: a run's output folder.
         vit: the model.
-        metadata: nsaug's metadata of the run, as plain JSON values.
+        metadata: nsaug's metadata of the run (`RunMetadata`), as plain JSON values.
+
+    Raises:
+        UserError: `read_config` would refuse the metadata, such as a class name with a line break.
     """
-    config = {"nsaug": metadata | {"patch_embed": vit.patch_embed_name}}
-    with atomic_write(Path(folder) / CONFIG) as tmp_path:
-        save_config_for_hf(vit.model, tmp_path, model_config=config, model_args=vit.model_args)
+    file = Path(folder) / CONFIG
+    metadata = metadata | {"patch_embed": vit.patch_embed_name}
+    check_metadata(metadata, file)
+    with atomic_write(file) as tmp_path:
+        save_config_for_hf(vit.model, tmp_path, model_config={"nsaug": metadata}, model_args=vit.model_args)
 
 
 def save_weights(folder: str | Path, model: Any) -> None:
     """Write the weights of a timm model to `model.safetensors`."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # Copied, because safetensors refuses tensors that share memory, as in CoaT.
+    tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
     with atomic_write(Path(folder) / WEIGHTS) as tmp_path:
         # Not save_file: its files are readable by their owner alone.
         tmp_path.write_bytes(save(tensors, metadata={"format": "pt"}))
@@ -58,55 +62,43 @@ def resolve_path(path: str | Path) -> Path:
         UserError: no such file, or no weights in the folder.
     """
     path = Path(path)
-    if path.is_dir():
-        if not (path / WEIGHTS).is_file():
+    try:
+        is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
+        has_weights = is_folder and (path / WEIGHTS).is_file()
+    except OSError as error:  # a name that is too long, or a folder that may not be opened
+        raise UserError(f"checkpoint={path} cannot be read ({first_line(error)})") from error
+    if is_folder:
+        if not has_weights:
             raise UserError(f"checkpoint={path} is a folder without {WEIGHTS}: name a run's output folder or a file")
         return path / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"checkpoint={path} does not exist: name a run's output folder or a {', '.join(SUFFIXES)} file")
+    if not is_file:
+        reason = "is not a regular file" if exists else "does not exist"
+        raise UserError(f"checkpoint={path} {reason}: name a run's output folder or a {', '.join(SUFFIXES)} file")
     if path.suffix not in SUFFIXES:
         raise UserError(f"checkpoint={path} is not a {', '.join(SUFFIXES)} file")
     return path
 
 
-def read_config(path: str | Path) -> dict[str, Any] | None:
-    """Read the config.json beside the weights at `path`; None if there is none.
+def read_config(path: str | Path) -> RunConfig | None:
+    """Read the config.json beside the weights at `path`; None if there is none of timm's or nsaug's.
 
     Raises:
         UserError: no weights at `path`, or an invalid config.json.
     """
-    file = resolve_path(path).with_name(CONFIG)
-    return _read_config_file(file) if file.is_file() else None
+    return read_run_config(resolve_path(path).with_name(CONFIG))
 
 
-def read_metadata(folder: str | Path) -> dict[str, Any]:
+def read_metadata(folder: str | Path) -> RunMetadata:
     """Read nsaug's metadata from the config.json in a run's folder; empty if there is none.
 
     Raises:
         UserError: invalid config.json.
     """
-    file = Path(folder) / CONFIG
-    return _read_config_file(file).get("nsaug", {}) if file.is_file() else {}
+    return (read_run_config(Path(folder) / CONFIG) or {}).get("nsaug", {})
 
 
-def _read_config_file(file: Path) -> dict[str, Any]:
-    advice = "restore it, or name the weights file of another folder"
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON ({first_line(error)}): {advice}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file} should hold an object, not a {type(config).__name__}: {advice}")
-    for key in ("pretrained_cfg", "model_args", "nsaug"):
-        if not isinstance(config.get(key, {}), dict):
-            raise UserError(f"{file}: {key} should be an object, not a {type(config[key]).__name__}: {advice}")
-    return config
-
-
-def run_name(path: str | Path) -> str:
-    """Return the display name of the weights at `path`: that of their run, else the file's or the folder's."""
-    metadata = (read_config(path) or {}).get("nsaug", {})
-    file = resolve_path(path)
+def run_name(file: Path, metadata: RunMetadata) -> str:
+    """Return the display name of a weights file: that of its run, else the file's or the folder's."""
     return metadata.get("name") or (file.parent.name if file.name == WEIGHTS else file.stem)
 
 
@@ -131,15 +123,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise UserError(
             f"checkpoint={path} is damaged or holds pickled objects, which are not loaded: save only the state dict"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged file can raise almost any error in torch's unpickler
         raise UserError(f"checkpoint={path} cannot be read: {first_line(error)}") from error
 
     wrappers = ("state_dict_ema", "model_ema", "state_dict", "model")
     state = content if isinstance(content, dict) else {}
     state = next((state[key] for key in wrappers if isinstance(state.get(key), dict)), state)
+    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise UserError(f"checkpoint={path} holds no state dict: expected tensors by name, or under model/state_dict")
     if any(key.startswith("vit.") for key in state):  # a Lightning checkpoint, which also holds the method's state
         state = {key.removeprefix("vit."): value for key, value in state.items() if key.startswith("vit.")}
-    state = clean_state_dict(state)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"checkpoint={path} holds no state dict: expected tensors by name, or under model/state_dict")
-    return state
+    return clean_state_dict(state)

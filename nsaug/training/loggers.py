@@ -1,15 +1,14 @@
 """Record a run: metrics.csv in its folder, and W&B, online where an account is stored and offline elsewhere."""
 
-import csv
 import logging
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from nsaug.training.resume import read_checkpoint, read_metrics
 from nsaug.utils.errors import first_line
 from nsaug.utils.types import NonNegativeInt, validated_dataclass
 from nsaug.utils.wandb_account import has_api_key
@@ -87,9 +86,7 @@ def _csv_logger(folder: Path, resume_from: Path | None) -> CSVLogger:
     logger, path = CSVLogger(folder, name="", version=""), folder / "metrics.csv"
     if resume_from is None or not path.is_file() or not is_rank_zero():
         return logger
-    step = torch.load(resume_from, map_location="cpu", weights_only=True)["global_step"]
-    with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    rows = read_metrics(path, before_step=read_checkpoint(resume_from, mmap=True)["global_step"])
     writer: Any = logger.experiment  # deletes the file
     for row in rows:
         metrics = {key: value for key, value in row.items() if value and key != "step"}

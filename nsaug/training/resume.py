@@ -1,15 +1,21 @@
 """Resume a run: find its last good checkpoint, and compare its configuration with the command's."""
 
+import csv
 import logging
 import os
+import pickle
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nsaug.utils.errors import UserError
-from nsaug.utils.types import flatten
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.types import NonNegativeInt, first_problem, flatten
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +23,22 @@ LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
 
 RESUME_IGNORED = ("trainer.enable_progress_bar", "data.num_workers")
 """Settings that do not affect results and may change on resume."""
+
+
+@with_config(ConfigDict(extra="allow", arbitrary_types_allowed=True))
+class Checkpoint(TypedDict):
+    """The entries of Lightning's checkpoint that a run resumes from."""
+
+    epoch: NonNegativeInt
+    global_step: NonNegativeInt
+    state_dict: dict[str, Tensor]
+    optimizer_states: list[dict[str, Any]]
+    lr_schedulers: list[dict[str, Any]]
+    loops: dict[str, Any]
+    callbacks: dict[str, Any]
+
+
+_CHECKPOINT = TypeAdapter(Checkpoint)
 
 
 def find_resume_checkpoint(resume: bool | str | None, folder: Path) -> tuple[Path, Path | None]:
@@ -31,24 +53,24 @@ def find_resume_checkpoint(resume: bool | str | None, folder: Path) -> tuple[Pat
         `folder` and None for a new run; else the folder of the resumed run and its checkpoint.
 
     Raises:
-        UserError: the path has no checkpoint, or only damaged ones.
+        UserError: the path has no checkpoint, only damaged ones, or one of another program.
     """
     if not resume:
         return folder, None
-    if resume is True:
-        checkpoint = find_last_checkpoint(folder)
-        if checkpoint is None:
-            log.info("%s has no checkpoint to resume: starting a new run", folder)
-        return folder, checkpoint
-    path = Path(resume).expanduser()
-    if path.is_file():
-        if not is_valid(path):
-            raise UserError(f"resume={path} is damaged: type resume={path.parent}, which falls back to {PREVIOUS}")
-        return path.parent, path
-    checkpoint = find_last_checkpoint(path) if path.is_dir() else None
+    path = folder if resume is True else Path(resume).expanduser()
+    try:
+        checkpoint = path if path.is_file() else find_last_checkpoint(path)
+    except OSError as error:
+        raise UserError(f"resume={path} cannot be read ({first_line(error)})") from error
     if checkpoint is None:
-        raise UserError(f"resume={path} has no {LAST}: name the output folder of a run")
-    return path, checkpoint
+        if resume is not True:
+            raise UserError(f"resume={path} has no {LAST}: name the output folder of a run")
+        log.info("%s has no checkpoint to resume: starting a new run", folder)
+        return folder, None
+    if checkpoint == path and not is_valid(path):
+        raise UserError(f"resume={path} is damaged: type resume={path.parent}, which falls back to {PREVIOUS}")
+    read_checkpoint(checkpoint, mmap=True)
+    return checkpoint.parent, checkpoint
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:
@@ -76,18 +98,80 @@ def is_valid(path: Path) -> bool:
     """Whether the checksums of all parts of a checkpoint hold."""
     try:
         with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error):
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in file.infolist())  # as torch writes them
+            return stored and file.testzip() is None
+    except Exception:  # a damaged archive can raise almost any error
         return False
 
 
-def check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False) -> Checkpoint:
+    """Read a checkpoint of train.py without executing anything in it.
+
+    Args:
+        path: of last.ckpt or a copy of it.
+        map_location: see `torch.load`.
+        mmap: read tensors only when they are used.
+
+    Raises:
+        UserError: it cannot be read, or is not a checkpoint of train.py.
+    """
+    try:
+        content = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+        return _CHECKPOINT.validate_python(content, strict=True)
+    except ValidationError as error:
+        reason = first_problem(error)
+    except pickle.UnpicklingError:
+        reason = "it holds pickled objects, which are not loaded"
+    except Exception as error:  # a damaged file can raise almost any error in torch's unpickler
+        reason = first_line(error)
+    raise UserError(f"{path} is not a checkpoint of train.py ({reason}): name the output folder of another run")
+
+
+def check_checkpoint(path: Path, model: torch.nn.Module) -> None:
+    """Raise UserError if a checkpoint is not one of this model.
+
+    Args:
+        path: of the checkpoint.
+        model: the LightningModule that is resumed.
+    """
+    saved = {key: tuple(tensor.shape) for key, tensor in read_checkpoint(path, mmap=True)["state_dict"].items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    for key in {**expected, **saved}:
+        if saved.get(key) != expected.get(key):
+            raise UserError(
+                f"{path} is not a checkpoint of this model ({key!a:.100} has shape {saved.get(key)}, not"
+                f" {expected.get(key)}): type the command that started the run"
+            )
+
+
+def read_metrics(path: Path, before_step: int) -> list[dict[str, str]]:
+    """Read the rows of a metrics.csv that were written before a step.
+
+    Raises:
+        UserError: it is not a table with a number in every row of the column `step`.
+    """
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row has more or fewer cells than columns")
+        return [row for row in rows if int(row["step"]) < before_step]
+    except KeyError:
+        reason = "it has no column step"
+    except (OSError, ValueError, csv.Error) as error:
+        reason = first_line(error)
+    raise UserError(f"{path} is damaged ({reason}): remove it; resuming then starts a new one")
+
+
+def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Raise UserError if a resumed run would continue with other settings.
 
     Args:
         before, now: metadata of the run (`run_metadata`), as saved and of this command.
         folder: of the run.
     """
+    if "settings" not in before:
+        raise UserError(f"resume={folder}: config.json there records no settings: name the output folder of a run")
     compared = ("settings", "seed", "class_names")
     old, new = ({key: run[key] for key in compared if key in run} for run in (before, now))
     for key, theirs, ours in diff_configs(old, new):

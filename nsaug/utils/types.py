@@ -7,25 +7,48 @@ a configuration before anything is built.
 import dataclasses
 import fractions
 import json
-from collections.abc import Iterable
-from typing import Annotated, Any, dataclass_transform
+from collections.abc import Hashable, Iterable
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, validate_call
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, validate_call
 from pydantic.dataclasses import dataclass
 
 from nsaug.utils.errors import unknown_name
 
 
 def parse_number(value: Any) -> Any:
-    """Convert a fraction such as `4/255` to a float; return other values unchanged."""
+    """Convert a fraction such as `4/255` to a float; return other values unchanged, except booleans."""
     if isinstance(value, str) and "/" in value:
         try:
             numerator, denominator = value.split("/")
             return float(fractions.Fraction(numerator) / fractions.Fraction(denominator))  # also 0.5/255
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"{value!r} is neither a number nor a fraction such as 4/255") from None
+    return refuse_bool(value)
+
+
+def refuse_bool(value: Any) -> Any:
+    """Raise ValueError for a boolean, which pydantic takes for 0 or 1; return other values unchanged."""
+    if isinstance(value, bool):
+        raise ValueError(f"should be a number, not {str(value).lower()}")
     return value
 
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+def check_unique(items: Any) -> Any:
+    """Raise ValueError if an item of a sequence occurs twice; return the sequence."""
+    seen = set()
+    for item in items:
+        if item in seen:
+            raise ValueError(f"{item} is listed twice")
+        seen.add(item)
+    return items
+
+
+UniqueTuple = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(check_unique)]
+"""One or more different items."""
 
 FiniteFloat = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
 """A finite float, also given as text such as `4/255`."""
@@ -40,8 +63,11 @@ Decay = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 PixelEps = Annotated[FiniteFloat, Field(ge=0, le=1)]
 """A distance in pixel units: images are in [0, 1], so 4/255 is four gray levels of an 8-bit image."""
 
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+Integer = Annotated[int, BeforeValidator(refuse_bool), Field(ge=-(2**63), lt=2**63)]
+NonNegativeInt = Annotated[Integer, Field(ge=0)]
+PositiveInt = Annotated[Integer, Field(ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+"""NumPy's global generator takes 32 bits."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
@@ -91,3 +117,24 @@ def validation_message(error: ValidationError, path: str, known: Iterable[str]) 
     if not detail["loc"]:
         return f"{path}: {message}"
     return f"{name}={detail['input']}: {message}".replace("None", "null")
+
+
+def first_problem(error: ValidationError) -> str:
+    """Describe the first problem of a failed validation, such as `data.args.root=3 should be a valid string`."""
+    detail = error.errors(include_url=False)[0]
+    keys = [part for part in detail["loc"] if not str(part).startswith(("function-", "constrained-"))]  # of a union
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)[1:]
+    path = path.encode("ascii", "backslashreplace").decode()[:200]
+    reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if detail["type"].startswith("missing"):
+        return f"{path} is missing"
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"{path}: no such setting"
+    if detail["type"] == "json_invalid":
+        return f"not valid JSON ({detail['ctx']['error']})"
+    if detail["type"] == "too_short":
+        return f"{path} is empty"
+    value = detail["input"]
+    hidden = not path or isinstance(value, dict | list) or detail["type"] == "value_error"
+    shown = "" if hidden else f"={ascii(value)[:60]}"
+    return f"{path}{shown} {reason}".strip()

@@ -84,7 +84,8 @@ def digits_vit(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         run(train, monkeypatch, *FAST, "method=clean", "trainer.max_epochs=12", f"hydra.run.dir={folder}/run")
-    return build_vit(**find_models(f"{folder}/run", None)[0].build_args()).eval()
+    (model,), _ = find_models(f"{folder}/run", None)
+    return build_vit(**model.build_args()).eval()
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,12 @@ def test_weights_load_in_timm_and_evaluate(capsys, trained, monkeypatch, tmp_pat
     assert {"val/top1", "val/adv_top1", "val/loss"} <= logged
     assert "val top-1" in capsys.readouterr().out
 
-    small = ["suite.attacks.fgsm.eps=[8/255]", "suite.attacks.pgd.eps=[8/255]", "suite.severities=[3]", "suite.max_images=100"]
+    small = [
+        "suite.attacks.fgsm.eps=[8/255]",
+        "suite.attacks.pgd.eps=[8/255]",
+        "suite.severities=[3]",
+        "suite.max_images=100",
+    ]
     twice = f"checkpoint=[{trained},{trained}/last.ckpt]"  # the same weights
     run(evaluate, monkeypatch, *small, "accelerator=cpu", twice, f"hydra.run.dir={tmp_path}/eval")
     accuracies = top1(tmp_path / "eval")

@@ -1,8 +1,8 @@
 """The corruptions of ImageNet-C and CIFAR-10-C for one image, in float64, written from their definitions.
 
-Sources: make_imagenet_c.py and make_cifar_c.py of hendrycks/robustness (arXiv 1903.12261). An oracle for tests: shares no
-code and no constants with nsaug and does not use imagecorruptions, except for its pictures of frost. The random numbers
-are those of nsaug.
+Sources: make_imagenet_c.py and make_cifar_c.py of hendrycks/robustness (arXiv 1903.12261). An oracle for tests: it
+shares no code and no constants with nsaug and does not use imagecorruptions, except for its pictures of frost. The
+random numbers are those of nsaug.
 """
 
 import importlib.resources

@@ -219,8 +219,9 @@ def test_table_has_means_over_noises(suite):
     ].iloc[0]  # fmt: skip
     per_noise = values(output_of(results, "after", "noise"), condition="learned", strength=0.5, metric="influence")
     assert row["value"] == pytest.approx(np.mean(per_noise))
-    half_width = 4.302652729911275 * np.std(per_noise, ddof=1) / 3**0.5  # Student's t, two degrees of freedom
-    assert row["high"] - row["value"] == pytest.approx(half_width)
+    spread = np.std(np.log(per_noise), ddof=1)
+    half_width = 4.302652729911275 * spread / 3**0.5  # Student's t, two degrees of freedom
+    assert row["high"] / row["value"] == pytest.approx(np.exp(half_width))
     assert (row["over"], row["n"]) == ("noises", 12)
     assert set(rows[rows["condition"] == "clean"]["over"]) == {"images"}
 
@@ -234,7 +235,8 @@ def test_report_shows_models_side_by_side(suite, tmp_path):
     lines = dict(analysis_lines(aggregate_seeds(rows)))
     assert {"influence, learned", "agreement, permuted", "influence, mix, 0.25", "radius, random, 0.03"} <= set(lines)
     assert lines["agreement, from before"][0] == "-"
-    assert "±" in lines["influence, learned"][1]
+    assert "[" in lines["influence, learned"][1], "an interval of a positive quantity is not symmetric"
+    assert "±" in lines["agreement, learned"][1]
     assert "influence, learned" in (tmp_path / "results.md").read_text()
 
 

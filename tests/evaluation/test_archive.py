@@ -175,7 +175,7 @@ def test_a_model_on_other_images_stays_apart():
 
 
 def test_scores_of_other_strengths_are_not_compared(tmp_path, caplog):
-    clean, weak, strong = make_results(make_model("a"), 0.9, 0.5, 0.1)
+    clean, weak, _ = make_results(make_model("a"), 0.9, 0.5, 0.1)
     other = with_weights(make_results(make_model("b"), 0.9, 0.5, 0.1), "bb")
     folders = [
         save(tmp_path / "a", with_weights([clean, weak], "aa"), {"pgd": 1.0}),

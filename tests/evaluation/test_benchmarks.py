@@ -37,12 +37,17 @@ def run(vit, images, labels, tmp_path):
         nonlocal count
         count += 1
         (result,) = evaluate(
-            [Entry("benchmark", benchmark)], lambda model: (vit, make_data(images, labels)), tmp_path / str(count), **kwargs
+            [Entry("benchmark", benchmark)],
+            lambda model: (vit, make_data(images, labels)),
+            tmp_path / str(count),
+            **kwargs,
         )
         assert result.failure is None
         order = np.argsort([int(image_id.removeprefix("image")) for image_id in result.output.ids])
         scores = result.output.scores
-        arrays = {name: getattr(scores, name)[order] for name in vars(scores) if name not in ("extra", "inputs", "notes")}
+        arrays = {
+            name: getattr(scores, name)[order] for name in vars(scores) if name not in ("extra", "inputs", "notes")
+        }
         extra = {name: values[order] for name, values in scores.extra.items()}
         return dataclasses.replace(result.output, scores=PerImageScores(**arrays, extra=extra))
 

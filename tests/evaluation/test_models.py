@@ -21,55 +21,55 @@ def runs(tmp_path):
 def test_glob_ignores_other_files(runs):
     (runs / "multirun.yaml").write_text("")
     (runs / "folder").mkdir()
-    models = find_models(f"{runs}/*", None)
+    models, _ = find_models(f"{runs}/*", None)
     assert [model.columns["seed"] for model in models] == [0, 0, 1, 0]
 
 
 def test_differing_settings_are_part_of_the_name(runs):
-    names = [model.name for model in find_models(f"{runs}/*", None)]
+    names = [model.name for model in find_models(f"{runs}/*", None)[0]]
     assert names == [
         "clean",
         "nullspace nullspace.eps=0.01",
         "nullspace nullspace.eps=0.01",
         "nullspace nullspace.eps=0.1",
     ]
-    two_seeds = find_models([f"{runs}/nullspace-0.01-0", f"{runs}/nullspace-0.01-1"], None)
+    two_seeds, _ = find_models([f"{runs}/nullspace-0.01-0", f"{runs}/nullspace-0.01-1"], None)
     assert [model.name for model in two_seeds] == ["nullspace", "nullspace"]
 
 
 def test_duplicate_paths_are_evaluated_once(runs):
     run = f"{runs}/clean-0.03-0"
-    assert len(find_models([f"{runs}/clean*", run, f"{run}/model.safetensors"], None)) == 1
+    assert len(find_models([f"{runs}/clean*", run, f"{run}/model.safetensors"], None)[0]) == 1
 
 
 def test_files_with_the_same_name_are_not_seeds_of_one_model(runs):
     for folder in ("a", "b"):
         (runs / folder).mkdir()
         (runs / folder / "best.safetensors").write_bytes((runs / "clean-0.03-0" / "model.safetensors").read_bytes())
-    models = find_models([f"{runs}/a/best.safetensors", f"{runs}/b/best.safetensors"], None)
+    models, _ = find_models([f"{runs}/a/best.safetensors", f"{runs}/b/best.safetensors"], None)
     assert [model.name for model in models] == [f"best {runs}/{folder}/best.safetensors" for folder in "ab"]
 
 
 def test_glob_inside_a_run_folder_finds_its_weights_once(runs):
     (runs / "clean-0.03-0" / "last.ckpt").write_bytes(b"")
-    (model,) = find_models(f"{runs}/clean-0.03-0/*", None)
+    (model,), _ = find_models(f"{runs}/clean-0.03-0/*", None)
     assert model.checkpoint.endswith("model.safetensors")
 
 
 def test_unfinished_run_is_skipped_with_a_warning(runs, caplog):
     (runs / "clean-0.03-0" / "model.safetensors").unlink()
-    assert len(find_models(f"{runs}/*", None)) == 3
+    assert len(find_models(f"{runs}/*", None)[0]) == 3
     assert f"skipping {runs}/clean-0.03-0: its run did not finish" in caplog.text
 
 
 def test_timm_models_beside_a_checkpoint(runs):
-    models = find_models([f"{runs}/clean-0.03-0", "timm:vit_tiny_patch16_224", "timm:deit_tiny_patch16_224"], None)
+    models, _ = find_models([f"{runs}/clean-0.03-0", "timm:vit_tiny_patch16_224", "timm:deit_tiny_patch16_224"], None)
     assert [model.name for model in models] == ["clean", "vit_tiny_patch16_224", "deit_tiny_patch16_224"]
     assert models[1].build_args() == {"name": "vit_tiny_patch16_224", "pretrained": True}
 
 
 def test_timm_model_alone():
-    (model,) = find_models(None, "vit_small_patch16_224")
+    (model,), _ = find_models(None, "vit_small_patch16_224")
     assert model.columns == {"checkpoint": None, "name": "vit_small_patch16_224", "method": None, "seed": None}
 
 
@@ -84,6 +84,6 @@ def test_errors(runs):
 
 def test_weights_without_a_config_need_a_model(runs):
     (runs / "clean-0.03-0" / "config.json").unlink()
-    (model,) = find_models(f"{runs}/clean-0.03-0", None)
+    (model,), _ = find_models(f"{runs}/clean-0.03-0", None)
     with pytest.raises(UserError, match=r"has no config.json beside it: add model=\.\.\."):
         model.build_args()

@@ -84,7 +84,8 @@ def test_order_and_interruptions_do_not_change_results(load, tmp_path):
 
 def test_shards_are_disjoint_and_independent_of_the_cache(load, tmp_path):
     shards = [
-        {unit.key for unit in make_runner(make_plan(ENTRIES, load), load, tmp_path).pending(shard, 3)} for shard in range(3)
+        {unit.key for unit in make_runner(make_plan(ENTRIES, load), load, tmp_path).pending(shard, 3)}
+        for shard in range(3)
     ]
     assert sum(map(len, shards)) == len(set.union(*shards)) == 6
     for shard in range(3):

@@ -34,7 +34,13 @@ def test_settings_of_a_method_count_only_within_it():
 
 
 def test_runs_that_differ_in_one_setting_are_a_sweep():
-    models = [*sweep(), run("pgd"), run("pgd", 1), run("trades", **{"a.b": 1, "c.d": 1}), run("trades", **{"a.b": 2, "c.d": 2})]
+    models = [
+        *sweep(),
+        run("pgd"),
+        run("pgd", 1),
+        run("trades", **{"a.b": 1, "c.d": 1}),
+        run("trades", **{"a.b": 2, "c.d": 2}),
+    ]
     (found_sweep,) = find_sweeps(models)
     assert (found_sweep.method, found_sweep.key) == ("nullspace", "nullspace.eps")
     assert list(found_sweep.values.values()) == [0.01, 0.03, 0.3]

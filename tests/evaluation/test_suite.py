@@ -95,7 +95,8 @@ def test_class_subsets_analyses_and_benchmarks():
         analyses={"noise": {"synthesis": {"eps": 0.03}}, "transfer": {"source": "noise"}, "exact": None},
     )  # fmt: skip
     assert names(entries) == [
-        ("clean", None), ("clean_imagenet_a", None), ("noise", None), ("transfer", None), ("exact", None), ("mine", None),
+        ("clean", None), ("clean_imagenet_a", None), ("noise", None), ("transfer", None), ("exact", None),
+        ("mine", None),
     ]  # fmt: skip
     assert entries[1].benchmark.classes == "imagenet_a"
 
@@ -103,16 +104,21 @@ def test_class_subsets_analyses_and_benchmarks():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"attacks": {"pgd": {"num_stepz": 3}}}, "suite.attacks.pgd.num_stepz: no such setting; did you mean suite.attacks.pgd.num_steps?"),
-        ({"attacks": {"pgd": {"num_steps": -3}}}, "suite.attacks.pgd.num_steps=-3: should be greater than or equal to 0"),
+        ({"attacks": {"pgd": {"num_stepz": 3}}},
+         "suite.attacks.pgd.num_stepz: no such setting; did you mean suite.attacks.pgd.num_steps?"),
+        ({"attacks": {"pgd": {"num_steps": -3}}},
+         "suite.attacks.pgd.num_steps=-3: should be greater than or equal to 0"),
         ({"attacks": {"pgd": {"eps": [0.1, 7]}}}, "suite.attacks.pgd.eps=7: should be less than or equal to 1"),
         ({"attacks": {"pdg": None}}, "suite.attacks.pdg.pdg: no such setting; did you mean suite.attacks.pdg.pgd?"),
-        ({"attacks": {"embedding_pgd": {"transfer": True}}}, "suite.attacks.embedding_pgd: noise on embeddings does not"),
+        ({"attacks": {"embedding_pgd": {"transfer": True}}},
+         "suite.attacks.embedding_pgd: noise on embeddings does not"),
         ({"corruptions": {"fogg": None}}, "suite.corruptions.fogg"),
-        ({"corruptions": {"fog": {"severity": 6}}}, "suite.corruptions.fog.severity=6: should be less than or equal to 5"),
+        ({"corruptions": {"fog": {"severity": 6}}},
+         "suite.corruptions.fog.severity=6: should be less than or equal to 5"),
         ({"noise": {"n": {"scope": "per_batch"}}}, "suite.noise.n: benchmarks use one noise per image"),
         ({"datasets": ["imagenet_x"]}, "suite.datasets.imagenet_x"),
-        ({"datasets": {"imagenet_c": {"corruptions": ["rain"]}}}, "suite.datasets.imagenet_c: ImageNet-C has no corruption 'rain'"),
+        ({"datasets": {"imagenet_c": {"corruptions": ["rain"]}}},
+         "suite.datasets.imagenet_c: ImageNet-C has no corruption 'rain'"),
         ({"analyses": {"transfer": {"source": "noise"}}}, "suite.analyses.transfer.source=noise: no such analysis"),
         ({"analyses": {"noise": {"synthesis": {"epsilon": 1}}}}, "suite.analyses.noise.synthesis.epsilon: no such"),
         ({"analyses": {"noise": {}}}, "suite.analyses.noise.synthesis lacks a value"),
@@ -120,7 +126,8 @@ def test_class_subsets_analyses_and_benchmarks():
         ({"benchmarks": {"mine": {"_target_": "pgd"}}}, "suite.benchmarks.mine: pgd is no ImageBenchmark"),
         ({"benchmarks": {"clean": {"_target_": "clean"}}}, "suite: two benchmarks are called clean"),
         ({"attacks": {"pgd": {"eps": [0.1, 0.1]}}}, "suite: two benchmarks are called pgd"),
-        ({"score": {"pgd": 1}}, "suite.score.pgd: the suite has no such benchmark, but clean, corruptions; leave it out"),
+        ({"score": {"pgd": 1}},
+         "suite.score.pgd: the suite has no such benchmark, but clean, corruptions; leave it out"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(keys, message):
@@ -133,7 +140,8 @@ def test_mistakes_are_one_line(keys, message):
 @pytest.mark.parametrize(
     "keys",
     [
-        {"severities": []}, {"severities": [0]}, {"corruptions": "some"}, {"corruptions": ["rain"]}, {"attacks": ["pgd"]},
+        {"severities": []}, {"severities": [0]}, {"corruptions": "some"}, {"corruptions": ["rain"]},
+        {"attacks": ["pgd"]},
         {"class_subsets": ["imagenet_x"]}, {"max_images": 0}, {"score": {"clean": -1}}, {"eps": [1]},
     ],
 )  # fmt: skip

@@ -66,7 +66,9 @@ def test_names_break_no_format(name, tmp_path):
         cells = list(csv.DictReader(file))
     assert len(cells) == len(rows)
     assert {row["name"] for row in cells} == {csv_cell(shown), csv_cell("b" + shown)}
-    assert not any(cell.startswith(("=", "+", "-", "@", "\t")) and not is_number(cell) for row in cells for cell in row.values())
+    assert not any(
+        cell.startswith(("=", "+", "-", "@", "\t")) and not is_number(cell) for row in cells for cell in row.values()
+    )
 
     assert {row["name"] for row in json.loads((tmp_path / "results.json").read_text())} == {shown, "b" + shown}
 

@@ -1,8 +1,8 @@
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from nsaug.attacks import PGD
-from nsaug.utils.types import flatten, parse_number
+from nsaug.utils.types import PositiveInt, UniqueTuple, flatten, parse_number
 
 
 def test_fraction_is_parsed():
@@ -25,6 +25,20 @@ def test_out_of_range_or_unknown_settings_raise(setting):
 def test_settings_are_frozen():
     with pytest.raises(AttributeError):
         PGD().eps = 0.5
+
+
+def test_booleans_are_not_numbers():
+    for setting in ({"eps": True}, {"num_steps": True}, {"num_steps": False}):
+        with pytest.raises(ValidationError, match="should be a number, not"):
+            PGD(**setting)
+
+
+def test_unique_tuple():
+    adapter = TypeAdapter(UniqueTuple[PositiveInt])
+    assert adapter.validate_python([2, 1]) == (2, 1)
+    for value in ([], [1, 1], [True], [0]):
+        with pytest.raises(ValidationError):
+            adapter.validate_python(value)
 
 
 def test_flatten_nested_settings():

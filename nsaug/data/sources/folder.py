@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, Field
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from nsaug.data.datamodule import ImageDataModule
@@ -18,10 +19,13 @@ from nsaug.data.files import (
     sort_classes,
 )
 from nsaug.data.sources.tar import TarLoader, is_tarred
-from nsaug.utils.errors import UserError
-from nsaug.utils.types import validate_args
+from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.types import check_unique, validate_args
 
 log = logging.getLogger(__name__)
+
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[Name], Field(min_length=1), AfterValidator(check_unique)]
 
 
 class Folder(ImageDataModule):
@@ -44,7 +48,7 @@ class Folder(ImageDataModule):
         root: str,
         train: str = "train",
         test: str = "val",
-        classes: list[str] | str | None = None,
+        classes: Names | Name | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -116,5 +120,12 @@ def _read_classes(file: str) -> list[str]:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"data.classes={file} does not exist: name a text file with one class per line")
-    text = path.read_text(encoding="utf-8-sig")  # skips a byte-order mark
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # skips a byte-order mark
+        classes = [line.strip() for line in text.split("\n") if line.strip()]
+        check_unique(classes)
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that is listed twice
+        raise UserError(f"data.classes={file}: {first_line(error)}") from error
+    if not classes:
+        raise UserError(f"data.classes={file} is empty: write one class per line")
+    return classes

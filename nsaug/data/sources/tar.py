@@ -39,13 +39,12 @@ class TarLoader:
     @classmethod
     def open(cls, path: Path) -> "TarLoader":
         try:
-            # Beside tars above 10 GB in total timm stores an index, which needs a writable folder.
-            index = None if os.access(path.parent if path.is_file() else path, os.W_OK) else False
-            reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=index)
+            # No index beside large tars: it is a pickle, and timm would use it after the tar has changed.
+            reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
             visible = [not _has_hidden_part(sample[0].path) for sample in reader.samples]
             reader.samples, reader.targets = reader.samples[visible], reader.targets[visible]
             assert len(reader.samples), "all of its images are hidden"
-        except Exception as error:  # of tarfile, of timm, or of pickle for the index
+        except Exception as error:  # of tarfile or timm
             raise MissingData(f"{path} has no images in class folders ({first_line(error)})") from error
         return cls(path, reader)
 

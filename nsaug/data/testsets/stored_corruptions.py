@@ -7,7 +7,7 @@ from pydantic import Field
 from nsaug.corruptions.severities import IMAGENET, TEST_CORRUPTIONS
 from nsaug.data.testsets.published import PublishedDataset
 from nsaug.utils.errors import UserError
-from nsaug.utils.types import validate_args
+from nsaug.utils.types import Integer, validate_args
 
 NUM_SEVERITIES = 5
 
@@ -31,7 +31,7 @@ class StoredCorruption(PublishedDataset):
 
     @validate_args
     def __init__(
-        self, *, corruption: str, severity: Annotated[int, Field(ge=1, le=NUM_SEVERITIES)], **kwargs: Any
+        self, *, corruption: str, severity: Annotated[Integer, Field(ge=1, le=NUM_SEVERITIES)], **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         names = self.corruptions + self.extra_corruptions

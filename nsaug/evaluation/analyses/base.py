@@ -1,6 +1,6 @@
 """The interface of analyses, which measure properties of a model instead of scoring every image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -58,6 +58,7 @@ class Analysis:
 
     condition: ClassVar[str] = "analyzed"
     data: ClassVar[None] = None
+    notes: ClassVar[Sequence[str]] = ()
 
     def analyze(
         self, model: NoisyViT, images: AnalysisImages, seed: int, required: Mapping[str, AnalysisResult]
@@ -82,6 +83,9 @@ class Analysis:
         """All settings that results depend on, defaults included, as plain values."""
         return to_plain(self)
 
+    def class_subset(self, model_data: TestDataset) -> None:
+        """Analyses use all classes."""
+
     def cost(self, num_images: int) -> int:
         """Approximate cost in forward passes of single images."""
         raise NotImplementedError
@@ -90,9 +94,7 @@ class Analysis:
         """Raise UserError if the analysis does not fit the images of `data`."""
 
 
-def mean_effects(
-    model: NoisyViT, images: Tensor, noise: Tensor, clean: list[Outputs], layer: str
-) -> dict[str, float]:
+def mean_effects(model: NoisyViT, images: Tensor, noise: Tensor, clean: list[Outputs], layer: str) -> dict[str, float]:
     """Mean effects of one noise over all images, given the outputs without noise batch by batch."""
     size = len(clean[0].logits)
     parts = [

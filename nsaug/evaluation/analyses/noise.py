@@ -24,7 +24,7 @@ from nsaug.nullspace.analysis import (
 from nsaug.nullspace.noise import root_mean_square, scale_noise
 from nsaug.nullspace.pixel_space import to_pixels
 from nsaug.utils.rng import make_generator
-from nsaug.utils.types import Fraction, NonNegativeFloat, PositiveInt, validated_dataclass
+from nsaug.utils.types import Fraction, NonNegativeFloat, PositiveInt, UniqueTuple, validated_dataclass
 
 
 @validated_dataclass
@@ -43,7 +43,7 @@ class NoiseAnalysis(Analysis):
 
     synthesis: UniversalConfig
     num_noises: PositiveInt = 20
-    alphas: tuple[NonNegativeFloat, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+    alphas: UniqueTuple[NonNegativeFloat] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
     mix_weights: tuple[Fraction, ...] = (0.25, 0.5, 0.75)
 
     def cost(self, num_images: int) -> int:
@@ -70,7 +70,8 @@ class NoiseAnalysis(Analysis):
             learned.append((model.to_tokens(result.noise, layer), bool(result.converged.all())))
         clean = [compute_outputs(model, batch) for batch in test_images.split(size)]
         measurements = [
-            Measurement("learned", None, "converged", index, float(converged)) for index, (_, converged) in enumerate(learned)
+            Measurement("learned", None, "converged", index, float(converged))
+            for index, (_, converged) in enumerate(learned)
         ]
 
         def measure(condition: str, strength: float | None, index: int, noise: Tensor) -> None:
@@ -96,7 +97,9 @@ class NoiseAnalysis(Analysis):
         titles, shown = self._make_images(model, test_images[:1], noises[:1], make_generator(device, seed, CHANGE, 0))
         return AnalysisResult(measurements, images.test_ids, titles, shown, noises.cpu().numpy())
 
-    def _variants(self, model: NoisyViT, images: Tensor, noise: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def _variants(
+        self, model: NoisyViT, images: Tensor, noise: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """The noise, its permutations, and random noise of the same norm and of the same influence."""
         layer = self.synthesis.layer
         random = random_like(noise, generator)

@@ -12,7 +12,7 @@ from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT
 from nsaug.nullspace import embedding_rms
 from nsaug.nullspace.analysis import nullspace_radius
 from nsaug.utils.rng import make_generator
-from nsaug.utils.types import FiniteFloat, PositiveFloat, PositiveInt, validated_dataclass
+from nsaug.utils.types import FiniteFloat, PositiveFloat, PositiveInt, UniqueTuple, validated_dataclass
 
 Eps = Annotated[FiniteFloat, Field(gt=0, lt=2)]
 
@@ -25,9 +25,9 @@ class NoiseRadius(Analysis):
     `relative radius` (relative to that of the embeddings); see `nsaug.nullspace.analysis.nullspace_radius`.
     """
 
-    eps: tuple[Eps, ...] = (0.01, 0.03, 0.1)
+    eps: UniqueTuple[Eps] = (0.01, 0.03, 0.1)
     num_noises: PositiveInt = 5
-    init_scales: tuple[PositiveFloat, ...] = (0.5, 1, 2, 4, 8)
+    init_scales: UniqueTuple[PositiveFloat] = (0.5, 1, 2, 4, 8)
     num_updates: PositiveInt = 200
     layer: str = PATCH_EMBED
 

@@ -27,7 +27,7 @@ class UnderAttack(ImageBenchmark):
         return "attacked"
 
     @property
-    def cost(self) -> int:
+    def forwards_per_image(self) -> int:
         return 1 + 3 * getattr(self.attack, "num_steps", 1) * getattr(self.attack, "restarts", 1)
 
     def check(self, data: TestDataset) -> None:

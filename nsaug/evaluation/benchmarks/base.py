@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator
@@ -103,9 +103,6 @@ class ImageBenchmark:
     data: Annotated[Any, BeforeValidator(as_test_dataset)] = None
     classes: Literal["imagenet_a", "imagenet_r"] | tuple[NonNegativeInt, ...] | None = None
 
-    transfer: ClassVar[bool] = False
-    """Whether the images are made on every other model instead of the evaluated one."""
-
     def __post_init__(self) -> None:
         if self.data is not None and not isinstance(self.data, TestDataset):
             raise ValueError("data must be one of nsaug.data")
@@ -128,9 +125,13 @@ class ImageBenchmark:
         return None
 
     @property
-    def cost(self) -> int:
-        """Approximate cost of an image, in forward passes."""
+    def forwards_per_image(self) -> int:
+        """Approximate cost, in forward passes; a backward pass counts as two."""
         return 1
+
+    def cost(self, num_images: int) -> int:
+        """Approximate cost in forward passes of single images."""
+        return self.forwards_per_image * num_images
 
     @property
     def notes(self) -> list[str]:

@@ -30,7 +30,7 @@ class UnderNoise(ImageBenchmark):
         return "noised"
 
     @property
-    def cost(self) -> int:
+    def forwards_per_image(self) -> int:
         return 2 + 3 * self.noise.num_steps
 
     def evaluate(self, model: NoisyViT, batch: Batch, seed: int) -> PerImageScores:

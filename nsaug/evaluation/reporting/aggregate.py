@@ -42,7 +42,9 @@ def tabulate(results: list[BenchmarkResult], weights: Weights) -> pd.DataFrame:
     Returns:
         MODEL_COLUMNS, a column for every setting that varies between the runs, KEY_COLUMNS and VALUE_COLUMNS.
     """
-    varying = [key for key in varying_settings(distinct_models([result.model for result in results])) if key not in KNOWN]
+    varying = [
+        key for key in varying_settings(distinct_models([result.model for result in results])) if key not in KNOWN
+    ]
     rows: list[Row] = []
     for model, model_results in group_by_model(results):
         model_rows = [row for result in model_results for row in result_rows(result)]

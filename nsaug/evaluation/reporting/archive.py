@@ -101,7 +101,9 @@ def save_results(results: Sequence[BenchmarkResult], weights: Weights, folder: P
     models: dict[tuple[str | None, str], int] = {}
     ids: dict[tuple[str, ...], int] = {}
     class_names: dict[tuple[str, ...], int] = {}
-    entries, arrays, model_values = [], {}, []
+    entries: list[dict[str, Any]] = []
+    model_values: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
     for number, result in enumerate(results):
         model = result.model
         key = model.checkpoint, model.name
@@ -124,7 +126,9 @@ def save_results(results: Sequence[BenchmarkResult], weights: Weights, folder: P
         np.savez_compressed(file, content=text, **arrays)
 
 
-def _without_large_arrays(output: PerImageResult | AnalysisResult, keep_samples: bool) -> PerImageResult | AnalysisResult:
+def _without_large_arrays(
+    output: PerImageResult | AnalysisResult, keep_samples: bool
+) -> PerImageResult | AnalysisResult:
     if isinstance(output, AnalysisResult):
         return replace(output, noises=np.zeros((0, 0, 0), np.float32))
     if not keep_samples or not len(output.sample_images):
@@ -162,8 +166,8 @@ def _build(content: _Content, arrays: Mapping[str, np.ndarray]) -> SavedResults:
     ]
     by_result: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
-        number, _, name = key.partition("/")
-        by_result.setdefault(number, {})[name] = array
+        prefix, _, name = key.partition("/")
+        by_result.setdefault(prefix, {})[name] = array
     results = []
     for number, entry in enumerate(content.results):
         output = None
@@ -171,10 +175,18 @@ def _build(content: _Content, arrays: Mapping[str, np.ndarray]) -> SavedResults:
             output = decode(entry.output, content.ids[entry.ids], by_result[str(number)])
         results.append(
             BenchmarkResult(
-                models[entry.model], entry.name, entry.strength, entry.condition, output,
-                failure=entry.failure, corruption=entry.corruption, is_own_data=entry.is_own_data,
-                is_stored=entry.is_stored, class_names=content.class_names[entry.class_names], weights=entry.weights,
-            )  # fmt: skip
+                models[entry.model],
+                entry.name,
+                entry.strength,
+                entry.condition,
+                output,
+                failure=entry.failure,
+                corruption=entry.corruption,
+                is_own_data=entry.is_own_data,
+                is_stored=entry.is_stored,
+                class_names=content.class_names[entry.class_names],
+                weights=entry.weights,
+            )
         )
     return SavedResults(results, content.weights)
 

@@ -31,7 +31,7 @@ class ResultKey(NamedTuple):
     strength: float | None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "ResultKey":
+    def of(cls, row: Mapping[Any, Any]) -> "ResultKey":
         """The key of a row of a table."""
         return cls(row["benchmark"], row["condition"], None if pd.isna(row["strength"]) else float(row["strength"]))
 

@@ -8,7 +8,6 @@ from nsaug.evaluation.corruption_error import ON_THE_FLY
 from nsaug.evaluation.reporting.formatting import result_keys
 from nsaug.evaluation.reporting.settings import Sweep
 from nsaug.evaluation.reporting.summaries import EXPECTED_ROBUSTNESS
-from nsaug.evaluation.results import AVERAGED
 from nsaug.evaluation.statistics import frontier_area
 
 VALUES = ["value", "low", "high"]
@@ -61,7 +60,9 @@ def _corruption_accuracies(groups: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _join(clean: pd.DataFrame, robust: pd.DataFrame) -> pd.DataFrame:
     """One row per name with both accuracies; models without a method count as one of their own."""
-    points = clean[["name", "method", *VALUES]].merge(robust[["name", *VALUES]], on="name", suffixes=("_clean", "_robust"))
+    points = clean[["name", "method", *VALUES]].merge(
+        robust[["name", *VALUES]], on="name", suffixes=("_clean", "_robust")
+    )
     columns = {f"value_{kind}": kind for kind in ("clean", "robust")}
     columns |= {f"{end}_{kind}": f"{kind}_{end}" for end in ("low", "high") for kind in ("clean", "robust")}
     return points.rename(columns=columns).assign(method=points["method"].fillna(points["name"]))

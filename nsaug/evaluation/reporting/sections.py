@@ -59,7 +59,10 @@ def runs_table(results: list[BenchmarkResult]) -> dict[str, Any]:
     for name, runs in runs_by_name.items():
         lines[name]["weights (SHA-256)"] = _join(digests[run.checkpoint, run.name] for run in runs)
     columns = [column for column in next(iter(lines.values())) if any(cells[column] for cells in lines.values())]
-    return {"columns": columns, "lines": [(name, [cells[key] or "-" for key in columns]) for name, cells in lines.items()]}
+    return {
+        "columns": columns,
+        "lines": [(name, [cells[key] or "-" for key in columns]) for name, cells in lines.items()],
+    }
 
 
 def _run_cells(runs: list[EvalModel], varying: list[str]) -> dict[str, str]:
@@ -109,7 +112,7 @@ def best_name(line: TableLine, groups: pd.DataFrame, comparisons: pd.DataFrame) 
     if len(rows) < 2:
         return None
     sign = -1 if line.metric in ERRORS else 1
-    best = str(rows.loc[(sign * rows["value"]).idxmax(), "name"])
+    best = str(rows["name"].iloc[int((sign * rows["value"]).argmax())])
     pairs = line.key.select(comparisons[comparisons["metric"] == line.metric])
     is_better = {}
     for row in pairs.to_dict("records"):

@@ -54,7 +54,8 @@ def _printable_output(output: PerImageResult | AnalysisResult) -> PerImageResult
     if isinstance(output, PerImageResult):
         return dataclasses.replace(output, notes=notes)
     measurements = [
-        item._replace(condition=printable(item.condition), metric=printable(item.metric)) for item in output.measurements
+        item._replace(condition=printable(item.condition), metric=printable(item.metric))
+        for item in output.measurements
     ]
     titles = list(map(printable, output.titles))
     return dataclasses.replace(output, notes=notes, measurements=measurements, titles=titles)

@@ -1,0 +1,212 @@
+"""config.json beside the weights: the entries that timm and nsaug need, read as data.
+
+The file may come from a stranger. Entries that are not listed here are ignored, such as the address of pretrained
+weights; nothing is imported, downloaded or executed.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import timm
+from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, ValidationError, with_config
+from timm.models import build_model_with_cfg, model_entrypoint
+from torch import nn
+from typing_extensions import TypedDict
+
+from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.types import Decay, Fraction, PositiveFloat, PositiveFraction, Seed, check_unique, first_problem
+
+CONFIG = "config.json"
+MAX_BYTES = 16 * 2**20
+"""The class names of ImageNet-21k take 1 MB."""
+MAX_ARG = 2**16
+"""Largest number in `model_args`: a depth or width above it would only fill the memory."""
+ADVICE = "restore it, or name weights in another folder"
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Characters that break a line or a terminal, or have no UTF-8 form."""
+
+
+def _check_text(value: Any) -> Any:
+    for text in _texts(value):
+        if CONTROL.search(text):
+            raise ValueError(f"{text!a:.80} has control characters")
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_check_text)]
+Plain = Annotated[JsonValue, AfterValidator(_check_text)]
+Side = Annotated[int, Field(ge=1, le=MAX_ARG)]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+WORD = re.compile(r"[\w-]{0,64}")
+"""Name of a layer or a pooling: never a path or an address."""
+IDENTIFIER = re.compile(r"[\w.-]{1,200}")
+"""Part of the name of a W&B run: never a path or an address."""
+
+
+def _check_identifier(value: str) -> str:
+    if not IDENTIFIER.fullmatch(value):
+        raise ValueError(f"{value!a:.80} should be a name of letters and digits")
+    return value
+
+
+Identifier = Annotated[str, AfterValidator(_check_identifier)]
+
+
+def _check_model_arg(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, list) and depth < 2:
+        for item in value:
+            _check_model_arg(item, depth + 1)
+    elif isinstance(value, str):
+        if not WORD.fullmatch(value):
+            raise ValueError(f"{value!a:.80} should be a name of letters and digits")
+    elif isinstance(value, int | float):
+        if not -MAX_ARG <= value <= MAX_ARG:  # also not NaN
+            raise ValueError(f"{value!s:.20} should be from {-MAX_ARG:,} to {MAX_ARG:,}")
+    elif value is not None:
+        raise ValueError("should be a number, a name, or a list of these")
+    return value
+
+
+ModelArg = Annotated[JsonValue, AfterValidator(_check_model_arg)]
+
+
+class Preprocessing(TypedDict, total=False):
+    """The entries of timm's `pretrained_cfg` that describe the input."""
+
+    input_size: tuple[Literal[3], Side, Side]
+    mean: tuple[Fraction, Fraction, Fraction]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    crop_pct: PositiveFraction
+    interpolation: Interpolation
+
+
+class RecordedData(TypedDict):
+    """A data set: its name in `nsaug.data.registry`, and the arguments of its class."""
+
+    name: Text
+    args: dict[Text, Plain]
+
+
+class WandbRun(TypedDict):
+    """The W&B run that recorded the training."""
+
+    id: Identifier
+    project: Identifier
+    entity: Identifier | None
+    online: bool
+
+
+@with_config(extra="allow")
+class Settings(TypedDict, total=False):
+    """The settings of a run, by group. They are compared and shown, never built."""
+
+    ema: Decay | None
+
+
+class RunMetadata(TypedDict, total=False):
+    """What a training run records about itself."""
+
+    name: Text
+    method: Text
+    seed: Seed
+    data: RecordedData
+    class_names: Annotated[list[Text], Field(min_length=1), AfterValidator(check_unique)]
+    settings: Annotated[Settings, AfterValidator(_check_text)]
+    wandb: WandbRun | None
+    patch_embed: Text
+
+
+class RunConfig(TypedDict, total=False):
+    """The content of config.json."""
+
+    architecture: Text
+    model_args: dict[str, ModelArg]
+    pretrained_cfg: Preprocessing
+    nsaug: RunMetadata
+
+
+_CONFIG: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
+_METADATA: TypeAdapter[RunMetadata] = TypeAdapter(RunMetadata)
+
+
+def read_run_config(file: Path) -> RunConfig | None:
+    """Read and check a config.json; None if there is none, or only one of another program.
+
+    Raises:
+        UserError: an entry is missing or invalid; the message names the file and the entry.
+    """
+    content = _read_bytes(file)
+    if content is None:
+        return None
+    try:
+        config = _CONFIG.validate_json(content, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
+    if "architecture" not in config:
+        if "nsaug" not in config:
+            return None
+        raise UserError(f"{file}: architecture is missing: {ADVICE}")
+    architecture = config["architecture"]
+    if "." in architecture or not timm.is_model(architecture):
+        raise UserError(f"{file}: architecture={architecture!a:.80} is not a timm model: {ADVICE}")
+    for key in config.get("model_args", {}):
+        if key not in model_arg_names(architecture):
+            raise UserError(f"{file}: model_args.{key!a:.80} is not an argument of {architecture}: {ADVICE}")
+    return config
+
+
+def check_metadata(metadata: dict[str, Any], file: Path) -> None:
+    """Raise UserError if the metadata of a new run could not be read back from `file`."""
+    try:
+        _METADATA.validate_python(json.loads(json.dumps(metadata)), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file} cannot record this run: {first_problem(error)}") from error
+
+
+def _read_bytes(file: Path) -> bytes | None:
+    try:
+        if not file.exists():
+            return None
+        if not file.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{file} is not a regular file: {ADVICE}")
+        if file.stat().st_size > MAX_BYTES:
+            raise UserError(f"{file} is larger than {MAX_BYTES // 2**20} MB: {ADVICE}")
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}): {ADVICE}") from error
+
+
+@cache
+def model_arg_names(architecture: str) -> frozenset[str]:
+    """Names of the arguments that the constructors of a timm architecture take.
+
+    Those of timm's factory are left out: they name files and addresses of weights (`checkpoint_path`,
+    `pretrained_cfg`), or build something else than the classifier (`features_only`).
+    """
+    module = sys.modules[model_entrypoint(architecture).__module__]
+    classes = [item for item in vars(module).values() if inspect.isclass(item)]
+    names = {
+        name
+        for item in classes
+        if issubclass(item, nn.Module) or dataclasses.is_dataclass(item)
+        for name in inspect.signature(item).parameters
+    }
+    factory = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
+    return frozenset(names - factory - {"self", "args", "device", "dtype", "features_only", "pruned"})

@@ -103,7 +103,7 @@ def save_results(results: Sequence[BenchmarkResult], weights: Weights, folder: P
     class_names: dict[tuple[str, ...], int] = {}
     entries: list[dict[str, Any]] = []
     model_values: list[dict[str, Any]] = []
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for number, result in enumerate(results):
         model = result.model
         key = model.checkpoint, model.name

@@ -318,11 +318,12 @@ def mean_scores(table: pd.DataFrame) -> "pd.Series[float]":
 
 
 def format_difference(row: Any) -> str:
-    return f"{row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f})"
+    interval = f" ({row.difference_low:+.1f} to {row.difference_high:+.1f})"
+    return f"{row.difference:+.1f}" + ("" if np.isnan(row.difference_low) else interval)
 
 
 def format_correlation(row: Any) -> str:
-    return f"{row.mean:.2f} ({row.low:.2f} to {row.high:.2f})"
+    return f"{row.mean:.2f}" + ("" if np.isnan(row.low) else f" ({row.low:.2f} to {row.high:.2f})")
 
 
 def markdown_table(header: list[str], rows: list[list[str]], text_columns: Iterable[int] = (0,)) -> str:

@@ -15,7 +15,7 @@ from nsaug.data import Digits
 from tests.commands import FAST, SHORT, cli_error, run, top1
 
 pytestmark = pytest.mark.usefixtures("tmp_cwd")
-SMALL = ["suite.eps=[8/255]", "suite.std=[0.1]", "suite.max_images=20", "device=cpu"]
+SMALL = ["suite=clean", "suite.max_images=20", "accelerator=cpu"]
 
 
 class Evil:
@@ -166,7 +166,6 @@ def test_values_that_make_no_sense_are_refused(monkeypatch, capsys, setting, mes
 def test_lists_of_attacks_are_checked(monkeypatch, capsys, value):
     line = cli_error(
         evaluate, monkeypatch, capsys, "model=micro", "data=digits",
-        f"+suite.benchmarks.aa={{_target_: nsaug.evaluation.Benchmark, attack: {{_target_: nsaug.attacks.AutoAttack,"
-        f" attacks: {value}}}}}",
+        f"+suite.attacks.autoattack={{attacks: {value}}}",
     )  # fmt: skip
-    assert line.startswith("error: suite.benchmarks.aa.attack.attacks=")
+    assert line.startswith("error: suite.attacks.autoattack.attacks=")

@@ -145,7 +145,7 @@ def test_report_needs_results(report, tmp_path, monkeypatch):
 
 def test_curves_include_the_default(report, tmp_path):
     names = ["clean", "nullspace", "eps_0.001", "eps_1.5", "init_scale_9", "num_steps_30"]
-    write_results(tmp_path / "curves", {name: [50 + place, 60 + place] for place, name in enumerate(names)})
+    write_results(tmp_path / "curves", {name: [50 + place, 60 + place, 70 + place] for place, name in enumerate(names)})
     write_logs(tmp_path / "curves", names)
     text = report.write_report(tmp_path / "curves")
     default = report.default_settings()

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from nsaug.cli import train
 from nsaug.evaluation import Workers, parse_shard
@@ -35,6 +36,7 @@ def test_numbers_of_processes_come_from_torchrun(monkeypatch):
     }  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning sets it for the whole process
     workers = Workers("cpu", 1, 1)
     assert (workers.size, workers.local_size, workers.is_first) == (6, 2, False)
 

@@ -4,7 +4,7 @@ import datetime
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ log = logging.getLogger("nsaug.evaluate")
 
 TOP_LEVEL_KEYS = {
     "data", "model", "suite", "checkpoint", "seed", "batch_size", "cache", "tracking", "split",
-    "accelerator", "devices", "num_nodes", "shard", "dry_run",
+    "accelerator", "devices", "num_nodes", "shard", "dry_run", "compare",
 }  # fmt: skip
 
 
@@ -38,6 +38,9 @@ TOP_LEVEL_KEYS = {
 def main(cfg: DictConfig) -> None:
     """Run every benchmark of the suite on every model, then write tables, plots and a report."""
     suite, entries = check_settings(cfg)
+    if cfg.compare is not None:
+        compare_evaluations(cfg)
+        return
 
     from nsaug.evaluation import ResultCache, Runner, Workers, parse_shard
     from nsaug.evaluation.progress import show_progress
@@ -72,7 +75,7 @@ def main(cfg: DictConfig) -> None:
             )
             return
         results = runner.results()
-    report(cfg, suite, results, prepared, workers.device)
+    finish(cfg, suite, results, prepared, workers.device)
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     types = {
         "checkpoint": str | list[str] | None, "seed": Seed, "split": Literal["test", "val"],
         "batch_size": PositiveInt, "cache": str, "shard": str | int | None, "dry_run": bool,
+        "compare": list[str] | None,
         "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt], "num_nodes": PositiveInt,
     }  # fmt: skip
     for key, annotation in types.items():
@@ -364,21 +368,22 @@ def seconds_per_cost(cfg: DictConfig, plan: "Plan", device: "torch.device") -> f
     return times[-1] / len(batch) / sum(parameter.numel() for parameter in vit.parameters())
 
 
-def report(
+def compare_evaluations(cfg: DictConfig) -> None:
+    """Join the results of earlier evaluations, and report them as one; their checkpoints are not needed."""
+    from nsaug.evaluation.reporting.archive import compare
+
+    saved = compare(to_plain(cfg.compare))
+    report(cfg, saved.results, saved.weights, {"suite": "comparison"})
+
+
+def finish(
     cfg: DictConfig, suite: "SuiteConfig", results: "list[BenchmarkResult]", prepared: Prepared, device: "torch.device"
 ) -> None:
-    """Write all files, print the tables, and raise UserError if a benchmark failed."""
-    from nsaug.evaluation.reporting.report import write_report
-
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    """Report the results, and raise UserError if a benchmark failed or a model could not be read."""
     num_failed = sum(result.output is None for result in results)
     if num_failed < len(results):
-        metadata = report_metadata(cfg, device)
-        table = write_report(results, suite.score, metadata, folder, prepared.missing)
-        num_models = len({result.model.label for result in results})
-        instantiate(cfg.tracking).publish(folder, f"{metadata['suite']} of {num_models}", table, results)
-        print_tables(table, prepared.missing)
-        log.info("report.html, results.csv, .json, .md and .png, groups.csv, comparisons.csv: %s", folder)
+        head = {"suite": HydraConfig.get().runtime.choices["suite"], "device": str(device)}
+        report(cfg, results, suite.score, head, prepared.missing)
     if num_failed:
         reasons = dict.fromkeys(result.failure for result in results if result.failure)
         raise UserError(
@@ -387,6 +392,32 @@ def report(
     if prepared.unreadable:
         total = len({result.model.label for result in results}) + len(prepared.unreadable)
         raise UserError(f"{len(prepared.unreadable)} of {total} models cannot be evaluated: {prepared.unreadable[0]}")
+
+
+def report(
+    cfg: DictConfig,
+    results: "list[BenchmarkResult]",
+    weights: Mapping[str, float],
+    head: dict[str, str],
+    missing: Sequence[str] = (),
+) -> None:
+    """Write all files and print the tables.
+
+    Args:
+        cfg: the configuration.
+        results: all results.
+        weights: of the score.
+        head: lines for the head of the report; the command, the date and the versions are added.
+        missing: one line per missing data set.
+    """
+    from nsaug.evaluation.reporting.report import write_report
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    table = write_report(results, weights, head | report_metadata(), folder, missing)
+    num_models = len({result.model.label for result in results})
+    instantiate(cfg.tracking).publish(folder, f"{head['suite']} of {num_models}", table, results)
+    print_tables(table, missing)
+    log.info("report.html, results.csv, .json, .md, .npz and .png, groups.csv, comparisons.csv: %s", folder)
 
 
 def print_tables(table: "pd.DataFrame", missing: Sequence[str]) -> None:
@@ -407,18 +438,16 @@ def print_tables(table: "pd.DataFrame", missing: Sequence[str]) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def report_metadata(cfg: DictConfig, device: "torch.device") -> dict[str, str]:
-    """Lines for the head of the report: suite, command, date, device, versions."""
+def report_metadata() -> dict[str, str]:
+    """Lines for the head of the report: command, date, versions."""
     import lightning
     import timm
     import torch
 
     hydra = HydraConfig.get()
     return {
-        "suite": hydra.runtime.choices["suite"],
         "command": "python evaluate.py " + " ".join(hydra.overrides.task),
         "date": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "device": str(device),
         "versions": f"nsaug {version('nsaug')}, torch {torch.__version__}, timm {timm.__version__}, "
         f"lightning {lightning.__version__}",
     }

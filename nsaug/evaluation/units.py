@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nsaug.data import TestDataset
-from nsaug.data.dataset import ImageSet
+from nsaug.data.dataset import ImageSet, preview
+from nsaug.data.names import wnids
 from nsaug.evaluation.analyses import Analysis
 from nsaug.evaluation.benchmarks import ImageBenchmark
 from nsaug.evaluation.models import EvalModel, model_digest
@@ -252,10 +253,17 @@ class Planner:
             classes=None if classes is None else tuple(classes),
             reference=reference,
             required=required,
-            notes=(*benchmark.notes, *data_notes, *subset_notes),
+            notes=(*benchmark.notes, *self._class_notes(model, data), *data_notes, *subset_notes),
             units=tuple(keys),
         )
         self._jobs.append(job)
+
+    @staticmethod
+    def _class_notes(model: EvalModel, data: TestDataset) -> list[str]:
+        """Weights without class names are assumed to have the data's; those of ImageNet have one order everywhere."""
+        if "class_names" in model.metadata or data.class_names == wnids():
+            return []
+        return [f"the weights name no classes: the order of classes {preview(data.class_names)} is assumed"]
 
     def _required(self, entry: Entry, model: EvalModel) -> dict[str, str]:
         """Keys of the required results on other models, by their names; of one name only the first model counts."""

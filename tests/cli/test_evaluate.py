@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -408,3 +409,31 @@ def test_validation_split_of_a_run_without_one(monkeypatch, tmp_path, capsys, tr
         evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=val", "data=digits", "data.val_fraction=0"
     )
     assert "split=val: the run has no validation images (data.val_fraction=0)" in line
+
+
+def test_earlier_evaluations_are_compared_without_checkpoints(trained, monkeypatch, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["nsaug"]["seed"] = 1
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    for name, run_folder in (("a", trained), ("b", tmp_path / "other")):
+        run(evaluate, monkeypatch, *SMALL, f"checkpoint={run_folder}", f"hydra.run.dir={tmp_path}/{name}")
+    shutil.rmtree(tmp_path / "other")
+    run(evaluate, monkeypatch, f"compare=[{tmp_path}/a,{tmp_path}/b]", f"hydra.run.dir={tmp_path}/both")
+    rows = json.loads((tmp_path / "both" / "results.json").read_text())
+    assert {row["seed"] for row in rows} == {0, 1}
+    single = json.loads((tmp_path / "a" / "results.json").read_text())
+    first = [(row["benchmark"], row["metric"], row["value"]) for row in rows if row["seed"] == 0]
+    assert first == [(row["benchmark"], row["metric"], row["value"]) for row in single]
+    assert (tmp_path / "both" / "report.html").exists()
+    line = cli_error(evaluate, monkeypatch, capsys, f"compare=[{tmp_path}/a,{tmp_path}/nowhere]")
+    assert f"{tmp_path}/nowhere" in line
+
+
+def test_weights_without_class_names_are_noted(trained, monkeypatch, tmp_path, capsys):
+    shutil.copy(trained / "model.safetensors", tmp_path / "weights.safetensors")
+    run(
+        evaluate, monkeypatch, "suite=clean", "suite.max_images=30", f"checkpoint={tmp_path}/weights.safetensors",
+        "model=micro", "data=digits", "accelerator=cpu", f"hydra.run.dir={tmp_path}/eval",
+    )  # fmt: skip
+    assert "the weights name no classes: the order of classes 0, 1, 2, ... is assumed" in capsys.readouterr().out

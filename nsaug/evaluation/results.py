@@ -134,3 +134,12 @@ class Summary:
     ids: list[str]
     values: np.ndarray
     notes: tuple[str, ...] = ()
+
+
+def format_strength(strength: float, condition: str) -> str:
+    """A strength as text; an attack's radius in 1/255 if it is a whole number of them, or a small short one."""
+    levels = 255 * strength
+    decimals = 2 if levels < 1 else 1 if levels < 10 else 0
+    if condition == "attacked" and 0 < levels < 255 and abs(levels - round(levels, decimals)) < 1e-6:
+        return f"{round(levels, decimals):g}/255"
+    return f"{strength:g}"

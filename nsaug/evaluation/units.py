@@ -17,6 +17,7 @@ from nsaug.data.names import wnids
 from nsaug.evaluation.analyses import Analysis
 from nsaug.evaluation.benchmarks import ImageBenchmark
 from nsaug.evaluation.models import EvalModel, model_digest
+from nsaug.evaluation.results import format_strength
 from nsaug.evaluation.subset import Subset
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.utils.errors import UserError, log_failure
@@ -43,7 +44,10 @@ class Entry:
 
     @property
     def title(self) -> str:
-        return self.name if self.strength is None else f"{self.name} {self.strength:g}"
+        """Name and strength."""
+        if self.strength is None:
+            return self.name
+        return f"{self.name} {format_strength(self.strength, self.benchmark.condition)}"
 
 
 @dataclass(frozen=True)

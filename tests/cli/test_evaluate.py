@@ -74,7 +74,7 @@ def test_failing_benchmark_is_reported_and_others_continue(trained, monkeypatch,
         run(evaluate, monkeypatch, *SMALL, f"checkpoint={trained}", f"hydra.run.dir={tmp_path}/eval")
     assert stop.value.code == 1
     output = capsys.readouterr()
-    assert "nullspace, seed 0: fgsm 0.0313725 failed: RuntimeError: no such kernel" in output.out
+    assert "nullspace, seed 0: fgsm 8/255 failed: RuntimeError: no such kernel" in output.out
     assert output.err.strip().startswith("error: 1 of 4 benchmarks failed (RuntimeError: no such kernel)")
     assert len(top1(tmp_path / "eval")) == 3
     assert "Failed benchmarks" in (tmp_path / "eval" / "report.html").read_text()

@@ -11,9 +11,9 @@ from nsaug.data.datamodule import VALIDATION_NOTE
 from nsaug.evaluation.benchmarks import CONDITIONS
 from nsaug.evaluation.corruption_error import ERRORS
 from nsaug.evaluation.reporting.notes import find_notes
-from nsaug.evaluation.reporting.summaries import EXPECTED_ROBUSTNESS, SCORE, format_radius
+from nsaug.evaluation.reporting.summaries import EXPECTED_ROBUSTNESS, SCORE
 from nsaug.evaluation.reporting.text import markdown_text
-from nsaug.evaluation.results import AVERAGED, SUMMARY
+from nsaug.evaluation.results import AVERAGED, SUMMARY, format_strength
 
 ALPHA_METRICS = ("influence", "agreement", "confidence_change", "feature_change", "rms", "unreachable_energy")
 """Metrics that analyses measure at every scale α of a noise."""
@@ -47,9 +47,7 @@ class ResultKey(NamedTuple):
 
     @property
     def strength_text(self) -> str:
-        if self.strength is None:
-            return ""
-        return format_radius(self.strength) if self.condition == "attacked" else f"{self.strength:g}"
+        return "" if self.strength is None else format_strength(self.strength, self.condition)
 
     def select(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows of a table that have this key."""

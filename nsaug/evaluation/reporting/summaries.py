@@ -7,7 +7,7 @@ import numpy as np
 from nsaug.evaluation import statistics
 from nsaug.evaluation.corruption_error import corruption_errors
 from nsaug.evaluation.models import EvalModel
-from nsaug.evaluation.results import AVERAGED, SUMMARY, BenchmarkResult, Summary
+from nsaug.evaluation.results import AVERAGED, SUMMARY, BenchmarkResult, Summary, format_strength
 
 SCORE = "score"
 """Benchmark and metric of the score's rows."""
@@ -73,19 +73,11 @@ def expected_robustness(results: list[BenchmarkResult]) -> list[Summary]:
         ids = outputs[0].ids
         if len(outputs) <= len(attacked) or any(output.ids != ids for output in outputs):
             continue  # one of them failed, or is on other images
-        radii = ", ".join(format_radius(result.strength or 0) for result in attacked)
+        radii = ", ".join(format_strength(result.strength or 0, "attacked") for result in attacked)
         notes = (f"expected robustness over the radii 0, {radii}", *attacked[0].notes)
         values = statistics.expected_robustness(np.stack([output.scores.top1 for output in outputs]))
         summaries.append(Summary(name, AVERAGED, EXPECTED_ROBUSTNESS, ids, values, notes))
     return summaries
-
-
-def format_radius(radius: float) -> str:
-    """A radius in 1/255 if it is a whole number of them, or a small one with one decimal."""
-    levels = 255 * radius
-    decimals = 1 if levels < 10 else 0
-    is_short = 0 < levels < 255 and abs(levels - round(levels, decimals)) < 1e-6
-    return f"{round(levels, decimals):g}/255" if is_short else f"{radius:g}"
 
 
 def group_by_model(results: list[BenchmarkResult]) -> list[tuple[EvalModel, list[BenchmarkResult]]]:

@@ -178,14 +178,17 @@ def _open_target_nodes() -> None:
     """Accept `trainer.limit_val_batches=1` without Hydra's `+`, although the YAML does not list it.
 
     Hydra closes all nodes before it applies the command line. A node with a `_target_` need not be closed:
-    `validate_config` checks its keys against the target's signature.
+    `validate_config` checks its keys against the target's signature. Nor need `data=checkpoint`, whose keys are checked
+    against the signature of the data that the checkpoint was trained on.
     """
     apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
 
     def apply_to_open_nodes(overrides: Any, cfg: DictConfig) -> None:
-        for _, node in cfg.items_ex(resolve=False):
+        for key, node in cfg.items_ex(resolve=False):
+            if not isinstance(node, DictConfig) or node._is_none():
+                continue
             # list: `in` would be false for a _target_ that is still missing (???), as in custom.yaml
-            if isinstance(node, DictConfig) and not node._is_none() and "_target_" in list(node):
+            if "_target_" in list(node) or (key == "data" and not node):
                 OmegaConf.set_struct(node, False)
         apply_overrides(overrides, cfg)
 

@@ -437,3 +437,10 @@ def test_weights_without_class_names_are_noted(trained, monkeypatch, tmp_path, c
         "model=micro", "data=digits", "accelerator=cpu", f"hydra.run.dir={tmp_path}/eval",
     )  # fmt: skip
     assert "the weights name no classes: the order of classes 0, 1, 2, ... is assumed" in capsys.readouterr().out
+
+
+def test_settings_of_the_recorded_data_can_be_changed(trained, monkeypatch, tmp_path, capsys):
+    small = ["suite=clean", "suite.max_images=20", f"checkpoint={trained}", "accelerator=cpu"]
+    run(evaluate, monkeypatch, *small, "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval")
+    line = cli_error(evaluate, monkeypatch, capsys, *small, "data.num_workerz=0")
+    assert "nsaug.data.args.num_workerz: no such setting" in line

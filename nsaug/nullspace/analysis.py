@@ -1,6 +1,6 @@
 """Properties of noise, beside its own permutations and random noise, and how large it can be (paper, sections 3, 5)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,7 +137,6 @@ def nullspace_radius(
     num_updates: int = 200,
     batch_size: int = 64,
     layer: str = PATCH_EMBED,
-    on_progress: Callable[[int], None] = lambda forwards: None,
 ) -> list[Radius]:
     """A lower bound of the radius of the ε-approximate nullspace: the largest noise for all images that was found.
 
@@ -153,7 +152,6 @@ def nullspace_radius(
         init_scales: in multiples of rms(u).
         num_updates: of the noise, for each scale.
         batch_size: for all forwards.
-        on_progress: called with the number of images that were forwarded (a backward counts as two).
     """
     with torch.no_grad(), eval_mode(model):
         clean = torch.cat([model(batch) for batch in held_out.split(batch_size)])
@@ -172,7 +170,6 @@ def nullspace_radius(
         result = learn_universal(
             model, lambda *_: iter(batches), len(batches), config, start=scale * direction, keep_norm=True
         )
-        on_progress(4 * config.num_passes * len(images))
         candidates.append(result.noise)
 
     def largest(noises: list[Tensor], bound: float) -> float:
@@ -181,7 +178,6 @@ def nullspace_radius(
                 match_influence(model, held_out, noise, clean, bound, num_steps=12, layer=layer).scale
                 for noise in noises
             ]
-        on_progress(12 * len(held_out) * len(noises))
         return max(float(scale * root_mean_square(noise)) for scale, noise in zip(scales, noises, strict=True))
 
     return [Radius(bound, largest(candidates, bound), largest([direction], bound)) for bound in eps]

@@ -143,13 +143,17 @@ def risk_coverage_area(scores: PerImageScores, weights: np.ndarray) -> np.ndarra
     j <= i of w_j); images of one confidence are accepted together (Geifman and El-Yaniv, arXiv 1805.08206).
     """
     order = np.argsort(-scores.confidence, kind="stable")
-    confidence, errors = scores.confidence[order], 1 - scores.top1[order].astype(weights.dtype)
-    sorted_weights = weights[..., order]
-    # The last image of every confidence, for each image.
-    last = np.searchsorted(-confidence, -confidence, side="right") - 1
-    coverage = sorted_weights.cumsum(-1)[..., last]
-    risk = (sorted_weights * errors).cumsum(-1)[..., last]
-    return (sorted_weights * risk / np.maximum(coverage, np.finfo(weights.dtype).tiny)).sum(-1)
+    errors = 1.0 - scores.top1[order]
+    last_of_group = np.append(np.flatnonzero(np.diff(scores.confidence[order])), len(order) - 1)
+
+    def area(image_weights: np.ndarray) -> float:
+        sorted_weights = image_weights[order]
+        coverage = sorted_weights.cumsum(dtype=np.float64)[last_of_group]
+        error = (sorted_weights * errors).cumsum(dtype=np.float64)[last_of_group]
+        risk = error / np.where(coverage > 0, coverage, 1)
+        return float(np.diff(coverage, prepend=0.0) @ risk)
+
+    return np.apply_along_axis(area, -1, weights)  # row by row: faster than all at once, and in little memory
 
 
 METRICS: dict[str, Callable[[PerImageScores, np.ndarray], np.ndarray]] = {

@@ -8,6 +8,7 @@ from scipy import stats
 
 NUM_RESAMPLES = 1000
 CONFIDENCE_LEVEL = 0.95
+NAN = float("nan")
 MIN_COUNT = 3
 """With fewer seeds or noises there is no interval: with two, Student's factor is 12.7."""
 
@@ -32,7 +33,9 @@ def bootstrap_weights(n: int, seed: int = 0) -> np.ndarray:
 
 
 def bootstrap_interval(estimate: float, samples: np.ndarray) -> Interval:
-    """Percentile bootstrap interval from samples (NUM_RESAMPLES,)."""
+    """Percentile bootstrap interval from samples (NUM_RESAMPLES,); the bounds are NaN if all samples are equal."""
+    if np.nanmin(samples) == np.nanmax(samples):  # such as the difference of two models with the same errors
+        return Interval(float(estimate), NAN, NAN)
     low, high = np.nanquantile(samples, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return Interval(float(estimate), float(low), float(high))
 
@@ -44,11 +47,14 @@ def basic_bootstrap_interval(estimate: float, samples: np.ndarray) -> Interval:
     Bootstrap Methods, section 5.2).
     """
     reflected = bootstrap_interval(estimate, 2 * estimate - samples)
-    return Interval(reflected.value, max(0.0, reflected.low), max(0.0, reflected.high))
+    low, high = np.maximum([reflected.low, reflected.high], 0)  # NaN stays NaN
+    return Interval(reflected.value, float(low), float(high))
 
 
 def bootstrap_mean(values: np.ndarray) -> Interval:
-    """Mean over images (n,) with its percentile bootstrap interval."""
+    """Mean over images (n,) with its percentile bootstrap interval; the bounds are NaN if all values are equal."""
+    if values.min() == values.max():  # rounding alone would give the samples a spread
+        return Interval(float(values.mean()), NAN, NAN)
     return bootstrap_interval(values.mean(), bootstrap_weights(len(values)) @ values.astype(np.float32))
 
 
@@ -62,9 +68,16 @@ def t_interval(values: np.ndarray) -> Interval:
     """Mean over seeds (k,) with Student's t interval; the bounds are NaN for k below MIN_COUNT."""
     mean = float(values.mean())
     if len(values) < MIN_COUNT:
-        return Interval(mean, float("nan"), float("nan"))
+        return Interval(mean, NAN, NAN)
     half_width = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return Interval(mean, mean - float(half_width), mean + float(half_width))
+
+
+def fraction_interval(values: np.ndarray) -> Interval:
+    """Mean of fractions (k,) in [0, 1], such as accuracies over seeds: `t_interval`, cut to this range."""
+    interval = t_interval(values)
+    low, high = np.clip([interval.low, interval.high], 0, 1)
+    return Interval(interval.value, float(low), float(high))
 
 
 def positive_interval(values: np.ndarray) -> Interval:

@@ -136,6 +136,33 @@ def test_aggregate_seeds():
     assert 0 < single["low"] < single["high"] < 1
 
 
+def test_bounds_of_accuracies_over_seeds_stay_in_range():
+    results = [make_result(make_model(seed=seed), accuracy) for seed, accuracy in enumerate((0.0, 0.02, 0.0))]
+    row = only_row(aggregate_seeds(tabulate(results, {})), metric="top1")
+    assert row["low"] == 0
+    assert row["high"] == pytest.approx(0.02 / 3 * (1 + stats.t.ppf(0.975, 2)))
+    results = [make_result(make_model(seed=seed), accuracy) for seed, accuracy in enumerate((1.0, 0.98, 1.0))]
+    assert only_row(aggregate_seeds(tabulate(results, {})), metric="top1")["high"] == 1
+
+
+def test_no_image_right_under_attack():
+    """0 of 50: Wilson's interval for top-1; none for ratios and means whose bootstrap has no spread."""
+    rows = tabulate(make_results(make_model(), 0.9, 0.0, 0.0), {})
+    top1 = only_row(rows, benchmark="pgd", strength=EPS[0], metric="top1")
+    z = stats.norm.ppf(0.975)
+    assert (top1["low"], top1["high"]) == pytest.approx((0, z**2 / (50 + z**2)), abs=1e-12)
+    relative = only_row(rows, benchmark="pgd", strength=EPS[0], metric="relative_accuracy")
+    assert relative["value"] == 0
+    assert np.isnan([relative["low"], relative["high"]]).all()
+
+
+def test_models_with_the_same_errors_have_no_interval():
+    results = [make_result(make_model(name), 0.9) for name in ("clean", "nullspace")]
+    row = only_row(pairwise_differences(results, {}), metric="top1")
+    assert row["difference"] == 0
+    assert np.isnan([row["images_low"], row["images_high"]]).all()
+
+
 def test_paired_differences_over_seeds_and_over_images():
     results = []
     for name, weak in (("clean", 0.5), ("nullspace", 0.6)):

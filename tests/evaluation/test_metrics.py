@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import digamma
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
@@ -71,3 +72,27 @@ def test_risk_coverage_area():
         assert area == pytest.approx(expected)
     perfect = PerImageScores(confidence=confidence, top1=np.ones(60, bool), **unused)
     assert risk_coverage_area(perfect, weights[0]) == 0
+
+
+def test_risk_coverage_area_agrees_with_harmonic_weights():
+    """Zhou et al., arXiv 2410.15361: the error at rank r from the most confident counts (H_n - H_(r-1)) / n."""
+    rng, n = np.random.default_rng(0), 3000
+    confidence, correct = rng.random(n), rng.random(n) < 0.7
+    unused = {key: np.zeros(n) for key in ("label", "prediction", "top5", "nll", "brier")}
+    scores = PerImageScores(confidence=confidence, top1=correct, **unused)
+    rank = n - confidence.argsort().argsort()
+    expected = ((digamma(n + 1) - digamma(rank)) * ~correct).mean()
+    area = risk_coverage_area(scores, np.full(n, 1 / n, np.float32))
+    assert area == pytest.approx(expected, rel=1e-6), "sums are in float64"
+
+
+def test_risk_coverage_area_in_closed_form():
+    uniform, unused = np.full(4, 1 / 4), {key: np.zeros(4) for key in ("label", "prediction", "top5", "nll", "brier")}
+
+    def area(*confidence):
+        top1 = np.array([True, True, True, False])
+        return risk_coverage_area(PerImageScores(confidence=np.array(confidence), top1=top1, **unused), uniform)
+
+    assert area(0.9, 0.8, 0.7, 0.6) == pytest.approx(1 / 16), "the error comes last"
+    assert area(0.6, 0.7, 0.8, 0.9) == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4), "the error comes first"
+    assert area(0.5, 0.5, 0.5, 0.5) == pytest.approx(1 / 4), "confidence without information"

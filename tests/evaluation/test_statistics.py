@@ -7,9 +7,11 @@ from scipy import stats
 from nsaug.evaluation.metrics import PerImageScores, calibration_error
 from nsaug.evaluation.statistics import (
     basic_bootstrap_interval,
+    bootstrap_interval,
     bootstrap_mean,
     bootstrap_weights,
     expected_robustness,
+    fraction_interval,
     frontier_area,
     positive_interval,
     proportion_interval,
@@ -35,9 +37,28 @@ def test_t_interval_agrees_with_scipy():
 
 @pytest.mark.parametrize("values", [[0.4], [0.3, 0.5]])
 def test_one_or_two_seeds_have_no_interval(values):
-    for interval in (t_interval(np.array(values)), positive_interval(np.array(values))):
+    for method in (t_interval, fraction_interval, positive_interval):
+        interval = method(np.array(values))
         assert interval.value == pytest.approx(0.4)
         assert np.isnan([interval.low, interval.high]).all()
+
+
+def test_equal_values_have_no_bootstrap_interval():
+    equal = [bootstrap_mean(np.full(50, 0.3)), bootstrap_interval(0.0, np.zeros(1000))]
+    for interval in [*equal, basic_bootstrap_interval(0.0, np.zeros(1000))]:
+        assert np.isnan([interval.low, interval.high]).all()
+    undefined = bootstrap_interval(0.5, np.append(np.linspace(0, 1, 999), np.nan))
+    assert (undefined.low, undefined.high) == pytest.approx((0.025, 0.975)), "undefined resamples are left out"
+
+
+def test_bootstrap_of_rare_successes_covers_too_little():
+    """The reason for Wilson's interval: at 0.02 and 50 images, a third of all samples have no success."""
+    rng = np.random.default_rng(0)
+    samples = [rng.random(50) < 0.02 for _ in range(200)]
+    intervals = {method: [method(sample) for sample in samples] for method in (bootstrap_mean, proportion_interval)}
+    coverage = {key: np.mean([i.low < 0.02 < i.high for i in values]) for key, values in intervals.items()}
+    assert coverage[bootstrap_mean] < 0.75
+    assert coverage[proportion_interval] > 0.9
 
 
 def test_proportions_at_the_edge():
@@ -59,6 +80,15 @@ def test_coverage_of_proportions(count, probability):
             coverage += stats.binom.pmf(correct, count, probability)
     assert coverage > 0.83, "Wilson's interval is known to dip for small n near the edge"
     assert coverage > 0.93 or count < 500 or probability in (0.02, 0.98)
+
+
+def test_fractions_stay_between_0_and_1():
+    high, low, inside = np.array([0.98, 0.99, 1.0]), np.array([0.0, 0.0, 0.02]), np.array([0.5, 0.51, 0.52])
+    assert t_interval(high).high > 1
+    assert fraction_interval(high).high == 1
+    assert t_interval(low).low < 0
+    assert fraction_interval(low).low == 0
+    assert fraction_interval(inside) == t_interval(inside)
 
 
 def test_intervals_of_positive_quantities_stay_positive():

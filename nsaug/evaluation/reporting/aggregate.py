@@ -17,6 +17,7 @@ from nsaug.evaluation.statistics import (
     bootstrap_interval,
     bootstrap_mean,
     bootstrap_weights,
+    fraction_interval,
     positive_interval,
     proportion_interval,
     t_interval,
@@ -28,9 +29,15 @@ KEY_COLUMNS = ["benchmark", "condition", "strength", "metric"]
 VALUE_COLUMNS = ["value", "low", "high", "n", "over", "notes"]
 KNOWN = {*MODEL_COLUMNS, *KEY_COLUMNS, *VALUE_COLUMNS, "runs"}
 POSITIVE_METRICS = {
-    *("nll", "ece", "brier", "aurc"),
-    *("influence", "rms", "radius", "relative radius", "feature_change", "unreachable_energy", "nullity"),
+    *("nll", "ece", "brier", "aurc", "relative_accuracy"),
+    *("influence", "rms", "radius", "relative radius", "feature_change", "nullity"),
 }
+FRACTIONS = {
+    *("top1", "top5", "score", "expected_robustness", "converged", "agreement", "unreachable_energy"),
+    *("shape_accuracy", "texture_accuracy", "shape_bias"),
+    *("corruption_error", "mean_corruption_error", "mean_corruption_error_on_the_fly"),
+}
+"""Metrics in [0, 1]."""
 NAN = float("nan")
 
 Row = dict[str, Any]
@@ -138,7 +145,9 @@ def _measurement_rows(result: BenchmarkResult, analysis: AnalysisResult) -> list
 
 
 def _interval_of_runs(metric: str, values: np.ndarray) -> Interval:
-    """Mean over noises or seeds (k,) with its interval: that of positive quantities has positive bounds."""
+    """Mean over noises or seeds (k,) with an interval inside the metric's range."""
+    if metric in FRACTIONS:
+        return fraction_interval(values)
     return positive_interval(values) if metric in POSITIVE_METRICS else t_interval(values)
 
 

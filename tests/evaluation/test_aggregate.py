@@ -273,7 +273,8 @@ def test_csv_round_trip(results, tmp_path):
     results[0] = dataclasses.replace(results[0], output=output)
     rows = tabulate(results, SCORE)
     write_csv(rows, tmp_path / "results.csv")
-    read = pd.read_csv(tmp_path / "results.csv", keep_default_na=False, na_values={"strength": "", "eps": ""})
+    na_values = dict.fromkeys(("strength", "eps", "low", "high"), "")
+    read = pd.read_csv(tmp_path / "results.csv", keep_default_na=False, na_values=na_values)
     pd.testing.assert_frame_equal(read, rows, check_dtype=False)
     assert rows["notes"][0] == "stored; 3 of 50 images cannot be read"
 

@@ -86,9 +86,6 @@ def _metric_intervals(scores: PerImageScores) -> dict[str, Interval]:
         if name in ("top1", "top5"):
             intervals[name] = _mean_interval(getattr(scores, name))
             continue
-        if name == "aurc":  # resampling takes seconds for 50,000 images
-            intervals[name] = Interval(float(metric(scores, uniform)), NAN, NAN)
-            continue
         to_interval = basic_bootstrap_interval if name == "ece" else bootstrap_interval
         intervals[name] = to_interval(float(metric(scores, uniform)), metric(scores, samples))
     return intervals

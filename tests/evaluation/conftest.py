@@ -49,7 +49,9 @@ def make_data(images, labels):
 
 
 def make_model(name="clean", seed=0, **metadata):
-    metadata = {"name": name, "method": name, "seed": seed, "settings": {"nullspace": {"eps": 0.03}}} | metadata
+    class_names = [str(index) for index in range(10)]
+    recorded = {"name": name, "method": name, "seed": seed, "class_names": class_names}
+    metadata = recorded | {"settings": {"nullspace": {"eps": 0.03}}} | metadata
     return EvalModel(f"runs/{name}{seed}", None, metadata, name)
 
 

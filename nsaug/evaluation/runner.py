@@ -1,7 +1,7 @@
 """Computes the units of a plan, in one or more processes, and merges their results."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -89,8 +89,11 @@ class Runner:
 
         That is what another process failed to compute or to save, what needed its result, and damaged entries.
         """
-        self.compute([unit for unit in self.plan.units if self._result(unit.key) is None], lambda unit: None)
-        return [self._merge(number, job) for number, job in enumerate(self.plan.jobs)]
+        outputs = {unit.key: self._result(unit.key) for unit in self.plan.units}
+        missing = [unit for unit in self.plan.units if outputs[unit.key] is None and unit.job not in self._failures]
+        self.compute(missing, lambda unit: None)
+        outputs |= {unit.key: self._result(unit.key) for unit in missing}
+        return [self._merge(number, job, outputs) for number, job in enumerate(self.plan.jobs)]
 
     def _result(self, key: str) -> PerImageResult | AnalysisResult | None:
         return self._unsaved.get(key) or self.cache.load(key)
@@ -169,8 +172,10 @@ class Runner:
 
         return Constants(model, load)
 
-    def _merge(self, number: int, job: Job) -> BenchmarkResult:
-        """Join the results of a job's units."""
+    def _merge(
+        self, number: int, job: Job, outputs: Mapping[str, PerImageResult | AnalysisResult | None]
+    ) -> BenchmarkResult:
+        """Join the results of a job's units, given those of all units by key."""
         benchmark = job.entry.benchmark
         result = BenchmarkResult(
             model=self.plan.models[job.model],
@@ -187,7 +192,7 @@ class Runner:
         )
         if result.failure:
             return result
-        parts = [self._result(key) for key in job.units]
+        parts = [outputs[key] for key in job.units]
         if isinstance(benchmark, Analysis):
             (analysis,) = parts
             if analysis is None:

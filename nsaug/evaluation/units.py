@@ -231,6 +231,7 @@ class Planner:
             "seed": self.subset.seed,
             "device": vit.mean.device.type,
             "required": required,
+            "batch_size": self.block_size if is_analysis else None,  # noise is learned batch by batch
             # rms(u) and the check for masked gradients
             "reference": None if is_analysis else self._block_digest(set_number, reference),
         }

@@ -25,7 +25,7 @@ from nsaug.evaluation.reporting.formatting import analysis_lines
 from nsaug.evaluation.reporting.report import write_report
 from nsaug.nullspace import UniversalConfig, influence
 from tests.conftest import tiny_vit
-from tests.evaluation.conftest import evaluate, make_data, make_model
+from tests.evaluation.conftest import evaluate, make_data, make_model, make_plan
 
 SYNTHESIS = UniversalConfig(eps=0.01, init_scale=1.0, lr=0.1, num_passes=10, data_fraction=1.0)
 NOISE = NoiseAnalysis(synthesis=SYNTHESIS, num_noises=3, alphas=(0.5, 1.0), mix_weights=(0.25,))
@@ -245,3 +245,10 @@ def test_report_of_analyses_only(tmp_path):
     results = [BenchmarkResult(make_model("before"), "noise", None, "analyzed", output)]
     write_report(results, {}, {"suite": "x"}, tmp_path)
     assert "this suite has analyses only" in (tmp_path / "report.html").read_text()
+
+
+def test_analyses_are_computed_again_with_another_batch_size(small, many):
+    """Noise is learned batch by batch."""
+    load = lambda model: (small, make_data(*many))  # noqa: E731
+    keys = [make_plan([Entry("noise", NOISE)], load, block_size=size).units[0].key for size in (4, 4, 8)]
+    assert keys[0] == keys[1] != keys[2]

@@ -31,6 +31,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from nsaug.utils.errors import UserError, first_line, unknown_name
+from nsaug.utils.text import printable
 
 # attack.eps=4/255 in the name of a sweep's folder would create a folder within a folder.
 OmegaConf.register_new_resolver("nsaug.filename", lambda text: text.replace("/", ":"), replace=True)
@@ -169,6 +170,9 @@ def _silence_warnings() -> None:
         ".*exists and is not empty.*",
         ".*LeafSpec.*",
         ".*litlogger.*",
+        ".*decompression bomb DOS.*",  # images of 90 to 179 million pixels are read; larger ones are unreadable
+        ".*Transparency expressed in bytes.*",
+        ".*Corrupt EXIF data.*",
     )
     for hint in hints:
         warnings.filterwarnings("ignore", hint)
@@ -199,7 +203,7 @@ _open_target_nodes()
 
 
 def _report(error: Exception) -> None:
-    print(f"error: {format_error(error)}", file=sys.stderr)
+    print(f"error: {printable(format_error(error))}", file=sys.stderr)
 
 
 def format_error(error: Exception) -> str:

@@ -33,4 +33,6 @@ class PrintableFormatter(logging.Formatter):
     """Escapes what cannot be printed in a log message; line breaks and tabs are kept."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "".join(part if part in "\n\t" else printable(part) for part in re.split("([\n\t])", super().format(record)))
+        return "".join(
+            part if part in "\n\t" else printable(part) for part in re.split("([\n\t])", super().format(record))
+        )

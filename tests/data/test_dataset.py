@@ -87,7 +87,9 @@ UNKNOWN_RANGE = {
 
 @pytest.mark.parametrize("content", UNKNOWN_RANGE.values(), ids=list(UNKNOWN_RANGE))
 def test_values_without_a_known_range_are_refused(content):
-    with pytest.raises(UnreadableImage, match="cells/x.tif cannot be read: the range of its values .* is unknown: save"):
+    with pytest.raises(
+        UnreadableImage, match="cells/x.tif cannot be read: the range of its values .* is unknown: save"
+    ):
         read_image(io.BytesIO(content), "cells/x.tif")
 
 
@@ -98,7 +100,10 @@ EXIF = Image.Exif()
 EXIF[274] = 6  # rotated by a quarter turn
 MODES = {
     "1 bit": (saved(Image.fromarray(LEVELS > 32767), "PNG"), gray(255 * (LEVELS > 32767))),
-    "2 bits": (png(2, 0, np.tile(np.uint8([0b00011011]), (SIDE, SIDE // 4))), gray(np.tile([0, 85, 170, 255], (16, 4)))),
+    "2 bits": (
+        png(2, 0, np.tile(np.uint8([0b00011011]), (SIDE, SIDE // 4))),
+        gray(np.tile([0, 85, 170, 255], (16, 4))),
+    ),
     "gray": (saved(Image.fromarray((LEVELS // 257).astype(np.uint8)), "PNG"), gray(LEVELS // 257)),
     "gray, white is zero": (tiff((LEVELS // 257).astype(np.uint8), 8, photometric=0), gray(255 - LEVELS // 257)),
     "palette": (saved(PALETTE, "PNG"), np.asarray(PALETTE.convert("RGB"))),

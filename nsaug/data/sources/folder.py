@@ -17,9 +17,11 @@ from nsaug.data.files import (
     labeled_files,
     relative_ids,
     sort_classes,
+    warn_of_skipped,
 )
 from nsaug.data.sources.tar import TarLoader, is_tarred
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError
+from nsaug.utils.files import read_lines
 from nsaug.utils.types import check_unique, validate_args
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class Folder(ImageDataModule):
         return ImageSet(relative_ids(paths, self.root), labels, FileLoader(paths))
 
     def _read_tar(self, images: TarLoader, split: Literal["train", "test"]) -> ImageSet:
+        warn_of_skipped(images.path, images.skipped)
         classes, names = images.classes, images.names
         self.class_names = self._given_classes or self._training_classes() or sort_classes(classes)
         index = {name: label for label, name in enumerate(self.class_names)}
@@ -117,15 +120,9 @@ class Folder(ImageDataModule):
 
 
 def _read_classes(file: str) -> list[str]:
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"data.classes={file} does not exist: name a text file with one class per line")
+    classes = read_lines(file, "data.classes", "one class per line")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # skips a byte-order mark
-        classes = [line.strip() for line in text.split("\n") if line.strip()]
         check_unique(classes)
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that is listed twice
-        raise UserError(f"data.classes={file}: {first_line(error)}") from error
-    if not classes:
-        raise UserError(f"data.classes={file} is empty: write one class per line")
+    except ValueError as error:
+        raise UserError(f"data.classes={file}: {error}") from error
     return classes

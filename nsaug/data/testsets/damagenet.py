@@ -8,7 +8,11 @@ from nsaug.data.files import FileLoader, find_images, folder_names, labeled_file
 from nsaug.data.names import VAL_IMAGE_NAME, wnids
 from nsaug.data.testsets.published import PublishedDataset
 from nsaug.utils.errors import UserError
+from nsaug.utils.files import read_lines
 from nsaug.utils.types import validate_args
+
+
+_CLASS_INDICES = frozenset(str(index) for index in range(len(wnids())))
 
 
 class DAmageNet(PublishedDataset):
@@ -52,10 +56,10 @@ class DAmageNet(PublishedDataset):
 
     def _read_labels(self) -> dict[str, Label]:
         """Labels by image number."""
-        if self.labels.is_file():
-            text = self.labels.read_text(encoding="utf-8-sig")  # skips a byte-order mark
-            pairs = [line.split() for line in text.splitlines() if line.strip()]
-            if any(len(pair) != 2 or not pair[1].isdigit() or int(pair[1]) >= len(wnids()) for pair in pairs):
+        if self.labels.exists() and not self.labels.is_dir():
+            lines = read_lines(str(self.labels), "labels", "a file name and a class index per line")
+            pairs = [line.rsplit(maxsplit=1) for line in lines]
+            if not all(len(pair) == 2 and pair[1] in _CLASS_INDICES for pair in pairs):
                 raise UserError(f"{self.labels}: each line has to be a file name and a class index from 0 to 999")
             return {_number(name): int(label) for name, label in pairs}
         folder = self.labels / "val" if (self.labels / "val").is_dir() else self.labels

@@ -11,7 +11,6 @@ from nsaug.utils.errors import UserError
 from nsaug.utils.files import read_lines
 from nsaug.utils.types import validate_args
 
-
 _CLASS_INDICES = frozenset(str(index) for index in range(len(wnids())))
 
 

@@ -83,9 +83,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _has_tiff_tags(image: Image.Image, *names: str) -> bool:
     """Whether the tags have the values of TIFF_TAGS; True for tags that are missing, and for other formats."""
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    return all(
-        np.all(np.asarray(tags.get(number, value)) == value) for number, value in (TIFF_TAGS[name] for name in names)
-    )
+    expected = dict(TIFF_TAGS[name] for name in names)
+    return all(np.all(np.asarray(tags.get(number, value)) == value) for number, value in expected.items())
 
 
 class Loader(Protocol):

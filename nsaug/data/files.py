@@ -177,9 +177,5 @@ def check_class_names(path: Path, names: Sequence[str], known: Collection[str]) 
 def relative_ids(paths: Iterable[str], root: Path) -> list[str]:
     """Paths relative to the root, as image ids."""
     prefix = os.path.join(root, "")
-    return [
-        decodable(
-            path.removeprefix(prefix) if path.startswith(prefix) else Path(os.path.relpath(path, root)).as_posix()
-        )
-        for path in paths
-    ]
+    inside = (path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, root) for path in paths)
+    return [decodable(Path(path).as_posix()) for path in inside]

@@ -66,7 +66,7 @@ DEEP = {
 }
 
 
-@pytest.mark.parametrize("content, expected", DEEP.values(), ids=list(DEEP))
+@pytest.mark.parametrize(("content", "expected"), DEEP.values(), ids=list(DEEP))
 def test_16_bits_are_scaled_over_their_full_range(content, expected):
     image = read_image(io.BytesIO(content), "deep")
     assert image.mode == "RGB"
@@ -121,7 +121,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("content, expected", MODES.values(), ids=list(MODES))
+@pytest.mark.parametrize(("content", "expected"), MODES.values(), ids=list(MODES))
 def test_other_modes(content, expected):
     np.testing.assert_allclose(np.asarray(read_image(io.BytesIO(content), "x"), float), expected, atol=1.5)
 

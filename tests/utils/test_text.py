@@ -7,7 +7,7 @@ from nsaug.utils.text import PrintableFormatter, decodable, printable
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         ("a b é 日本 👩‍👧 [x] $y$", "a b é 日本 👩‍👧 [x] $y$"),
         ("a\nb\0\x1b[31m", "a\\nb\\x00\\x1b[31m"),

@@ -155,7 +155,7 @@ def _list_images(
     file.seek(start)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (info := tar.next()) is not None:
-            tar.members.clear()  # a million of them would take a gigabyte
+            tar.members.clear()  # type: ignore[attr-defined]  # a million of them would take a gigabyte
             if size is not None and info.offset_data + info.size > start + size:
                 raise tarfile.ReadError(f"a tar within it is truncated at byte {start + size:,}")
             parts = tuple(part for part in info.name.split("/") if part not in ("", ".", ".."))
@@ -164,8 +164,8 @@ def _list_images(
             is_plain = info.isreg() and not info.issparse()
             if is_plain and info.name.endswith(".tar") and size is None:
                 folder = (*parts[:-1], parts[-1].removesuffix(".tar"))
-                for inner, *place in _list_images(file, skipped, info.offset_data, info.size):
-                    yield folder + inner, *place
+                for inner, offset, length in _list_images(file, skipped, info.offset_data, info.size):
+                    yield folder + inner, offset, length
             elif is_plain and is_image_name(info.name):
                 yield parts, info.offset_data, info.size
             else:
@@ -179,5 +179,6 @@ def _list_images(
 
 def _common_depth(paths: Sequence[tuple[str, ...]]) -> int:
     """Number of leading folders that all paths share, so that a class folder and a file are left."""
-    shared = os.path.commonprefix([parts[:-2] for parts in paths if len(parts) > 1])
-    return len(shared)
+    folders = [parts[:-2] for parts in paths if len(parts) > 1]
+    same = [len(set(level)) == 1 for level in zip(*folders, strict=False)]
+    return same.index(False) if False in same else len(same)

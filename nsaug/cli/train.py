@@ -6,12 +6,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
 
 from nsaug.cli.app import INTERRUPTED, entry_point, instantiate, validate_config, validate_value
 from nsaug.utils.errors import UserError, first_line
@@ -23,9 +22,6 @@ TOP_LEVEL_KEYS = {
     *GROUPS, "name", "seed", "checkpoint", "trainable", "ema", "save", "val_attack_batches", "resume",
     "checkpoint_every_n_steps", "max_nonfinite_batches",
 }  # fmt: skip
-
-Text = Annotated[str, Field(min_length=1)]
-"""Not empty: `checkpoint=$UNSET` is a mistake."""
 
 
 @entry_point("train")
@@ -111,7 +107,7 @@ def main(cfg: DictConfig) -> None:
 def check_settings(cfg: DictConfig) -> None:
     """Check everything that can be checked without data and weights; raises UserError."""
     from nsaug.training.param_groups import Trainable
-    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed
+    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed, Text
 
     validate_config(cfg, TOP_LEVEL_KEYS)
     for group in GROUPS:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,12 @@ def labeled_files(folder: Path, index: Mapping[str, Label | None]) -> tuple[list
 def check_class_names(path: Path, names: Sequence[str], known: Collection[str]) -> None:
     """Raise UserError if a folder name is not a known class."""
     if unknown := [name for name in names if name not in known]:
+        normalized = {unicodedata.normalize("NFC", name) for name in known}
+        if unicodedata.normalize("NFC", unknown[0]) in normalized:
+            raise UserError(
+                f"{path} has a folder {unknown[0]}, which differs from the class of this name in Unicode normalization"
+                " (NFC, NFD): rename one of them"
+            )
         raise UserError(
             f"{path} has {len(unknown)} folders that are not classes ({preview(unknown)}):"
             f" expected names such as {preview(list(known))}"

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from nsaug.data.dataset import ImageSet, label_set
 from nsaug.utils.errors import UserError
 from nsaug.utils.files import read_lines
-from nsaug.utils.types import PositiveInt, Seed, validated_dataclass
+from nsaug.utils.types import PositiveInt, Seed, Text, validated_dataclass
 
 
 @validated_dataclass
@@ -27,7 +27,11 @@ class Subset:
 
     seed: Seed = 0
     max_images: PositiveInt | None = None
-    image_list: str | None = None
+    image_list: Text | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_list is not None:
+            _read_names(self.image_list)  # a list that cannot be read is an error before work starts
 
     def select(
         self, images: ImageSet, classes: list[int] | None = None, require_match: bool = False

@@ -1,6 +1,7 @@
 """Any data set in class folders or in tar files of them."""
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,12 +23,11 @@ from nsaug.data.files import (
 from nsaug.data.sources.tar import TarLoader, is_tarred
 from nsaug.utils.errors import UserError
 from nsaug.utils.files import read_lines
-from nsaug.utils.types import check_unique, validate_args
+from nsaug.utils.types import Text, check_unique, validate_args
 
 log = logging.getLogger(__name__)
 
-Name = Annotated[str, Field(min_length=1)]
-Names = Annotated[list[Name], Field(min_length=1), AfterValidator(check_unique)]
+Names = Annotated[list[Text], Field(min_length=1), AfterValidator(check_unique)]
 
 
 class Folder(ImageDataModule):
@@ -47,10 +47,10 @@ class Folder(ImageDataModule):
     def __init__(
         self,
         *,
-        root: str,
-        train: str = "train",
-        test: str = "val",
-        classes: Names | Name | None = None,
+        root: Text,
+        train: Text = "train",
+        test: Text = "val",
+        classes: Names | Text | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -100,10 +100,10 @@ class Folder(ImageDataModule):
     def _find_split(self, split: Literal["train", "test"]) -> Path | None:
         name = self.splits[split]
         folder, tar = self.root / name, self.root / f"{name.removesuffix('.tar')}.tar"
-        return folder if folder.is_dir() else tar if tar.is_file() else None
+        return folder if os.path.isdir(folder) else tar if os.path.isfile(tar) else None
 
     def _split_path(self, split: Literal["train", "test"]) -> Path:
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):
             raise MissingData(
                 f"data.root={self.root} does not exist: type data.root=PATH, a folder that contains {self._layout()}"
             )

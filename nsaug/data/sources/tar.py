@@ -28,7 +28,7 @@ def is_tarred(path: Path) -> bool:
     Raises:
         UserError: a folder has both tar files and class folders.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         return path.suffix == ".tar"
     tars = _visible_tars(path)
     if tars and (folders := folder_names(path)):
@@ -82,7 +82,7 @@ class TarLoader:
         """
         members: dict[tuple[str, ...], Member] = {}
         skipped: Counter[str] = Counter()
-        for tar in [path] if path.is_file() else _visible_tars(path):
+        for tar in [path] if os.path.isfile(path) else _visible_tars(path):
             name, folder = ("", ()) if tar == path else (tar.name, (tar.stem,))
             try:
                 with open_regular(tar) as file:

@@ -316,7 +316,7 @@ def validate_value(name: str, value: Any, annotation: Any) -> None:
     except ValidationError as error:
         details = error.errors(include_url=False)
         reasons = dict.fromkeys("lacks a value" if d["type"] == "missing" else d["msg"] for d in details)
-        text = " or ".join(reasons).replace("Input should be", "should be").removeprefix("Value error, ")
+        text = " or ".join(reasons).replace("Input should be", "should be").replace("Value error, ", "")
         shown = str(value).replace("None", "null")
         raise UserError(f"{name}={shown}: {text}") from error
 

@@ -1,6 +1,7 @@
 """Base classes of published test sets; the classes are ImageNet's 1,000 unless a subclass says otherwise."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,9 +57,12 @@ class PublishedDataset(TestDataset):
         if not os.path.isfile(path):
             raise self.missing(f"there is no file {path}")
         try:
-            return np.load(path, **kwargs)
-        except (ValueError, EOFError) as error:  # numpy's errors for a file shorter than its header says
+            array = np.load(path, **kwargs)
+        except (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
             raise self.missing(f"{path} is truncated or damaged ({path.stat().st_size:,} bytes)") from error
+        if not isinstance(array, np.ndarray):
+            raise self.missing(f"{path} is an archive, expected one array")
+        return array
 
 
 class ClassFolders(PublishedDataset):

@@ -31,7 +31,7 @@ class ImageNetReaL(PublishedDataset):
             raise self.missing(
                 f"labels belong to names such as ILSVRC2012_val_00000001.JPEG, and {folder} has no such image"
             )
-        label_sets = {path: tuple(labels[int(match[1]) - 1]) for path, match in matches.items()}
-        label_sets = {path: label for path, label in label_sets.items() if label}
+        by_number = {f"{number:08d}": tuple(label) for number, label in enumerate(labels, 1)}
+        label_sets = {path: label for path, match in matches.items() if (label := by_number.get(match[1]))}
         paths = list(label_sets)
         return ImageSet(relative_ids(paths, self.root), list(label_sets.values()), FileLoader(paths))

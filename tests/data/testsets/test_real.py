@@ -19,6 +19,13 @@ def test_labels_are_sets_by_image_number(sample, tmp_path):
     assert "4 of 46,837 images are there" in data.notes
 
 
+def test_numbers_without_a_label_are_left_out(sample, tmp_path):
+    """Number 0 must not get the label of the last image."""
+    save_validation_images(sample, tmp_path, {795: 2, 1: 0, 2: 50_000, 3: 50_001})
+    data = open_test(ImageNetReaL(root=str(tmp_path)), CONFIG)
+    assert sorted(Path(name).stem[-5:] for name in data.images.ids) == ["00002", "50000"]
+
+
 def test_other_image_names_are_refused(sample):
     root = next(iter(sample.values())).parents[2]
     with pytest.raises(MissingData, match=r"ReaL: labels belong to names such as ILSVRC2012_val_00000001.JPEG, and"):

@@ -32,7 +32,8 @@ def unknown_name(prefix: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     matches = difflib.get_close_matches(name, names, n=1)
     scope = f"{prefix}." if prefix else ""
-    hint = f"did you mean {scope}{matches[0]}?" if matches else f"choose among {', '.join(names)}"
+    hint = f"choose among {', '.join(names)}" if names else f"{prefix} has none here"
+    hint = f"did you mean {scope}{matches[0]}?" if matches else hint
     return f"{scope}{name}: no such setting; {hint}"
 
 

@@ -100,7 +100,7 @@ def test_custom_choices_need_a_class(group):
         ("seed=-1", "seed=-1: should be greater than or equal to 0"),
         ("seed=true", "seed=True: should be a valid integer"),
         ("seed=4294967296", "seed=4294967296: should be less than 4294967296"),
-        ("checkpoint=", "checkpoint=: String should have at least 1 character"),
+        ("checkpoint=", "checkpoint=: should not be empty"),
         ("trainable=some", "trainable=some: should be all, head, or last_N with N from 1 on, such as last_4"),
         ("trainable=last_0", "trainable=last_0: should be all, head, or last_N"),
         ("ema=1", "ema=1: should be less than 1"),
@@ -134,6 +134,12 @@ def test_wrong_setting_is_one_line(override, line):
         ("suite.max_images=0", "suite.max_images=0: should be"),
         ("+suite.max_image=3", "suite.max_image: no such setting; did you mean suite.max_images?"),
         ("checkpoint=3", "checkpoint=3: should be"),
+        ("checkpoint=", "checkpoint=: should not be empty"),  # an unset variable of the shell
+        ("cache=", "cache=: should not be empty"),
+        ("suite.root=", "suite.root=: should not be empty"),
+        ("+suite.image_list=", "suite.image_list=: should not be empty"),
+        ("compare=['',a]", "compare=['', 'a']: should not be empty"),
+        ("model.mean=[0,0,0]", "model.mean: no such setting; model has none here"),
         (
             "+suite.benchmarks.mine._target_=nsaug.Nothing",
             "suite.benchmarks.mine._target_=nsaug.Nothing: there is no such",

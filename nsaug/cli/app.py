@@ -30,10 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from nsaug.cli.sweeps import name_sweep_folders
 from nsaug.utils.errors import UserError, first_line, unknown_name
-
-# attack.eps=4/255 in the name of a sweep's folder would create a folder within a folder.
-OmegaConf.register_new_resolver("nsaug.filename", lambda text: text.replace("/", ":"), replace=True)
 
 NULL_GROUP = "Config group override must be a string or a list. Got NoneType"
 """Hydra's words for `method=null`."""
@@ -110,11 +108,14 @@ def _sort_arguments(arguments: list[str]) -> list[str]:
     """Options first, then settings, as Hydra's parser needs them; raises UserError for an unknown option."""
     parser = get_args_parser()
     parser.error = _raise_user_error  # type: ignore[method-assign, assignment]
-    settings = parser.parse_intermixed_args(arguments).overrides
+    parsed = parser.parse_intermixed_args(arguments)
+    settings = parsed.overrides
     for setting in settings:
         if setting in ("hydra.run.dir=", "hydra.sweep.dir="):
             raise UserError(f"{setting} is empty: type {setting}PATH")
-    return [argument for argument in arguments if argument not in settings] + settings
+    options = [argument for argument in arguments if argument not in settings]
+    names = name_sweep_folders(settings, config_dir()) if parsed.multirun else []
+    return [*options, *settings, *names]
 
 
 def _raise_user_error(message: str) -> None:
@@ -209,7 +210,9 @@ def format_error(error: Exception) -> str:
     if isinstance(error, MissingConfigException):
         return _format_missing_config(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as name=value; quote special characters, as in 'name=\"a=b\"'"
+        name, _, value = str(error.override).partition("=")
+        hint = f"; to quote special characters, type '{name}=\"{value}\"'" if value else ""
+        return f"{error.override}: cannot be read as name=value{hint}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else None
     if isinstance(cause, OmegaConfBaseException):

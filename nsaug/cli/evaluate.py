@@ -244,7 +244,7 @@ def missing_datasets(entries: "list[Entry]") -> dict[str, list[str]]:
 def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     """Return a function from a model to its data: `data=` if set, otherwise what the model was trained on."""
     from nsaug.data.datamodule import as_test_dataset
-    from nsaug.data.registry import data_from_metadata
+    from nsaug.data.registry import data_from_metadata, recorded_name
 
     loaded: dict[str, TestDataset] = {}
 
@@ -258,9 +258,31 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
                 data = data_from_metadata(model.metadata, to_plain(cfg.data), source=model.config_file)
             loaded[key] = as_test_dataset(data, split=cfg.split)
             loaded[key].setup("test")
+        if cfg.split == "val":
+            check_validation_split(recorded_name(cfg.data._target_) if named else None, loaded[key], model)
         return loaded[key]
 
     return get_data
+
+
+def check_validation_split(name: str | None, data: "TestDataset", model: "EvalModel") -> None:
+    """Raise UserError if the validation images are not those that the model's training held out.
+
+    Args:
+        name: of the data as config.json records it; None if the data come from there.
+        data: its validation split.
+        model: not checked if its origin is unknown, or if it was trained on other data.
+    """
+    from nsaug.data.splits import record_split, split_changes
+
+    splits = model.metadata.get("splits")
+    if splits is None or name not in (None, model.metadata["data"]["name"]):
+        return
+    if changes := split_changes(splits, {"val": record_split(data.images.ids)}, ["val"]):
+        raise UserError(
+            f"split=val: {model.label} held out other images ({changes}), so that some of these may have been trained"
+            " on: restore the images and data.val_fraction, or choose split=test"
+        )
 
 
 def check_benchmarks(entries: "list[Entry]", data: "TestDataset", model: "EvalModel") -> None:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -15,6 +15,9 @@ from pydantic import Field
 
 from nsaug.cli.app import INTERRUPTED, entry_point, instantiate, validate_config, validate_value
 from nsaug.utils.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from nsaug.data import ImageDataModule
 
 log = logging.getLogger("nsaug.train")
 
@@ -69,7 +72,7 @@ def main(cfg: DictConfig) -> None:
     check_disk_space(folder, vit)
 
     name = cfg.name or method.name
-    metadata = run_metadata(cfg, name, method.name, data.class_names)
+    metadata = run_metadata(cfg, name, method.name, data)
     check_metadata(metadata, folder / CONFIG)
     previous = weights.read_metadata(folder) if resume_from else {}
     if resume_from:
@@ -127,7 +130,7 @@ def check_settings(cfg: DictConfig) -> None:
     }  # fmt: skip
     for key, annotation in types.items():
         validate_value(key, cfg[key], annotation)
-    if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.batch_size % 2:
+    if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.get("batch_size", 0) % 2:
         raise UserError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
     check_trainer(cfg.trainer)
 
@@ -173,7 +176,7 @@ def check_data(cfg: DictConfig, data: Any) -> None:
         raise UserError(f"the names of the classes should differ: {error}") from error
 
 
-def run_metadata(cfg: DictConfig, name: str, method: str, class_names: list[str]) -> dict[str, Any]:
+def run_metadata(cfg: DictConfig, name: str, method: str, data: "ImageDataModule") -> dict[str, Any]:
     """What config.json records of a run: enough to evaluate its weights on its data and to group runs by settings."""
     from nsaug.data.registry import record_data
     from nsaug.models import weights
@@ -191,7 +194,8 @@ def run_metadata(cfg: DictConfig, name: str, method: str, class_names: list[str]
         "method": method,
         "seed": cfg.seed,
         "data": record_data(config["data"]["_target_"], data_args),
-        "class_names": class_names,
+        "splits": data.record_splits(),
+        "class_names": data.class_names,
         "settings": settings,
     }
 

@@ -1,11 +1,11 @@
 """Selection of the test images to evaluate on, and their order."""
 
-import hashlib
 from functools import cache
 from pathlib import Path, PurePath
 
 from nsaug.data.dataset import ImageSet, label_set
 from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.rng import uniform_from_text
 from nsaug.utils.types import PositiveInt, Seed, validated_dataclass
 
 
@@ -60,9 +60,8 @@ class Subset:
         return positions[: self.max_images], [*notes, note]
 
 
-def _order_key(image_id: str, seed: int) -> tuple[bytes, str]:
-    stem = PurePath(image_id).stem
-    return hashlib.blake2b(f"{seed} {stem}".encode(), digest_size=8).digest(), image_id
+def _order_key(image_id: str, seed: int) -> tuple[float, str]:
+    return uniform_from_text(PurePath(image_id).stem, seed), image_id
 
 
 @cache

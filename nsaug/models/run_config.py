@@ -21,7 +21,16 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import Decay, Fraction, PositiveFloat, PositiveFraction, Seed, check_unique, first_problem
+from nsaug.utils.types import (
+    Decay,
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    Seed,
+    check_unique,
+    first_problem,
+)
 
 CONFIG = "config.json"
 MAX_BYTES = 16 * 2**20
@@ -104,6 +113,20 @@ class RecordedData(TypedDict):
     args: dict[Text, Plain]
 
 
+class SplitRecord(TypedDict):
+    """The images of a split: how many, and a hash of their ids."""
+
+    count: NonNegativeInt
+    hash: Identifier
+
+
+class Splits(TypedDict):
+    """The images that a run was trained on, and those it held out for validation."""
+
+    train: SplitRecord
+    val: SplitRecord
+
+
 class WandbRun(TypedDict):
     """The W&B run that recorded the training."""
 
@@ -127,6 +150,7 @@ class RunMetadata(TypedDict, total=False):
     method: Text
     seed: Seed
     data: RecordedData
+    splits: Splits
     class_names: Annotated[list[Text], Field(min_length=1), AfterValidator(check_unique)]
     settings: Annotated[Settings, AfterValidator(_check_text)]
     wandb: WandbRun | None

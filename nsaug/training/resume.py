@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from nsaug.data.splits import split_changes
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import NonNegativeInt, first_problem, flatten
 
@@ -170,14 +171,20 @@ def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any], folder:
         before, now: metadata of the run (`run_metadata`), as saved and of this command.
         folder: of the run.
     """
-    if "settings" not in before:
-        raise UserError(f"resume={folder}: config.json there records no settings: name the output folder of a run")
+    for key in ("settings", "splits"):
+        if key not in before:
+            raise UserError(f"resume={folder}: config.json there records no {key}: name the output folder of a run")
     compared = ("settings", "seed", "class_names")
     old, new = ({key: run[key] for key in compared if key in run} for run in (before, now))
     for key, theirs, ours in diff_configs(old, new):
         raise UserError(
             f"resume={folder}: that run has {key.removeprefix('settings.')}={theirs}, this command {ours}: type the"
             " command that started it"
+        )
+    if changes := split_changes(before["splits"], now["splits"]):
+        raise UserError(
+            f"resume={folder}: the images have changed since that run started ({changes}): restore them, or start a new"
+            " run"
         )
 
 

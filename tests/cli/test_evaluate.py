@@ -11,13 +11,16 @@ import pytest
 import torch
 from PIL import ImageOps
 from safetensors.torch import save_file
+from torchvision.transforms.functional import to_tensor
 
 from nsaug.cli import evaluate, train
 from nsaug.corruptions import TEST_CORRUPTIONS
 from nsaug.data import Digits
 from nsaug.data.sources.imagenet import wnids
 from nsaug.data.testsets.imagenet_variants import class_subset_indices
+from nsaug.evaluation import EvalModel
 from nsaug.models.factory import build_vit
+from nsaug.models.weights import WEIGHTS, read_config
 from tests.commands import FAST, SHORT, cli_error, run, top1
 from tests.conftest import ROOT, place
 
@@ -389,19 +392,34 @@ def test_benchmark_with_a_folder_of_the_users_own(trained, monkeypatch, tmp_path
     rows = json.loads((tmp_path / "eval" / "results.json").read_text())
     by_name = {row["benchmark"]: row for row in rows if row["metric"] == "top1"}
     assert (by_name["inverted"]["n"], by_name["inverted"]["condition"]) == (60, "shifted")
-    assert by_name["inverted"]["value"] < by_name["clean"]["value"]
+    vit = build_vit(**EvalModel(str(trained / WEIGHTS), read_config(trained), {}, "").build_args()).eval()
+    images = torch.stack([to_tensor(ImageOps.invert(digits.images.load(index))) for index in range(60)])
+    correct = vit(images).argmax(1) == torch.tensor(digits.images.labels[:60])
+    assert by_name["inverted"]["value"] == pytest.approx(correct.float().mean().item())
 
 
 def test_validation_split(monkeypatch, tmp_path, capsys, trained):
     small = ["suite=clean", "accelerator=cpu", "batch_size=999"]
     run(evaluate, monkeypatch, f"checkpoint={trained}", "split=val", f"hydra.run.dir={tmp_path}/val", *small)
-    assert "144 validation images" in capsys.readouterr().out
+    assert "128 validation images" in capsys.readouterr().out
     data = Digits()
     data.setup("fit")
     with np.load(next((tmp_path / "outputs").rglob("*.npz"))) as cached:
         assert set(json.loads(str(cached["meta"]))["ids"]) == set(data.val_set.ids)
     line = cli_error(evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=train")
     assert "split" in line
+
+
+def test_validation_images_that_training_did_not_hold_out(monkeypatch, tmp_path, capsys, trained):
+    line = cli_error(evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=val", "+data.val_fraction=0.5")
+    assert line == (
+        "error: split=val: nullspace, seed 0 held out other images (727 validation images instead of 128), so that some"
+        " of these may have been trained on: restore the images and data.val_fraction, or choose split=test"
+    )
+    line = cli_error(
+        evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=val", "data=digits", "data.val_fraction=0.2"
+    )
+    assert "held out other images" in line, "also where data= names the data that the run was trained on"
 
 
 def test_validation_split_of_a_run_without_one(monkeypatch, tmp_path, capsys, trained):

@@ -31,7 +31,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from nsaug.cli.sweeps import name_sweep_folders
-from nsaug.utils.errors import UserError, first_line, unknown_name
+from nsaug.utils.errors import UserError, as_setting, first_line, unknown_name
 
 NULL_GROUP = "Config group override must be a string or a list. Got NoneType"
 """Hydra's words for `method=null`."""
@@ -211,7 +211,7 @@ def format_error(error: Exception) -> str:
         return _format_missing_config(error)
     if isinstance(error, OverrideParseException):
         name, _, value = str(error.override).partition("=")
-        hint = f"; to quote special characters, type '{name}=\"{value}\"'" if value else ""
+        hint = f"; to quote special characters, type {as_setting(name, value)}" if value else ""
         return f"{error.override}: cannot be read as name=value{hint}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else None

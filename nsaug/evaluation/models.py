@@ -16,7 +16,7 @@ import torch
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.models.run_config import CONFIG, RunConfig
 from nsaug.models.weights import SUFFIXES, WEIGHTS, read_config, resolve_path, run_name
-from nsaug.utils.errors import UserError
+from nsaug.utils.errors import UserError, as_setting
 from nsaug.utils.types import flatten
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,8 @@ def _expand(pattern: str) -> list[Path]:
         raise UserError(f"checkpoint={pattern} matches no run folder and no weights file ({len(paths)} other paths)")
     for path in paths:
         if (path / CONFIG).is_file() and path not in runs:
-            log.warning("skipping %s: its run did not finish (to evaluate it: checkpoint=%s/last.ckpt)", path, path)
+            setting = as_setting("checkpoint", path / "last.ckpt")
+            log.warning("skipping %s: its run did not finish (to evaluate it: %s)", path, setting)
     return [resolve_path(path) for path in runs]
 
 

@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from nsaug.training.resume import LAST, PREVIOUS, read_checkpoint
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, as_setting, first_line
 from nsaug.utils.files import atomic_write
 
 
@@ -28,7 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                         shutil.copyfile(path, copy)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
             advice = (
-                f"the one before is intact: free disk space and type resume={path.parent}"
+                f"the one before is intact: free disk space and type {as_setting('resume', path.parent)}"
                 if path.exists()
                 else "there is none before it: free disk space"
             )

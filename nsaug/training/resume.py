@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from nsaug.data.splits import split_changes
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, as_setting, first_line
 from nsaug.utils.types import NonNegativeInt, first_problem, flatten
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,9 @@ def find_resume_checkpoint(resume: bool | str | None, folder: Path) -> tuple[Pat
         log.info("%s has no checkpoint to resume: starting a new run", folder)
         return folder, None
     if checkpoint == path and not is_valid(path):
-        raise UserError(f"resume={path} is damaged: type resume={path.parent}, which falls back to {PREVIOUS}")
+        raise UserError(
+            f"resume={path} is damaged: type {as_setting('resume', path.parent)}, which falls back to {PREVIOUS}"
+        )
     read_checkpoint(checkpoint, mmap=True)
     return checkpoint.parent, checkpoint
 

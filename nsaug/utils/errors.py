@@ -2,6 +2,8 @@
 
 import difflib
 import logging
+import re
+import shlex
 import traceback
 from collections.abc import Iterable
 
@@ -27,6 +29,15 @@ def unknown_name(prefix: str, name: str, known: Iterable[str]) -> str:
     scope = f"{prefix}." if prefix else ""
     hint = f"did you mean {scope}{matches[0]}?" if matches else f"choose among {', '.join(names)}"
     return f"{scope}{name}: no such setting; {hint}"
+
+
+def as_setting(name: str, value: object) -> str:
+    """A setting as it can be typed in a shell: quoted where the shell or Hydra needs it."""
+    text = str(value)
+    if re.fullmatch(r"[\w./:~+@%-]+", text):
+        return f"{name}={text}"
+    escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + match[2].replace('"', '\\"'), text)  # Hydra's rule
+    return shlex.quote(f'{name}="{escaped}"')
 
 
 def log_failure(log: logging.Logger, title: str, error: Exception) -> str:

@@ -87,6 +87,12 @@ def _check_model_arg(value: Any, depth: int = 0) -> Any:
 ModelArg = Annotated[JsonValue, AfterValidator(_check_model_arg)]
 
 
+NormEps = Annotated[float, Field(ge=0, lt=1)]
+Label = Annotated[str, Field(max_length=1000), AfterValidator(_check_text)]
+ClassNames = list[Label] | dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Label]
+"""By class index. Names may occur twice, as in ImageNet's."""
+
+
 class Preprocessing(TypedDict, total=False):
     """The entries of timm's `pretrained_cfg` that describe the input."""
 
@@ -131,17 +137,55 @@ class RunMetadata(TypedDict, total=False):
     settings: Annotated[Settings, AfterValidator(_check_text)]
     wandb: WandbRun | None
     patch_embed: Text
+    norm_eps: NormEps
 
 
 class RunConfig(TypedDict, total=False):
     """The content of config.json."""
 
     architecture: Text
+    label_names: ClassNames
     model_args: dict[str, ModelArg]
     pretrained_cfg: Preprocessing
     nsaug: RunMetadata
 
 
+class VisionConfig(TypedDict, total=False):
+    """What the weights of a vision transformer of transformers do not show."""
+
+    num_attention_heads: Side
+    hidden_act: Text
+    layer_norm_eps: NormEps
+    use_swiglu_ffn: bool
+
+
+class TransformersConfig(VisionConfig, total=False):
+    """The content of config.json that transformers writes."""
+
+    model_type: Text
+    id2label: ClassNames
+    vision_config: VisionConfig | None
+
+
+class ShardIndex(TypedDict):
+    """Transformers' index of weights in several files: file by key."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[\w-][\w.-]{0,200}\.(safetensors|bin)$")]]
+
+
+TRANSFORMERS_DEFAULTS: dict[str, VisionConfig] = {
+    "vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    "deit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    "vit_mae": {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "dinov2_with_registers": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "clip": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+}
+"""What a config.json of transformers leaves out where it is the default."""
+
+_TRANSFORMERS: TypeAdapter[TransformersConfig] = TypeAdapter(TransformersConfig)
+_SHARDS: TypeAdapter[ShardIndex] = TypeAdapter(ShardIndex)
 _CONFIG: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
 _METADATA: TypeAdapter[RunMetadata] = TypeAdapter(RunMetadata)
 
@@ -170,6 +214,55 @@ def read_run_config(file: Path) -> RunConfig | None:
         if key not in model_arg_names(architecture):
             raise UserError(f"{file}: model_args.{key!a:.80} is not an argument of {architecture}: {ADVICE}")
     return config
+
+
+def read_transformers_config(file: Path) -> TransformersConfig | None:
+    """Read and check a config.json of transformers; None if there is none, or one of another program.
+
+    That of the vision tower of a model for images and text is moved to the top.
+
+    Raises:
+        UserError: an entry is invalid; the message names the file and the entry.
+    """
+    content = _read_bytes(file)
+    if content is None:
+        return None
+    try:
+        config = _TRANSFORMERS.validate_json(content, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
+    if "model_type" not in config:
+        return None
+    defaults = TRANSFORMERS_DEFAULTS.get(config["model_type"], {})
+    merged: Any = defaults | config | (config.get("vision_config") or {})
+    return merged
+
+
+def read_shard_names(file: Path) -> list[str]:
+    """Read the names of the files that hold the weights of a large model of transformers.
+
+    Raises:
+        UserError: invalid index; files elsewhere are refused.
+    """
+    try:
+        index = _SHARDS.validate_json(_read_bytes(file) or b"", strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
+    return sorted(set(index["weight_map"].values()))
+
+
+def class_names(config: RunConfig | TransformersConfig | None) -> list[str] | None:
+    """The class names by index that a config.json of nsaug, timm or transformers states; None without any.
+
+    The names LABEL_0, LABEL_1, ..., which transformers writes by default, are none.
+    """
+    content: Any = config or {}
+    names = content.get("nsaug", {}).get("class_names") or content.get("label_names") or content.get("id2label")
+    if isinstance(names, dict):
+        names = [names.get(str(index)) for index in range(len(names))]
+    if not names or None in names or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return None
+    return names
 
 
 def check_metadata(metadata: dict[str, Any], file: Path) -> None:

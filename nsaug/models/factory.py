@@ -4,7 +4,7 @@ import difflib
 import inspect
 import logging
 import re
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any
 
 import timm
@@ -126,7 +126,7 @@ def build_vit(
     size = _as_pair(img_size) if img_size is not None else tuple(source.get("input_size", ()))[1:]
     if size:
         overlay |= {"input_size": (3, *size), "test_input_size": None}
-        if _takes_img_size(config):
+        if _takes_img_size(config["architecture"], config["input_size"][1:]):
             model_args["img_size"] = size
     if patch_size is not None:
         model_args["patch_size"] = patch_size
@@ -238,11 +238,12 @@ def _log_selection(name: str, checkpoint: str, selected: SelectedModel) -> None:
         log.info("%s: %s", checkpoint, _preview("not used", selected.unused))
 
 
-def _takes_img_size(config: dict[str, Any]) -> bool:
+@cache
+def _takes_img_size(architecture: str, size: tuple[int, int]) -> bool:
     """Return whether the architecture is built for a fixed image size; PVT, for example, is not."""
     try:
         with torch.device("meta"):
-            timm.create_model(config["architecture"], img_size=config["input_size"][1:])
+            timm.create_model(architecture, img_size=size)
     except TypeError:
         return False
     return True

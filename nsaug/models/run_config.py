@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm
-from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, TypeAdapter, ValidationError, with_config
 from timm.models import build_model_with_cfg, model_entrypoint
 from torch import nn
 from typing_extensions import TypedDict
@@ -89,7 +89,17 @@ ModelArg = Annotated[JsonValue, AfterValidator(_check_model_arg)]
 
 NormEps = Annotated[float, Field(ge=0, lt=1)]
 Label = Annotated[str, Field(max_length=1000), AfterValidator(_check_text)]
-ClassNames = list[Label] | dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Label]
+
+
+def _by_index(value: Any) -> Any:
+    """Convert names by index, {"0": "cat", "1": "dog"}, to a list; an empty one if indices are missing."""
+    if not isinstance(value, dict):
+        return value
+    names = [value.get(str(index)) for index in range(len(value))]
+    return [] if None in names else names
+
+
+ClassNames = Annotated[list[Label], BeforeValidator(_by_index)]
 """By class index. Names may occur twice, as in ImageNet's."""
 
 
@@ -258,11 +268,9 @@ def class_names(config: RunConfig | TransformersConfig | None) -> list[str] | No
     """
     content: Any = config or {}
     names = content.get("nsaug", {}).get("class_names") or content.get("label_names") or content.get("id2label")
-    if isinstance(names, dict):
-        names = [names.get(str(index)) for index in range(len(names))]
-    if not names or None in names or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+    if not names or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
         return None
-    return names
+    return list(names)
 
 
 def check_metadata(metadata: dict[str, Any], file: Path) -> None:

@@ -8,6 +8,7 @@ under the key `nsaug`, which timm ignores.
 import argparse
 import logging
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's model_best.pth.tar
+        allowed = torch.serialization.safe_globals([argparse.Namespace])  # the options in timm's model_best.pth.tar
+        with allowed, warnings.catch_warnings(action="ignore"):  # about the format; what is wrong follows as an error
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(

@@ -115,7 +115,7 @@ def flatten(content: Any, path: str = "", depth: int = 0) -> dict[str, Tensor]:
     that torch.compile and FSDP add.
     """
     if isinstance(content, Tensor) and path:
-        return {WRAPPERS.sub("", path): content}
+        return {WRAPPERS.sub("", path): content.detach()}
     tensors: dict[str, Tensor] = {}
     if isinstance(content, dict) and depth < MAX_DEPTH:
         for key, value in content.items():

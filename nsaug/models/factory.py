@@ -4,7 +4,7 @@ import difflib
 import inspect
 import logging
 import re
-from functools import cache, partial
+from functools import cache
 from typing import Annotated, Any
 
 import timm
@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nsaug.models.checkpoint_formats import (
-    SelectedModel,
     has_openai_clip_keys,
     has_transformers_keys,
     select_model,
@@ -23,7 +22,7 @@ from nsaug.models.checkpoint_formats import (
 )
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.models.run_config import Interpolation, TransformersConfig, model_arg_names
-from nsaug.models.weights import read_config, read_source_config, read_weights
+from nsaug.models.weights import read_config, read_preprocessing, read_source_config, read_weights
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import Fraction, PositiveFloat, PositiveFraction, PositiveInt, validate_args
 
@@ -50,6 +49,8 @@ CLIP_ASSUMED = (
     "the weights do not say which activation CLIP has, GELU is assumed: for OpenAI's weights choose a name with"
     " quickgelu, such as model.name=vit_base_patch32_clip_quickgelu_224"
 )
+
+RESAMPLED = "predictions differ from the source's unless model.img_size and model.patch_size are those of the weights"
 
 HINTS = {
     "fc_norm.weight": "model.args={global_pool: avg}",
@@ -117,6 +118,13 @@ def build_vit(
         )
     run_config = (read_config(checkpoint) if checkpoint else None) or {}
     source = run_config.get("pretrained_cfg", {})
+    norm_eps = run_config.get("nsaug", {}).get("norm_eps")
+    if checkpoint and (source_config := read_source_config(checkpoint)):
+        source = read_preprocessing(checkpoint)
+        model_args = _source_args(source_config, config["architecture"], checkpoint) | model_args
+        norm_eps = source_config.get("layer_norm_eps")
+        img_size = img_size or source_config.get("image_size")
+        patch_size = patch_size or source_config.get("patch_size")
     settings = {"mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation}
     overlay: dict[str, Any] = {
         key: value if value is not None else source.get(key)
@@ -133,29 +141,8 @@ def build_vit(
     if drop_path_rate:
         model_args["drop_path_rate"] = drop_path_rate
 
-    norm_eps = run_config.get("nsaug", {}).get("norm_eps")
     if checkpoint:
-        source_config = read_source_config(checkpoint)
-        if source_config is not None:
-            model_args = _source_args(source_config, config["architecture"], checkpoint) | model_args
-            norm_eps = source_config.get("layer_norm_eps")
-        tensors = read_weights(checkpoint)
-        load = partial(_load, name, str(checkpoint), config.get("classifier"), overlay=overlay, args=model_args)
-        with torch.device("meta"):
-            expected = _create(name, "", overlay=overlay, args=model_args).state_dict()
-        selected = select_model(to_timm_keys(tensors), expected)
-        try:
-            model = load(selected.weights)
-        except UserError as error:
-            try:
-                model = load(unwrap(tensors))  # formats of single models that only timm knows, such as AIMv2
-            except UserError:
-                raise error from None
-        _log_selection(name, str(checkpoint), selected)
-        if source_config is None and has_transformers_keys(tensors):
-            log.warning("%s has no config.json of transformers beside it: %s", checkpoint, TRANSFORMERS_ASSUMED)
-        if has_openai_clip_keys(tensors) and "quickgelu" not in name and "act_layer" not in model_args:
-            log.warning("%s: %s", checkpoint, CLIP_ASSUMED)
+        model = _load_checkpoint(name, str(checkpoint), config.get("classifier"), overlay, model_args)
     elif pretrained:
         _require_hub_weights(name, config)
         model = _create(name, "the hub's checkpoint", pretrained=True, overlay=overlay, args=model_args)
@@ -228,14 +215,42 @@ def _source_args(config: TransformersConfig, architecture: str, checkpoint: str)
     return {key: value for key, value in args.items() if value is not None and key in known}
 
 
-def _log_selection(name: str, checkpoint: str, selected: SelectedModel) -> None:
-    """Log what was loaded, and what else the checkpoint holds."""
+def _load_checkpoint(
+    name: str, checkpoint: str, classifier: str | tuple[str, ...] | None, overlay: dict[str, Any], args: dict[str, Any]
+) -> Any:
+    """Build a model with the weights of a local file, and log what is taken from it and what is assumed."""
+    tensors = read_weights(checkpoint)
+    with torch.device("meta"):
+        expected = _create(name, "", overlay=overlay, args=args).state_dict()
+    try:
+        selected = select_model(to_timm_keys(tensors), expected)
+    except UserError as error:
+        raise UserError(f"checkpoint={checkpoint}: {error}") from error
+    try:
+        model = _load(name, checkpoint, classifier, selected.weights, overlay=overlay, args=args)
+    except UserError as error:
+        try:  # formats of single models that only timm knows, such as AIMv2
+            model = _load(name, checkpoint, classifier, unwrap(tensors), overlay=overlay, args=args)
+        except UserError:
+            raise error from None
+        log.info("%s: loaded %s by timm's own conversion, none missing, none unexpected", name, checkpoint)
+        return model
+
     log.info("%s: loaded all %d tensors of %s, none missing, none unexpected", name, len(selected.weights), checkpoint)
     if selected.copies:
-        copies = ", ".join(prefix or "no prefix" for prefix in selected.copies)
-        log.info("%s holds several models: took %s, not %s", checkpoint, selected.prefix or "no prefix", copies)
+        taken, *copies = (ascii(prefix or "no prefix")[1:-1] for prefix in (selected.prefix, *selected.copies))
+        log.info("%s holds several models: took %s, not %s", checkpoint, taken, ", ".join(copies))
     if selected.unused:
         log.info("%s: %s", checkpoint, _preview("not used", selected.unused))
+    loaded = model.state_dict()
+    resampled = [key for key, value in selected.weights.items() if key in loaded and value.shape != loaded[key].shape]
+    if resampled:
+        log.info("%s: %s: %s", checkpoint, _preview("resampled", resampled), RESAMPLED)
+    if has_transformers_keys(tensors) and read_source_config(checkpoint) is None:
+        log.warning("%s has no config.json of transformers beside it: %s", checkpoint, TRANSFORMERS_ASSUMED)
+    if has_openai_clip_keys(tensors) and "quickgelu" not in name and "act_layer" not in args:
+        log.warning("%s: %s", checkpoint, CLIP_ASSUMED)
+    return model
 
 
 @cache
@@ -294,7 +309,8 @@ def _summarize_load_error(message: str) -> str:
 
 
 def _preview(kind: str, keys: list[str]) -> str:
-    return f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+    names = [ascii(key)[1:-1] for key in keys[:3]]  # on one line
+    return f"{len(keys)} {kind} ({', '.join(names)}{', ...' if len(keys) > 3 else ''})"
 
 
 def _count_head_classes(state: dict[str, Tensor], classifier: str | tuple[str, ...] | None) -> int:

@@ -24,6 +24,7 @@ from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import Decay, Fraction, PositiveFloat, PositiveFraction, Seed, check_unique, first_problem
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 MAX_BYTES = 16 * 2**20
 """The class names of ImageNet-21k take 1 MB."""
 MAX_ARG = 2**16
@@ -54,6 +55,8 @@ Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_chec
 Plain = Annotated[JsonValue, AfterValidator(_check_text)]
 Side = Annotated[int, Field(ge=1, le=MAX_ARG)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+PILLOW_FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""By number in Pillow, as in preprocessor_config.json."""
 WORD = re.compile(r"[\w-]{0,64}")
 """Name of a layer or a pooling: never a path or an address."""
 IDENTIFIER = re.compile(r"[\w.-]{1,200}")
@@ -167,6 +170,8 @@ class VisionConfig(TypedDict, total=False):
     hidden_act: Text
     layer_norm_eps: NormEps
     use_swiglu_ffn: bool
+    image_size: Side
+    patch_size: Side
 
 
 class TransformersConfig(VisionConfig, total=False):
@@ -175,6 +180,15 @@ class TransformersConfig(VisionConfig, total=False):
     model_type: Text
     id2label: ClassNames
     vision_config: VisionConfig | None
+
+
+class ImageProcessor(TypedDict, total=False):
+    """The content of preprocessor_config.json that transformers writes."""
+
+    do_normalize: bool
+    image_mean: tuple[Fraction, Fraction, Fraction]
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    resample: Annotated[int, Field(ge=0, le=5)]
 
 
 class ShardIndex(TypedDict):
@@ -195,6 +209,7 @@ TRANSFORMERS_DEFAULTS: dict[str, VisionConfig] = {
 """What a config.json of transformers leaves out where it is the default."""
 
 _TRANSFORMERS: TypeAdapter[TransformersConfig] = TypeAdapter(TransformersConfig)
+_PROCESSOR: TypeAdapter[ImageProcessor] = TypeAdapter(ImageProcessor)
 _SHARDS: TypeAdapter[ShardIndex] = TypeAdapter(ShardIndex)
 _CONFIG: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
 _METADATA: TypeAdapter[RunMetadata] = TypeAdapter(RunMetadata)
@@ -248,6 +263,29 @@ def read_transformers_config(file: Path) -> TransformersConfig | None:
     return merged
 
 
+def read_preprocessor_config(file: Path) -> Preprocessing:
+    """Read mean, std and interpolation from preprocessor_config.json of transformers; empty if there is none.
+
+    Raises:
+        UserError: an entry is invalid; the message names the file and the entry.
+    """
+    content = _read_bytes(file)
+    if content is None:
+        return {}
+    try:
+        config = _PROCESSOR.validate_json(content)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
+    if not config.get("do_normalize", True):
+        config |= {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
+    preprocessing: Preprocessing = {}
+    if "image_mean" in config and "image_std" in config:
+        preprocessing |= {"mean": config["image_mean"], "std": config["image_std"]}
+    if "resample" in config:
+        preprocessing["interpolation"] = PILLOW_FILTERS[config["resample"]]
+    return preprocessing
+
+
 def read_shard_names(file: Path) -> list[str]:
     """Read the names of the files that hold the weights of a large model of transformers.
 
@@ -261,13 +299,13 @@ def read_shard_names(file: Path) -> list[str]:
     return sorted(set(index["weight_map"].values()))
 
 
-def class_names(config: RunConfig | TransformersConfig | None) -> list[str] | None:
-    """The class names by index that a config.json of nsaug, timm or transformers states; None without any.
+def label_names(config: RunConfig | TransformersConfig | None) -> list[str] | None:
+    """The class names by index that a config.json of timm or transformers states; None without any.
 
     The names LABEL_0, LABEL_1, ..., which transformers writes by default, are none.
     """
     content: Any = config or {}
-    names = content.get("nsaug", {}).get("class_names") or content.get("label_names") or content.get("id2label")
+    names = content.get("label_names") or content.get("id2label")
     if not names or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
         return None
     return list(names)

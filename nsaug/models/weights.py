@@ -21,10 +21,13 @@ from nsaug.models.checkpoint_formats import flatten
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.models.run_config import (
     CONFIG,
+    PREPROCESSOR,
+    Preprocessing,
     RunConfig,
     RunMetadata,
     TransformersConfig,
     check_metadata,
+    read_preprocessor_config,
     read_run_config,
     read_shard_names,
     read_transformers_config,
@@ -115,6 +118,15 @@ def read_source_config(path: str | Path) -> TransformersConfig | None:
         UserError: no weights at `path`, or an invalid config.json.
     """
     return read_transformers_config(resolve_path(path).with_name(CONFIG))
+
+
+def read_preprocessing(path: str | Path) -> Preprocessing:
+    """Read the preprocessing that transformers' preprocessor_config.json beside the weights states; empty without any.
+
+    Raises:
+        UserError: no weights at `path`, or an invalid preprocessor_config.json.
+    """
+    return read_preprocessor_config(resolve_path(path).with_name(PREPROCESSOR))
 
 
 def read_metadata(folder: str | Path) -> RunMetadata:

@@ -44,11 +44,12 @@ def images() -> torch.Tensor:
     return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def load(path, name=NAME, args=None, num_heads: int | None = HEADS, **kwargs):
-    """The timm model with the weights of a checkpoint."""
-    heads = {} if num_heads is None else {"num_heads": num_heads}
-    vit = build_vit(name, checkpoint=str(path), img_size=8, patch_size=2, args=ARGS | heads | (args or {}), **kwargs)
-    return vit.model.eval()
+def load(path, name=NAME, args=None, sizes=True):
+    """The timm model with a checkpoint; sizes=False leaves heads, image and patch size to config.json."""
+    settings = {"img_size": 8, "patch_size": 2, "args": ARGS | {"num_heads": HEADS} | (args or {})}
+    if not sizes:
+        settings = {"args": ARGS | (args or {})}
+    return build_vit(name, checkpoint=str(path), **settings).model.eval()
 
 
 def timm_vit(seed: int = 0, **args) -> nn.Module:
@@ -238,6 +239,15 @@ def test_dino_backbone(tmp_path):
     assert_equal_outputs(load(tmp_path / "dino.pth"), source(images()))
 
 
+def test_resampled_weights_are_named(tmp_path, caplog):
+    caplog.set_level("INFO")
+    torch.save(randomize(OriginalViT()).state_dict(), tmp_path / "dino.pth")
+    build_vit(NAME, checkpoint=str(tmp_path / "dino.pth"), img_size=8, patch_size=4, args=ARGS)
+    assert (
+        "2 resampled (pos_embed, patch_embed.proj.weight): predictions differ from the source's unless" in caplog.text
+    )
+
+
 @torch.no_grad()
 def test_dino_training_checkpoint_gives_the_teacher(tmp_path, caplog):
     caplog.set_level("INFO")
@@ -423,6 +433,15 @@ def test_lightnings_moving_average_is_used(tmp_path):
     assert not torch.equal(content["state_dict"]["net.head.weight"], content["current_model_state"]["net.head.weight"])
 
 
+def test_copies_and_keys_are_logged_on_one_line(tmp_path, caplog):
+    caplog.set_level("INFO")
+    state = with_prefix("a\nb.", timm_vit(0).state_dict()) | with_prefix("ema.", timm_vit(1).state_dict())
+    torch.save(state | {"x\ny": torch.ones(1)}, tmp_path / "weights.pth")
+    load(tmp_path / "weights.pth")
+    assert r"took ema., not a\nb." in caplog.text
+    assert r"1 not used (x\ny)" in caplog.text
+
+
 @torch.no_grad()
 def test_larger_teacher_of_a_distillation_is_not_taken(tmp_path):
     student, teacher = timm_vit(), timm_vit(embed_dim=2 * WIDTH, depth=3)
@@ -525,7 +544,7 @@ def test_transformers(transformers, tmp_path, layout, config, model, options, na
     """The number of heads, the activation and the epsilon come from config.json."""
     source = transformers_model(transformers, config, model, **options)
     folder = save_transformers(source, tmp_path, layout)
-    assert_equal_outputs(load(folder, name, args, num_heads=None), output_of(source))
+    assert_equal_outputs(load(folder, name, args, sizes=False), output_of(source))
 
 
 @torch.no_grad()
@@ -536,7 +555,7 @@ def test_transformers_mae_pretraining_gives_the_encoder(transformers, tmp_path):
     for layout in ("files", "modules"):
         (tmp_path / layout).mkdir()
         folder = save_transformers(source, tmp_path / layout, layout)
-        assert_equal_outputs(load(folder, num_heads=None), expected)
+        assert_equal_outputs(load(folder, sizes=False), expected)
 
 
 @torch.no_grad()
@@ -550,7 +569,7 @@ def test_transformers_clip_for_images_and_text(transformers, tmp_path):
     source = randomize(transformers.CLIPModel(config))
     source.save_pretrained(tmp_path)
     expected = source.vision_model(images()).pooler_output
-    assert_equal_outputs(load(tmp_path, "vit_base_patch32_clip_224", num_heads=None), expected)
+    assert_equal_outputs(load(tmp_path, "vit_base_patch32_clip_224", sizes=False), expected)
 
 
 @torch.no_grad()
@@ -567,7 +586,7 @@ def test_weights_in_several_files(transformers, tmp_path):
     source = transformers_model(transformers, "ViTConfig", "ViTForImageClassification")
     source.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    assert_equal_outputs(load(tmp_path, num_heads=None), output_of(source))
+    assert_equal_outputs(load(tmp_path, sizes=False), output_of(source))
     next(tmp_path.glob("model-*.safetensors")).unlink()
     with pytest.raises(UserError, match=r"model-.*safetensors is missing beside it"):
         load(tmp_path)
@@ -600,7 +619,8 @@ def test_dinov2_classifier_has_no_counterpart(transformers, tmp_path):
     source = transformers_model(transformers, "Dinov2Config", "Dinov2ForImageClassification", mlp_ratio=4)
     source.save_pretrained(tmp_path)
     with pytest.raises(
-        UserError, match=r"classifier.weight reads the class token and the mean .* save the encoder alone"
+        UserError,
+        match=r"^checkpoint=.*: classifier.weight reads the class token and the mean .* save the encoder alone",
     ):
         load(tmp_path, args=DINOV2)
 
@@ -611,7 +631,7 @@ def test_dinov2_classifier_has_no_counterpart(transformers, tmp_path):
 def test_unknown_formats_give_one_line(transformers, tmp_path, model, config):
     transformers_model(transformers, config, model).save_pretrained(tmp_path)
     with pytest.raises(UserError) as error:
-        load(tmp_path, num_heads=None)
+        load(tmp_path, sizes=False)
     line = str(error.value)
     assert "model.safetensors" not in line  # the folder, as typed
     assert f"{tmp_path} does not match model.name={NAME}: " in line
@@ -628,6 +648,24 @@ def test_pooler_and_a_classifier_of_the_user_are_not_used(transformers, tmp_path
     assert load(tmp_path / "weights.pth").num_classes == 0
     assert "3 not used (" in caplog.text
     assert "classifier.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "mean", "std", "interpolation"),
+    [
+        ({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 3}, 0.1, 0.4, "bicubic"),
+        ({"do_normalize": False, "image_mean": [0.1] * 3, "image_std": [0.4] * 3, "resample": 2}, 0.0, 1.0, "bilinear"),
+    ],
+)
+def test_preprocessing_of_transformers(tmp_path, content, mean, std, interpolation):
+    save_file(timm_vit().state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    vit = build_vit(NAME, checkpoint=str(tmp_path), img_size=8, patch_size=2, args=ARGS)
+    assert (vit.mean.flatten()[0].item(), vit.std.flatten()[0].item()) == pytest.approx((mean, std))
+    assert vit.data_config["interpolation"] == interpolation
+    vit = build_vit(NAME, checkpoint=str(tmp_path), img_size=8, patch_size=2, args=ARGS, interpolation="nearest")
+    assert vit.data_config["interpolation"] == "nearest"  # the command line takes precedence
 
 
 @pytest.mark.parametrize(

@@ -270,10 +270,11 @@ DINOV2 = {"init_values": 1.0}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("registers", [0, 4])
-def test_dinov2_backbone(tmp_path, registers):
+@pytest.mark.parametrize(("registers", "prefix"), [(0, ""), (4, ""), (4, "backbone.")])
+def test_dinov2_backbone(tmp_path, registers, prefix):
     source = randomize(OriginalViT(scale=True, registers=registers))
-    torch.save(source.state_dict() | {"mask_token": torch.ones(1, WIDTH)}, tmp_path / "dinov2.pth")
+    state = source.state_dict() | {"mask_token": torch.ones(1, WIDTH)}
+    torch.save(with_prefix(prefix, state), tmp_path / "dinov2.pth")
     args = DINOV2 | ({"reg_tokens": registers, "no_embed_class": True} if registers else {})
     assert_equal_outputs(load(tmp_path / "dinov2.pth", args=args), source(images()))
 
@@ -292,7 +293,8 @@ def test_dinov2_training_checkpoint_in_chunks_of_blocks(tmp_path):
 @torch.no_grad()
 def test_dinov2_giant_has_swiglu(tmp_path):
     source = randomize(OriginalViT(mlp=SwiGLU, scale=True))
-    torch.save(source.state_dict() | {"mask_token": torch.ones(1, WIDTH)}, tmp_path / "dinov2.pth")
+    state = source.state_dict() | {"mask_token": torch.ones(1, WIDTH)}
+    torch.save(with_prefix("backbone.", state), tmp_path / "dinov2.pth")
     loaded = load(tmp_path / "dinov2.pth", name="vit_giant_patch14_dinov2", args={"mlp_ratio": 4, "init_values": 1.0})
     assert_equal_outputs(loaded, source(images()))
 

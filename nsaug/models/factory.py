@@ -54,7 +54,7 @@ RESAMPLED = "predictions differ from the source's unless model.img_size and mode
 
 HINTS = {
     "fc_norm.weight": "model.args={global_pool: avg}",
-    "dist_token": "model.args={reg_tokens: 1}",
+    "dist_token": "a model.name with distilled, or, without head_dist, model.args={reg_tokens: 1}",
     "reg_token": "a model.name with reg4",
     "norm_pre.weight": "a model.name with clip",
     "ls1.gamma": "model.args={init_values: 1}",
@@ -226,6 +226,8 @@ def _load_checkpoint(
         selected = select_model(to_timm_keys(tensors), expected)
     except UserError as error:
         raise UserError(f"checkpoint={checkpoint}: {error}") from error
+    except (RuntimeError, IndexError) as error:
+        raise UserError(f"checkpoint={checkpoint} has weights of unexpected shapes: {first_line(error)}") from error
     try:
         model = _load(name, checkpoint, classifier, selected.weights, overlay=overlay, args=args)
     except UserError as error:

@@ -358,6 +358,22 @@ def test_torchscript_is_refused(tmp_path):
         load(tmp_path / "ViT-B-32.pt")
 
 
+def test_damaged_shapes_give_one_line(tmp_path):
+    shape = torch.Size([2, 2])
+    for damaged in (
+        {"embeddings.patch_embeddings.projection.weight": 4, "layers.0.attention.q_proj.weight": 2,
+         "layers.0.attention.k_proj.weight": 1, "layers.0.attention.v_proj.weight": 2},
+        {"class_embedding": 0, "conv1.weight": 4},
+        {"mask_token": 1, "register_tokens": 3, "cls_token": 3, "pos_embed": 1},
+    ):  # fmt: skip
+        torch.save(
+            {key: torch.ones((*shape, *shape)[:dims]) for key, dims in damaged.items()}, tmp_path / "weights.pth"
+        )
+        with pytest.raises(UserError, match=r"^checkpoint=.*weights.pth has weights of unexpected shapes: ") as error:
+            load(tmp_path / "weights.pth")
+        assert "\n" not in str(error.value)
+
+
 # --- timm's keys after any prefix
 
 

@@ -323,15 +323,24 @@ def load_vit(cfg: DictConfig, device: "torch.device", model: "EvalModel") -> "No
 
 def check_classes(vit: "NoisyViT", data: "TestDataset", model: "EvalModel") -> None:
     """Raise UserError if the classes of a model are not those of the data."""
+    from nsaug.data.dataset import preview
+    from nsaug.data.names import compare_class_order
+
     if vit.model.num_classes != data.num_classes:
         raise UserError(
             f"{model.checkpoint or model.name} has {vit.model.num_classes} classes, the data set has"
             f" {data.num_classes}: finetune it first (python train.py), or set data=... to the data it was trained on"
         )
-    class_names = model.metadata.get("class_names", data.class_names)
-    if class_names != data.class_names:
+    recorded = model.metadata.get("class_names", data.class_names)
+    if recorded != data.class_names:
         raise UserError(
-            f"{model.checkpoint} was trained on other classes ({class_names[:3]} ...) than {data.class_names[:3]} ..."
+            f"{model.checkpoint} was trained on other classes ({recorded[:3]} ...) than {data.class_names[:3]} ..."
+        )
+    stated = model.label_names
+    if stated and compare_class_order(stated, data.class_names) == "different":
+        raise UserError(
+            f"{model.checkpoint}: the classes in its config.json ({preview(stated)}) have another order than those of"
+            f" the data ({preview(data.class_names)}): for data=folder, set data.classes to the names in that order"
         )
 
 

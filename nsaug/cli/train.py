@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> None:
     import lightning as L
 
     from nsaug.models import weights
+    from nsaug.models.checkpoint_formats import select_model
     from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space
     from nsaug.training.lightning_module import Finetuner
@@ -105,7 +106,8 @@ def main(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         # From the file: it holds the moving average, also when a finished run was resumed.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") if cfg.save == "best" else ""
-        vit.load_state_dict(weights.read_weights(best or folder / LAST))
+        state = weights.read_weights(best or folder / LAST)
+        vit.load_state_dict(select_model(state, vit.state_dict()).weights)
         weights.save_weights(folder, vit.model)
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)

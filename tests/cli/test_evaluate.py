@@ -457,6 +457,31 @@ def test_weights_without_class_names_are_noted(trained, monkeypatch, tmp_path, c
     assert "the weights name no classes: the order of classes 0, 1, 2, ... is assumed" in capsys.readouterr().out
 
 
+def test_class_names_of_transformers(monkeypatch, tmp_path, capsys):
+    settings = {"name": "vit_tiny_patch16_224", "args": {"embed_dim": 24, "depth": 1}}
+    save_file(
+        build_vit(num_classes=10, img_size=8, patch_size=4, **settings).state_dict(), tmp_path / "model.safetensors"
+    )
+    arguments = [
+        "suite=clean", "suite.max_images=30", f"checkpoint={tmp_path}", "model=timm", f"model.name={settings['name']}",
+        "model.args={embed_dim: 24, depth: 1}", "data=digits", "data.num_workers=0", "accelerator=cpu",
+    ]  # fmt: skip
+
+    def write_config(names):
+        config = {"model_type": "vit", "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+        (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": dict(enumerate(names))}))
+
+    write_config([f"digit {index}" for index in range(10)])
+    run(evaluate, monkeypatch, *arguments, f"hydra.run.dir={tmp_path}/eval")
+    note = "the classes of the weights (digit 0, digit 1, digit 2, ...) and of the data (0, 1, 2, ...) have other names"
+    assert f"{note}: the same order is assumed" in capsys.readouterr().out
+    write_config(["1", "0", *"23456789"])
+    line = cli_error(evaluate, monkeypatch, capsys, *arguments)
+    assert "the classes in its config.json (1, 0, 2, ...) have another order than those of the data (0, 1, 2," in line
+    line = cli_error(evaluate, monkeypatch, capsys, "suite=clean", f"checkpoint={tmp_path}", "data=digits")
+    assert "model.safetensors has no config.json of nsaug or timm beside it: add model=... and data=..." in line
+
+
 def test_settings_of_the_recorded_data_can_be_changed(trained, monkeypatch, tmp_path, capsys):
     small = ["suite=clean", "suite.max_images=20", f"checkpoint={trained}", "accelerator=cpu"]
     run(evaluate, monkeypatch, *small, "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval")

@@ -1,7 +1,9 @@
 """Write checkpoints atomically, at moments from which a run resumes exactly."""
 
+import logging
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from nsaug.models.run_config import CONFIG
 from nsaug.training.resume import LAST, PREVIOUS, read_checkpoint
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.files import atomic_write
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -48,7 +53,7 @@ def check_disk_space(folder: Path, model: torch.nn.Module) -> None:
     try:
         with atomic_write(folder / ".write_test") as tmp_path:
             tmp_path.write_bytes(b"test")
-        (folder / ".write_test").unlink()
+        (folder / ".write_test").unlink(missing_ok=True)  # other ranks do the same
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({first_line(error)}): type hydra.run.dir=PATH") from error
@@ -61,6 +66,12 @@ def check_disk_space(folder: Path, model: torch.nn.Module) -> None:
         )
 
 
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote a checkpoint has left in a run's folder."""
+    for path in folder.glob(".*.ckpt.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 class LastCheckpoint(Checkpoint):
     """Write last.ckpt after every epoch, every n optimizer steps, and on SIGTERM (one process only).
 
@@ -70,11 +81,13 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         folder: where last.ckpt is written.
+        write_config: writes config.json there; called again if the folder was removed during training.
         every_n_steps: optimizer steps between checkpoints within an epoch; None for one after each epoch alone.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int | None) -> None:
+    def __init__(self, folder: Path, write_config: Callable[[], None], every_n_steps: int | None) -> None:
         self.folder = folder
+        self.write_config = write_config
         self.every_n_steps = every_n_steps
         self._step = 0
         self._save_after_validation = False
@@ -104,6 +117,9 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         self._save_after_validation = False
+        if trainer.is_global_zero and not (self.folder / CONFIG).is_file():
+            log.warning("%s was removed: writing its files again", self.folder)
+            self.write_config()
         for logger in trainer.loggers:
             logger.save()  # a resumed run keeps the metrics up to its checkpoint
         trainer.save_checkpoint(self.folder / LAST)

@@ -95,7 +95,7 @@ def test_two_processes_resume(tmp_path):
     assert {path.name for path in (tmp_path / "third").iterdir()} <= {".hydra", "train.log"}
 
 
-def test_sigterm_writes_a_checkpoint(monkeypatch, tmp_path, capsys):
+def test_sigterm_writes_a_checkpoint(monkeypatch, tmp_path, capsys, signal_handlers):
     step, done = Finetuner.training_step, []
 
     def terminated(self, *rest):
@@ -111,30 +111,27 @@ def test_sigterm_writes_a_checkpoint(monkeypatch, tmp_path, capsys):
         run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/broken")
     assert stop.value.code == 128 + signal.SIGTERM
     assert torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)["global_step"] == 10
-    assert f"stopped by SIGTERM: type resume={tmp_path}/broken to continue" in capsys.readouterr().out
+    advice = f"type the same command with resume={tmp_path}/broken to continue"
+    assert capsys.readouterr().err.splitlines() == [f"stopped by SIGTERM: {advice}"]
     run(train, monkeypatch, *settings, f"resume={tmp_path}/broken/last.ckpt")
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
 
 
-def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys):
+def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys, signal_handlers):
     step, done = Finetuner.training_step, []
 
     def interrupted(self, *rest):
         done.append(1)
         if len(done) == 25:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return step(self, *rest)
 
     monkeypatch.setattr(Finetuner, "training_step", interrupted)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run")
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores further ones
+    with pytest.raises(SystemExit) as stop:
+        run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run")
     assert stop.value.code == 130
-    output = capsys.readouterr()
-    assert output.out.splitlines() == [f"stopped by Ctrl-C: type resume={tmp_path}/run to continue"]
-    assert output.err == ""
+    line = f"stopped by Ctrl-C: type the same command with resume={tmp_path}/run to continue"
+    assert capsys.readouterr() == ("", f"{line}\n")
 
 
 def test_resuming_a_finished_run_exports_its_weights(monkeypatch, tmp_path):

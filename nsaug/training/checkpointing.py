@@ -27,21 +27,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             with atomic_write(path) as tmp_path:
-                torch.save(checkpoint, tmp_path)
+                with open(tmp_path, "wb") as file:
+                    torch.save(checkpoint, file)
                 if path.name == LAST and path.exists():  # copied, not moved: there is always a last.ckpt
                     with atomic_write(path.with_name(PREVIOUS)) as copy:
                         shutil.copyfile(path, copy)
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+        except (OSError, RuntimeError) as error:
+            # torch's writer raises a RuntimeError after the OSError of the file.
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
             advice = (
                 f"the one before is intact: free disk space and type resume={path.parent}"
                 if path.exists()
-                else "there is none before it: free disk space"
+                else "there is none before it: free disk space, or type hydra.run.dir=PATH"
             )
-            raise UserError(f"{path} cannot be written ({first_line(error)}); {advice}") from error
+            raise UserError(f"{path} cannot be written ({_reason(reason)}); {advice}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         # Not Lightning's: it executes what is pickled in a path that starts with http.
         return dict(read_checkpoint(Path(path), map_location))
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
 def check_disk_space(folder: Path, model: torch.nn.Module) -> None:

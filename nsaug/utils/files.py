@@ -5,7 +5,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nsaug.utils.errors import UserError, first_line
@@ -15,7 +15,7 @@ from nsaug.utils.errors import UserError, first_line
 def atomic_write(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it to `path` on a normal exit.
 
-    After an error `path` is unchanged.
+    After an error `path` is unchanged; an OSError names it.
 
     Args:
         path: the file to write.
@@ -32,8 +32,13 @@ def atomic_write(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             with open(tmp_path, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(tmp_path, path)
+    except OSError as error:
+        if error.filename is None:  # as of a full disk
+            error.filename = str(path)
+        raise
     finally:
-        tmp_path.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be missing, and so may its folder
+            tmp_path.unlink()
 
 
 @contextmanager

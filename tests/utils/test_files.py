@@ -1,15 +1,13 @@
 import errno
 import fcntl
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from nsaug.utils.errors import UserError
 from nsaug.utils.files import atomic_write, lock_folder
-from tests.conftest import ROOT
+from tests.commands import hold_lock
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
@@ -38,23 +36,6 @@ def test_processes_of_the_same_id_write_the_same_file(tmp_path, monkeypatch):
         other.write_text("other")
     assert (tmp_path / "file").read_text() == "one"
     assert os.listdir(tmp_path) == ["file"]
-
-
-def hold_lock(folder, purpose):
-    """Start a process that holds the lock of a folder, and a child of it that was forked and outlives it."""
-    code = """
-import os, sys, time
-from pathlib import Path
-from nsaug.utils.files import lock_folder
-with lock_folder(Path(sys.argv[1]), sys.argv[2]):
-    if os.fork():
-        print("locked", flush=True)
-    time.sleep(60)
-"""
-    command = [sys.executable, "-c", code, str(folder), purpose]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout.readline() == "locked\n"
-    return process
 
 
 def test_lock_is_refused_until_its_process_dies(tmp_path):

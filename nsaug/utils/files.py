@@ -33,7 +33,7 @@ def atomic_write(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(tmp_path, path)
     except OSError as error:
-        if error.filename is None:  # as of a full disk
+        if error.errno is not None and error.filename is None:  # as of a full disk
             error.filename = str(path)
         raise
     finally:

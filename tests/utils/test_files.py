@@ -28,6 +28,11 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert path.read_text() == "new"
 
 
+def test_error_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"), atomic_write(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_processes_of_the_same_id_write_the_same_file(tmp_path, monkeypatch):
     """As in containers on a shared disk, where each command is process 1."""
     monkeypatch.setattr(os, "getpid", lambda: 1)

@@ -30,13 +30,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from nsaug.cli.faults import exit_interrupted, flush_stdout, raise_on_signals
 from nsaug.cli.sweeps import name_sweep_folders
 from nsaug.utils.errors import UserError, as_setting, first_line, unknown_name
 
 NULL_GROUP = "Config group override must be a string or a list. Got NoneType"
 """Hydra's words for `method=null`."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT."""
 
 
 def config_dir() -> Path:
@@ -49,6 +48,7 @@ def config_dir() -> Path:
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Turn a function of a configuration into a command: `hydra.main` with one-line errors and exit code 1.
 
+    SIGINT and SIGTERM are one line, too, with exit codes 130 and 143.
     A failed run of a multirun is reported and the other runs continue; the exit code is then 1 at the end.
     HYDRA_FULL_ERROR=1 shows tracebacks. The current folder is appended to `sys.path`, so that `_target_` can name a
     module there.
@@ -81,21 +81,22 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 
             if os.getcwd() not in sys.path:
                 sys.path.append(os.getcwd())
-            with _hydra_raises_errors():
+            with raise_on_signals(), _hydra_raises_errors():
                 try:
                     sys.argv[1:] = _sort_arguments(sys.argv[1:])
                     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
-                except KeyboardInterrupt:
+                except KeyboardInterrupt as error:
                     if _show_tracebacks():
                         raise
-                    print("interrupted", file=sys.stderr)
-                    sys.exit(INTERRUPTED)
+                    exit_interrupted(error)
                 except Exception as error:
                     reportable = _as_user_error(error, started)
                     if reportable is None or _show_tracebacks():
                         raise
                     _report(reportable)
                     sys.exit(1)
+                finally:
+                    flush_stdout()
             if failed:
                 sys.exit(1)
 
@@ -133,6 +134,8 @@ def _as_user_error(error: Exception, started: bool) -> Exception | None:
             f"the output folder cannot be written ({first_line(error)}): set hydra.run.dir (with -m hydra.sweep.dir)"
             " to a folder that can"
         )
+    if isinstance(error, OSError):
+        return UserError(first_line(error))
     if isinstance(error, RuntimeError) and "are you indeed on a slurm cluster?" in str(error):  # submitit's words
         return UserError("hydra/launcher=slurm: srun is not installed, so this machine cannot submit Slurm jobs")
     return None

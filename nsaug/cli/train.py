@@ -3,8 +3,9 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,8 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from nsaug.cli.app import INTERRUPTED, entry_point, instantiate, validate_config, validate_value
-from nsaug.utils.errors import UserError, first_line
+from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.faults import Interrupted, one_line_faults
+from nsaug.utils.errors import UserError, as_setting, first_line
 
 if TYPE_CHECKING:
     from nsaug.data import ImageDataModule
@@ -38,17 +40,33 @@ def main(cfg: DictConfig) -> None:
     check_output_dir(cfg)
 
     # Imported here, so that a wrong setting is reported at once.
+    from nsaug.training.loggers import is_rank_zero
+    from nsaug.training.resume import find_resume_checkpoint
+    from nsaug.utils.files import lock_folder
+
+    folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
+    with lock_folder(folder, "train") if is_rank_zero() else nullcontext(), one_line_errors(folder):
+        train(cfg, folder, resume_from)
+
+
+def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
+    """Build data, model and method, train, and export the weights.
+
+    Args:
+        cfg: the configuration.
+        folder: of the run.
+        resume_from: the checkpoint to resume from, in this folder; None for a new run.
+    """
     import lightning as L
 
     from nsaug.models import weights
     from nsaug.models.checkpoint_formats import select_model
     from nsaug.models.run_config import CONFIG, check_metadata
-    from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space
+    from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space, remove_partial_checkpoints
     from nsaug.training.lightning_module import Finetuner
-    from nsaug.training.loggers import finish, wandb_run_info
-    from nsaug.training.resume import LAST, check_checkpoint, check_same_config, find_resume_checkpoint
+    from nsaug.training.loggers import finish, is_rank_zero, wandb_run_info
+    from nsaug.training.resume import LAST, check_checkpoint, check_same_config
 
-    folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = instantiate(cfg.data)
@@ -70,6 +88,8 @@ def main(cfg: DictConfig) -> None:
         trainable=cfg.trainable,
         max_nonfinite_batches=cfg.max_nonfinite_batches,
     )
+    if is_rank_zero():
+        remove_partial_checkpoints(folder)
     check_disk_space(folder, vit)
 
     name = cfg.name or method.name
@@ -84,21 +104,21 @@ def main(cfg: DictConfig) -> None:
     config = OmegaConf.to_container(cfg, resolve=True)
     run_name = f"{name}-{cfg.seed}"
     loggers = logger_config.loggers(folder, run_name, multirun_name(), config, resume_from, previous.get("wandb"))
+    metadata["wandb"] = wandb_run_info(loggers)
+    write_config = partial(weights.save_config, folder, vit, metadata)
     finished = False
     try:
-        with one_line_errors(folder):
-            callbacks = build_callbacks(cfg, folder, logger_config.num_images)
-            trainer = instantiate(
-                cfg.trainer,
-                logger=loggers,
-                callbacks=callbacks,
-                plugins=[AtomicCheckpointIO(), *as_list(instantiate(cfg.trainer.get("plugins")))],
-                **scale_duration(cfg.trainer, method.duration_factor),
-            )
-            if trainer.is_global_zero:  # before training: an interrupted run can be evaluated, too
-                metadata["wandb"] = wandb_run_info(loggers)
-                weights.save_config(folder, vit, metadata)
-            trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+        callbacks = build_callbacks(cfg, folder, write_config, logger_config.num_images)
+        trainer = instantiate(
+            cfg.trainer,
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO(), *as_list(instantiate(cfg.trainer.get("plugins")))],
+            **scale_duration(cfg.trainer, method.duration_factor),
+        )
+        if trainer.is_global_zero:  # before training: an interrupted run can be evaluated, too
+            write_config()
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from)
         finished = True
     finally:
         finish(loggers, failed=not finished)
@@ -106,6 +126,8 @@ def main(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         # From the file: it holds the moving average, also when a finished run was resumed.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") if cfg.save == "best" else ""
+        if best and not Path(best).is_file():
+            raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
         state = weights.read_weights(best or folder / LAST)
         vit.load_state_dict(select_model(state, vit.state_dict()).weights)
         weights.save_weights(folder, vit.model)
@@ -202,7 +224,7 @@ def run_metadata(cfg: DictConfig, name: str, method: str, data: "ImageDataModule
     }
 
 
-def build_callbacks(cfg: DictConfig, folder: Path, num_images: int) -> list[Any]:
+def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], None], num_images: int) -> list[Any]:
     """Lightning's callbacks; those of `trainer.callbacks` come last."""
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
@@ -213,7 +235,7 @@ def build_callbacks(cfg: DictConfig, folder: Path, num_images: int) -> list[Any]
     if cfg.save == "best":  # before LastCheckpoint, which saves the state of the other callbacks
         options: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
         callbacks.append(ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", **options))
-    callbacks += [LastCheckpoint(folder, cfg.checkpoint_every_n_steps), ValidateAtEnd(), NoiseMonitor()]
+    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), ValidateAtEnd(), NoiseMonitor()]
     if cfg.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))  # some buffers are integer indices
     if num_images:
@@ -248,30 +270,22 @@ def one_line_errors(folder: Path) -> Iterator[None]:
     from nsaug.training.lightning_module import NonFiniteLoss
     from nsaug.training.resume import LAST, find_last_checkpoint
 
-    try:
-        yield
-    except SIGTERMException:
-        log.warning("stopped by SIGTERM: type resume=%s to continue", folder)
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        how = f"type resume={folder} to continue" if (folder / LAST).exists() else "no checkpoint was written yet"
-        log.warning("stopped by Ctrl-C: %s", how)
-        raise SystemExit(INTERRUPTED) from None
-    except NonFiniteLoss as error:
-        last = find_last_checkpoint(folder)
-        saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
-        raise UserError(f"{error} ({saved})") from None
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {first_line(error)}") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"a data loading process died ({first_line(error)}): if memory ran out, lower data.num_workers, and type"
-            f" resume={folder} to continue"
-        ) from error
+    def advice() -> str:
+        if (folder / LAST).exists():
+            return f"type the same command with {as_setting('resume', folder)} to continue"
+        return "no checkpoint was written yet"
+
+    with one_line_faults(advice):
+        try:
+            yield
+        except SIGTERMException:
+            raise Interrupted(signal.SIGTERM) from None
+        except NonFiniteLoss as error:
+            last = find_last_checkpoint(folder)
+            saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+            raise UserError(f"{error} ({saved})") from None
+        except MisconfigurationException as error:
+            raise UserError(f"trainer: {first_line(error)}") from error
 
 
 def format_metrics(metrics: Any) -> str:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from torch.distributed import HashStore, Store, TCPStore
+from torch.distributed import DistError, HashStore, Store, TCPStore
 
 from nsaug.evaluation.units import Unit
 from nsaug.utils.errors import UserError, first_line
@@ -105,25 +105,34 @@ class Workers:
 
     def take(self, count: int) -> Iterator[int]:
         """Yield numbers below `count` that no other process gets."""
-        while (number := self._store.add("taken", 1) - 1) < count:
+        while (number := self._add("taken", 1) - 1) < count:
             yield number
 
     def add_progress(self, unit: Unit) -> None:
         """Count a finished unit."""
-        self._store.add("progress", unit.cost)
+        self._add("progress", unit.cost)
 
     @property
     def progress(self) -> int:
         """Cost of the units that all processes have finished."""
-        return self._store.add("progress", 0)
+        return self._add("progress", 0)
 
     def finish(self) -> None:
         """Wait for the other processes in the first one; report the end of the others to it."""
         if not self.is_first:
-            self._store.add("finished", 1)
+            self._add("finished", 1)
             return
-        while self._store.add("finished", 0) < self.size - 1:
+        while self._add("finished", 0) < self.size - 1:
             time.sleep(POLL_SECONDS)
+
+    def _add(self, counter: str, amount: int) -> int:
+        """Add to a shared counter and return it; end silently when the first process, which holds it, is gone."""
+        try:
+            return self._store.add(counter, amount)
+        except DistError:
+            if self.is_first:
+                raise
+            raise SystemExit(1) from None
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from pydantic.errors import PydanticUserError
 from nsaug.cli.faults import exit_interrupted, flush_stdout, raise_on_signals
 from nsaug.cli.sweeps import name_sweep_folders
 from nsaug.utils.errors import UserError, as_setting, first_line, unknown_name
+from nsaug.utils.text import printable
 
 NULL_GROUP = "Config group override must be a string or a list. Got NoneType"
 """Hydra's words for `method=null`."""
@@ -173,6 +174,10 @@ def _silence_warnings() -> None:
         ".*exists and is not empty.*",
         ".*LeafSpec.*",
         ".*litlogger.*",
+        ".*Total length of .* across ranks is zero.*",  # data.val_fraction=0
+        ".*decompression bomb DOS.*",  # images of 90 to 179 million pixels are read; larger ones are unreadable
+        ".*Transparency expressed in bytes.*",
+        ".*Corrupt EXIF data.*",
     )
     for hint in hints:
         warnings.filterwarnings("ignore", hint)
@@ -203,7 +208,7 @@ _open_target_nodes()
 
 
 def _report(error: Exception) -> None:
-    print(f"error: {format_error(error)}", file=sys.stderr)
+    print(f"error: {printable(format_error(error))}", file=sys.stderr)
 
 
 def format_error(error: Exception) -> str:

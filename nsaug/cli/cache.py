@@ -5,6 +5,7 @@ python -m nsaug.cli.cache outputs/evaluate/cache --clear   delete all results of
 """
 
 import argparse
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("--clear", action="store_true", help="delete all results")
     args = parser.parse_args()
     cache = ResultCache(args.folder)
-    if not cache.folder.is_dir():
+    if not os.path.isdir(cache.folder):
         parser.exit(1, f"error: {args.folder} is not a cache of this version: it has no folder {VERSION}\n")
     if args.clear:
         shutil.rmtree(cache.folder)

@@ -165,7 +165,7 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     from typing import Literal
 
     from nsaug.evaluation import expand
-    from nsaug.utils.types import NonNegativeInt, PositiveInt, Seed
+    from nsaug.utils.types import NonNegativeInt, PositiveInt, Seed, Text
 
     validate_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "suite"]), TOP_LEVEL_KEYS)
     for group in ("data", "model", "suite", "tracking"):
@@ -174,9 +174,9 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
         raise UserError("model.compile and model.grad_checkpointing are for training: remove them")
     types = {
-        "checkpoint": str | list[str] | None, "seed": Seed, "split": Literal["test", "val"],
-        "batch_size": PositiveInt, "cache": str, "shard": str | int | None, "dry_run": bool,
-        "compare": list[str] | None,
+        "checkpoint": Text | list[Text] | None, "seed": Seed, "split": Literal["test", "val"],
+        "batch_size": PositiveInt, "cache": Text, "shard": str | int | None, "dry_run": bool,
+        "compare": list[Text] | None,
         "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt], "num_nodes": PositiveInt,
     }  # fmt: skip
     for key, annotation in types.items():

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
 
 from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
@@ -28,9 +27,6 @@ TOP_LEVEL_KEYS = {
     *GROUPS, "name", "seed", "checkpoint", "trainable", "ema", "save", "val_attack_batches", "resume",
     "checkpoint_every_n_steps", "max_nonfinite_batches",
 }  # fmt: skip
-
-Text = Annotated[str, Field(min_length=1)]
-"""Not empty: `checkpoint=$UNSET` is a mistake."""
 
 
 @entry_point("train")
@@ -138,7 +134,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
 def check_settings(cfg: DictConfig) -> None:
     """Check everything that can be checked without data and weights; raises UserError."""
     from nsaug.training.param_groups import Trainable
-    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed
+    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed, Text
 
     validate_config(cfg, TOP_LEVEL_KEYS)
     for group in GROUPS:

@@ -7,6 +7,8 @@ import shlex
 import traceback
 from collections.abc import Iterable
 
+from nsaug.utils.text import printable
+
 
 class UserError(Exception):
     """A mistake that the user can fix; the message is one line: what is wrong, and what to type instead."""
@@ -14,12 +16,17 @@ class UserError(Exception):
     def __init__(self, text: str) -> None:
         if text.startswith("Caught ") and "Original Traceback" in text:  # torch re-raises errors of DataLoader workers
             text = text.strip().splitlines()[-1].partition(": ")[2]
-        super().__init__(text)
+        super().__init__(printable(text))  # a name in it may have a line break
 
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the name of its type if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def os_reason(error: Exception) -> str:
+    """What is wrong, without the path that the operating system's message repeats."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def unknown_name(prefix: str, name: str, known: Iterable[str]) -> str:

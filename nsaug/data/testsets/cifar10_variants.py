@@ -1,5 +1,6 @@
 """CIFAR-10.1 and CIFAR-10.2: new test images of CIFAR-10's classes."""
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -82,8 +83,8 @@ class CIFAR10_2(_NewTestImages):
 
     def read_arrays(self) -> Arrays:
         archive, pickled = self.root / "cifar102_test.npz", self.root / "cifar102_test.npy"
-        path = archive if archive.is_file() else pickled
-        if not path.is_file():
+        path = archive if os.path.isfile(archive) else pickled
+        if not os.path.isfile(path):
             raise self.missing(f"there is neither {archive} nor {pickled.name}")
         try:
             arrays = np.load(path) if path == archive else _unpickle_arrays(path)

@@ -1,6 +1,7 @@
 """ObjectNet: objects from unusual viewpoints and in unusual places; ImageNet shares 113 of its classes."""
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,6 @@ class ObjectNet(ClassFolders):
 
     def _read(self, name: str) -> str:
         path = self.root / "mappings" / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise self.missing(f"there is no file {path}")
         return path.read_text()

@@ -1,6 +1,7 @@
 """ReaL: ImageNet's validation images with reassessed labels."""
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class ImageNetReaL(PublishedDataset):
     images_expected = 46_837
 
     def list_images(self) -> ImageSet:
-        folder = self.root / "val" if (self.root / "val").is_dir() else self.root
+        folder = self.root / "val" if os.path.isdir(self.root / "val") else self.root
         labels = json.loads((files("timm.data") / "_info" / "imagenet_real_labels.json").read_text())
         matches = {path: match for path in find_images(folder) if (match := VAL_IMAGE_NAME.search(Path(path).name))}
         if not matches:

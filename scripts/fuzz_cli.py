@@ -53,8 +53,8 @@ TEMPLATE = [
     ("evaluate", [*EVALUATE, "hydra.run.dir=two"]),
 ]
 """Commands that make the files of every input's folder."""
-LARGE = {"model": {"vit_b", "vit_l"}}
-"""Choices that are valid, but take much memory. They differ from smaller ones in their names."""
+LARGE = {"model": {"vit_b", "vit_l"}, "attack": {"autoattack"}}
+"""Choices that are valid, but take much memory or time."""
 SLOW_SUITES = ("attacks", "cifar10", "corruptions", "demo", "digits", "nullspace", "quick")
 """Suites of benchmarks on any data; only planned, because they would take too long."""
 ATTACKS = ("fgsm", "fgsm_rs", "pgd", "pgd_l2", "mifgsm", "deepfool", "cw", "patch_fool")
@@ -81,6 +81,16 @@ VALUES = {
     ],
 }  # fmt: skip
 """Values by kind. A value is typed as it stands, so that some are wrong in Hydra's grammar already."""
+WORDS = [
+    "auto", "cpu", "gpu", "cuda", "none", "all", "ddp", "ddp_spawn", "fsdp", "bf16-mixed", "16-mixed", "64-true", "16-true",
+    "bf16-true", "last", "best", "head", "last_1", "last_9", "margin", "ce", "test", "val", "blocks.0", "blocks.3", "norm",
+    "patch_embed", "bicubic", "nearest", "avg", "token", "map", "simple", "advanced", "pytorch", "warn", "per_batch", "padded",
+    "resized", "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", "influence", "rms", "pair", "elem", "Linf", "L2", "norm",
+    "value", "offline", "off", "new_run", "0/1", "run", "run/last.ckpt", "run/model.safetensors", "one", "imagenet_v2",
+    "vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k", "deit3_small_patch16_224", "resnet18", "mixer_b16_224",
+    "00:00:00:01", "min-max", "digits", "v4",
+]  # fmt: skip
+"""Values of some setting, mostly at the wrong place."""
 KEYS = [
     "{key}x", "{key}.{key}", "{key}.", ".{key}", "a.b.c", "a..b", "", " ", "{key} ", "{key}[0]", "{key}@x", "x@{key}", "é",
     "a/b", "{key}/b", "_target_", "hydra", "hydra.{key}", "hydra.job.x", "trainer.callbacks", "trainer.plugins",
@@ -234,9 +244,10 @@ def draw(rng: random.Random) -> Command:
     keys, hidden = leaves(script, tuple(arguments)), hidden_keys(script, tuple(arguments))
     if kind == "leaf":
         for _ in range(rng.choice([1, 1, 1, 2])):
-            key = rng.choice(keys)
+            key = rng.choice(list(keys) if rng.random() < 0.95 else hydra_leaves(script))
             plus = rng.choice(["", "", "+", "++"]) if key in hidden else ""
-            arguments = [*arguments, f"{plus}{key}={draw_value(rng, key)}"]
+            near = key in keys and rng.random() < 0.5
+            arguments = [*arguments, f"{plus}{key}={draw_near(rng, key, keys[key]) if near else draw_value(rng, key)}"]
     elif kind == "group":
         group = rng.choice(sorted(groups()))
         wrong = ["null", "1", "nothing", "", "[]", "[a,b]", "a,b", "{a: 1}", "'a/b'", "../train", "true", "é", "${seed}"]
@@ -254,10 +265,11 @@ def draw(rng: random.Random) -> Command:
 
 def draw_base(rng: random.Random) -> tuple[str, list[str]]:
     """A valid command, with another choice of one group than the default."""
-    group = rng.choice(["none", "attack", "method", "nullspace", "model", "data", "logger", "trainer", "experiment"])
+    group = rng.choice(["none", "none", "attack", "method", "nullspace", "model", "data", "logger", "trainer", "experiment"])
     if rng.random() < 0.6:
         choice = rng.choice(groups().get(group, ["none"]))
-        return "train", TRAIN if choice == "none" else change_settings(TRAIN, f"{group}={choice}")
+        base = [argument for argument in TRAIN if group != "model" or not argument.startswith("model.args=")]
+        return "train", base if choice == "none" else change_settings(base, f"{group}={choice}")
     kind = rng.choice(["clean", "attack", "suite", "model"])
     if kind == "attack":
         attack = rng.choice(ATTACKS)
@@ -276,14 +288,28 @@ def change_settings(arguments: list[str], *changes: str) -> list[str]:
     return [*(argument for argument in arguments if argument.partition("=")[0] not in names), *changes]
 
 
+def draw_near(rng: random.Random, key: str, value: Any) -> str:
+    """A value that is often valid: of the type of the present one."""
+    if isinstance(value, bool):
+        return rng.choice(["true", "false"])
+    if isinstance(value, int | float) and rng.random() < 0.9:
+        scaled = [value * factor for factor in (-1, 0.1, 10, 1e-6)]
+        return str(rng.choice([0, 1, 2, 3, 7, 0.5, 1.0, value + 1, *scaled, 1 if key.rpartition(".")[2] in WORK else 10**6]))
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        items = rng.choice([value[:1], value[1:], value[::-1], [*value, *value], [value[0]] * len(value)])
+        return json.dumps(items).replace('"', "")
+    return rng.choice([*WORDS, "1", "2", "0.5", "true", "false"])
+
+
 def draw_value(rng: random.Random, key: str) -> str:
-    value = rng.choice(VALUES[rng.choice(list(VALUES))])
+    kind = rng.choice([*VALUES, "number", "number", "number", "zero", "negative"])
+    value = rng.choice(VALUES[kind])
     return "2" if value == "1000000000" and key.rpartition(".")[2] in WORK else value
 
 
 @functools.cache
 def groups() -> dict[str, list[str]]:
-    """Choices of every group of the configuration, without those that take much memory."""
+    """Choices of every group of the configuration, without `LARGE`."""
     folder = ROOT / "conf"
     names = {path.parent.relative_to(folder).as_posix() for path in folder.glob("*/**/*.yaml")}
     return {
@@ -297,7 +323,7 @@ def compose(script: str, arguments: tuple[str, ...]) -> Any:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from nsaug.cli.app import config_dir
+    from nsaug.cli.errors import config_dir
 
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
@@ -323,21 +349,30 @@ def hidden_keys(script: str, arguments: tuple[str, ...]) -> frozenset[str]:
 
 
 @functools.cache
-def leaves(script: str, arguments: tuple[str, ...]) -> list[str]:
-    """Keys of all values, of all nodes, and of all arguments of targets."""
+def leaves(script: str, arguments: tuple[str, ...]) -> dict[str, Any]:
+    """All values, nodes, and arguments of targets, by key; without Hydra's own."""
     from omegaconf import OmegaConf
 
-    def walk(values: dict[str, Any], prefix: str) -> Iterator[str]:
-        for name, value in values.items():
-            yield f"{prefix}{name}"
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
-
     cfg = compose(script, arguments)
-    hydra_keys = list(walk({"hydra": OmegaConf.to_container(cfg.hydra, resolve=False)}, ""))
     own = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=False)
-    keys = [*walk(own, ""), *hidden_keys(script, arguments)]  # type: ignore[arg-type]
-    return sorted(keys) + random.Random(0).sample(hydra_keys, min(20, len(hydra_keys)))
+    return dict.fromkeys(sorted(hidden_keys(script, arguments))) | dict(items_of(own, ""))
+
+
+@functools.cache
+def hydra_leaves(script: str) -> list[str]:
+    """Keys of Hydra's own settings."""
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.to_container(compose(script, ()).hydra, resolve=False)
+    return [key for key, _ in items_of({"hydra": own}, "")]
+
+
+def items_of(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested dicts, those of nodes included."""
+    for name, value in values.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict):
+            yield from items_of(value, f"{prefix}{name}.")
 
 
 # --- damaged files ---------------------------------------------------------------------------------------------------
@@ -407,7 +442,8 @@ def change_content(path: Path, content: bytes, kind: str, rng: random.Random) ->
         torch.save(change(torch.load(io.BytesIO(content), weights_only=True), kind, rng), path)
     elif path.suffix == ".safetensors":
         tensors = change(load(content), kind, rng)
-        path.write_bytes(save({key: torch.as_tensor(value) for key, value in tensors.items() if is_tensor_like(value)}))
+        usable = {key: torch.as_tensor(value) for key, value in tensors.items() if is_tensor_like(value)}
+        path.write_bytes(save({key: value.clone().contiguous() for key, value in usable.items()}))
     elif path.suffix == ".npz":
         with np.load(io.BytesIO(content)) as file:
             arrays = dict(file)
@@ -455,7 +491,7 @@ def retype(value: Any, rng: random.Random) -> Any:
     plain = [None, True, -1, 0, 2**40, 1.5, float("nan"), "", "text", "a\nb\x1b[31m", [], [1], ["a"], {}, {"a": 1}]
     if hasattr(value, "dtype"):  # of numpy or torch
         flat = value.reshape(-1)
-        kinds = [flat, flat[:0], flat[:1], value[None], value != 0, value * 0, value[..., None], flat[:1].repeat(7)]
+        kinds = [flat, flat[:0], flat[:1], value[None], value != 0, value[..., None], flat[:1].repeat(7)]
         return rng.choice([*kinds, rng.choice(plain)])
     return rng.choice(plain)
 

@@ -236,7 +236,6 @@ def as_list(value: Any) -> list[Any]:
 @contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what can stop training into one line that says how to continue."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.training.lightning_module import NonFiniteLoss
@@ -257,8 +256,6 @@ def one_line_errors(folder: Path) -> Iterator[None]:
         last = find_last_checkpoint(folder)
         saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
         raise UserError(f"{error} ({saved})") from None
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {first_line(error)}") from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error) or isinstance(error, UserError):
             raise

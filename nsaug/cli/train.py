@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
-from nsaug.utils.errors import UserError, as_setting, first_line
+from nsaug.utils.errors import UserError, as_setting
 
 if TYPE_CHECKING:
     from nsaug.data import ImageDataModule
@@ -260,7 +260,6 @@ def as_list(value: Any) -> list[Any]:
 @contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what can stop training into one line that says how to continue."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.training.lightning_module import NonFiniteLoss
@@ -280,8 +279,6 @@ def one_line_errors(folder: Path) -> Iterator[None]:
             last = find_last_checkpoint(folder)
             saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
             raise UserError(f"{error} ({saved})") from None
-        except MisconfigurationException as error:
-            raise UserError(f"trainer: {first_line(error)}") from error
 
 
 def format_metrics(metrics: Any) -> str:

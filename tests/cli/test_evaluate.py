@@ -189,7 +189,7 @@ def test_cache_that_cannot_be_written_is_reported_before_work(trained, monkeypat
         ("suite.corruptions=[rain]", "suite.corruptions"),
         ("suite.attacks=null", "suite.attacks=null: should be a valid dictionary"),
         ("suite.datasets=[imagenet_x]", "suite.datasets.imagenet_x"),
-        ("suite=null", "a group cannot be null: name one of its choices, or leave it out"),
+        ("suite=null", "suite=null: no such choice; suite is one of attacks, cifar10, "),
     ],
 )
 def test_wrong_settings_are_one_line(trained, monkeypatch, tmp_path, capsys, argument, message):

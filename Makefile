@@ -26,7 +26,8 @@ test: $(READY)  ## the fast tests; no network, no GPU
 test-slow: $(READY)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-fault-injection: $(READY)  ## stop KILLS=20 runs at random moments, resume them, compare the weights
+fault-injection: $(READY)  ## every fault at fixed moments; then stop KILLS=20 runs at random ones; resume, compare
+	$(BIN)/python scripts/fault_matrix.py
 	$(BIN)/python scripts/fault_injection.py --kills $(or $(KILLS),20)
 
 lint: $(READY)  ## style, format and types

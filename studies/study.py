@@ -34,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from study_report import BASELINE, default_settings, finished_stages, write_report
 
 from nsaug.cli import evaluate, train
-from nsaug.cli.app import format_error
+from nsaug.cli.errors import format_error
 from nsaug.models.weights import WEIGHTS
 from nsaug.training.resume import diff_configs
 

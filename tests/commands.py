@@ -2,7 +2,9 @@
 
 import csv
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,22 @@ def metrics(folder):
 
 def top1(folder):
     return [row["value"] for row in json.loads((folder / "results.json").read_text()) if row["metric"] == "top1"]
+
+
+def hold_lock(folder, purpose):
+    """Start a process that holds the lock of a folder, and a child of it that was forked and outlives it."""
+    code = """
+import os, sys, time
+from pathlib import Path
+from nsaug.utils.files import lock_folder
+with lock_folder(Path(sys.argv[1]), sys.argv[2]):
+    if os.fork():
+        print("locked", flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", code, str(folder), purpose]
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "locked\n"
+    return process

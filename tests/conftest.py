@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,3 +146,12 @@ def trained(tmp_path, monkeypatch, tmp_cwd):
     """The output folder of the default command after one epoch."""
     run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """Restore the handlers of SIGINT and SIGTERM: a command that a signal has ended keeps its own."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import INTERRUPTED, check_and_instantiate, entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import check_and_instantiate, entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.faults import one_line_faults
 from nsaug.utils.errors import UserError
+from nsaug.utils.files import lock_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,9 +41,15 @@ def main(cfg: DictConfig) -> None:
     """Run every benchmark of the suite on every model, then write tables, plots and a report."""
     suite, entries = check_settings(cfg)
     if cfg.compare is not None:
-        compare_evaluations(cfg)
+        with lock_folder(output_folder(), "evaluate"), one_line_faults(lambda: "type the same command again"):
+            compare_evaluations(cfg)
         return
+    with one_line_faults(lambda: f"finished blocks are in {cfg.cache}; type the same command to continue"):
+        evaluate(cfg, suite, entries)
 
+
+def evaluate(cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]") -> None:
+    """Compute the results that are not in the cache, in all processes, and report all of them in the first one."""
     from nsaug.evaluation import ResultCache, Runner, Workers, parse_shard
     from nsaug.evaluation.progress import show_progress
 
@@ -56,26 +64,30 @@ def main(cfg: DictConfig) -> None:
             print_plan(cfg, prepared, cache, workers)
         return
     cache.check_writable()
-    workers.start()
-    plan, num_workers = workers.broadcast((prepared.plan, prepared.num_workers))
-    assert plan is not None
-    load = partial(load_vit, cfg, workers.device)
-    runner = Runner(plan, load, cache, workers.device, cfg.batch_size, num_workers // workers.local_size)
-    pending = workers.broadcast(runner.pending(*shard) if workers.is_first else [])
-
-    with one_line_interrupt(cfg, workers.is_first), quiet_loading():
-        with show_progress(sum(unit.cost for unit in pending), workers):
-            runner.compute((pending[number] for number in workers.take(len(pending))), workers.add_progress)
-            workers.finish()
-        if not workers.is_first:
-            return
-        if cfg.shard is not None:
+    reports = workers.is_first and cfg.shard is None
+    with lock_folder(output_folder(), "evaluate") if reports else nullcontext():
+        workers.start()
+        plan, num_workers = workers.broadcast((prepared.plan, prepared.num_workers))
+        assert plan is not None
+        load = partial(load_vit, cfg, workers.device)
+        runner = Runner(plan, load, cache, workers.device, cfg.batch_size, num_workers // workers.local_size)
+        pending = workers.broadcast(runner.pending(*shard) if workers.is_first else [])
+        with quiet_loading():
+            with show_progress(sum(unit.cost for unit in pending), workers):
+                runner.compute((pending[number] for number in workers.take(len(pending))), workers.add_progress)
+                workers.finish()
+            if reports:
+                results = runner.results()
+        if reports:
+            finish(cfg, suite, results, prepared, workers.device)
+        elif workers.is_first:
             log.info(
                 "shard %s is done, see %s: type the same command without shard= for the tables", cfg.shard, cfg.cache
             )
-            return
-        results = runner.results()
-    finish(cfg, suite, results, prepared, workers.device)
+
+
+def output_folder() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
 
 
 @dataclass(frozen=True)
@@ -105,23 +117,6 @@ def quiet_loading() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def one_line_interrupt(cfg: DictConfig, is_first: bool) -> Iterator[None]:
-    """Print one line at Ctrl-C: what is kept, and how to continue. Other processes end silently with the first one."""
-    from torch.distributed import DistError
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        if is_first:
-            log.warning("stopped by Ctrl-C: finished blocks are in %s; type the same command to continue", cfg.cache)
-        raise SystemExit(INTERRUPTED) from None
-    except DistError:
-        if is_first:
-            raise
-        raise SystemExit(1) from None  # the first process, which holds the counter, is gone
 
 
 def prepare(cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]", device: "torch.device") -> Prepared:
@@ -244,7 +239,7 @@ def missing_datasets(entries: "list[Entry]") -> dict[str, list[str]]:
 def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     """Return a function from a model to its data: `data=` if set, otherwise what the model was trained on."""
     from nsaug.data.datamodule import as_test_dataset
-    from nsaug.data.registry import data_from_metadata
+    from nsaug.data.registry import data_from_metadata, recorded_name
 
     loaded: dict[str, TestDataset] = {}
 
@@ -258,9 +253,31 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
                 data = data_from_metadata(model.metadata, to_plain(cfg.data), source=model.config_file)
             loaded[key] = as_test_dataset(data, split=cfg.split)
             loaded[key].setup("test")
+        if cfg.split == "val":
+            check_validation_split(recorded_name(cfg.data._target_) if named else None, loaded[key], model)
         return loaded[key]
 
     return get_data
+
+
+def check_validation_split(name: str | None, data: "TestDataset", model: "EvalModel") -> None:
+    """Raise UserError if the validation images are not those that the model's training held out.
+
+    Args:
+        name: of the data as config.json records it; None if the data come from there.
+        data: its validation split.
+        model: not checked if its origin is unknown, or if it was trained on other data.
+    """
+    from nsaug.data.splits import record_split, split_changes
+
+    splits = model.metadata.get("splits")
+    if splits is None or name not in (None, model.metadata["data"]["name"]):
+        return
+    if changes := split_changes(splits, {"val": record_split(data.images.ids)}, ["val"]):
+        raise UserError(
+            f"split=val: {model.label} held out other images ({changes}), so that some of these may have been trained"
+            " on: restore the images and data.val_fraction, or choose split=test"
+        )
 
 
 def check_benchmarks(entries: "list[Entry]", data: "TestDataset", model: "EvalModel") -> None:
@@ -301,15 +318,24 @@ def load_vit(cfg: DictConfig, device: "torch.device", model: "EvalModel") -> "No
 
 def check_classes(vit: "NoisyViT", data: "TestDataset", model: "EvalModel") -> None:
     """Raise UserError if the classes of a model are not those of the data."""
+    from nsaug.data.dataset import preview
+    from nsaug.data.names import compare_class_order
+
     if vit.model.num_classes != data.num_classes:
         raise UserError(
             f"{model.checkpoint or model.name} has {vit.model.num_classes} classes, the data set has"
             f" {data.num_classes}: finetune it first (python train.py), or set data=... to the data it was trained on"
         )
-    class_names = model.metadata.get("class_names", data.class_names)
-    if class_names != data.class_names:
+    recorded = model.metadata.get("class_names", data.class_names)
+    if recorded != data.class_names:
         raise UserError(
-            f"{model.checkpoint} was trained on other classes ({class_names[:3]} ...) than {data.class_names[:3]} ..."
+            f"{model.checkpoint} was trained on other classes ({recorded[:3]} ...) than {data.class_names[:3]} ..."
+        )
+    stated = model.label_names
+    if stated and compare_class_order(stated, data.class_names) == "different":
+        raise UserError(
+            f"{model.checkpoint}: the classes in its config.json ({preview(stated)}) have another order than those of"
+            f" the data ({preview(data.class_names)}): for data=folder, set data.classes to the names in that order"
         )
 
 
@@ -412,7 +438,7 @@ def report(
     """
     from nsaug.evaluation.reporting.report import write_report
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = output_folder()
     table = write_report(results, weights, head | report_metadata(), folder, missing)
     num_models = len({result.model.label for result in results})
     instantiate(cfg.tracking).publish(folder, f"{head['suite']} of {num_models}", table, results)

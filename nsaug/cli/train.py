@@ -3,17 +3,22 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import INTERRUPTED, entry_point, instantiate, validate_config, validate_value
-from nsaug.utils.errors import UserError, first_line
+from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.faults import Interrupted, one_line_faults
+from nsaug.utils.errors import UserError, as_setting
+
+if TYPE_CHECKING:
+    from nsaug.data import ImageDataModule
 
 log = logging.getLogger("nsaug.train")
 
@@ -31,16 +36,33 @@ def main(cfg: DictConfig) -> None:
     check_output_dir(cfg)
 
     # Imported here, so that a wrong setting is reported at once.
+    from nsaug.training.loggers import is_rank_zero
+    from nsaug.training.resume import find_resume_checkpoint
+    from nsaug.utils.files import lock_folder
+
+    folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
+    with lock_folder(folder, "train") if is_rank_zero() else nullcontext(), one_line_errors(folder):
+        train(cfg, folder, resume_from)
+
+
+def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
+    """Build data, model and method, train, and export the weights.
+
+    Args:
+        cfg: the configuration.
+        folder: of the run.
+        resume_from: the checkpoint to resume from, in this folder; None for a new run.
+    """
     import lightning as L
 
     from nsaug.models import weights
+    from nsaug.models.checkpoint_formats import select_model
     from nsaug.models.run_config import CONFIG, check_metadata
-    from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space
+    from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space, remove_partial_checkpoints
     from nsaug.training.lightning_module import Finetuner
-    from nsaug.training.loggers import finish, wandb_run_info
-    from nsaug.training.resume import LAST, check_checkpoint, check_same_config, find_resume_checkpoint
+    from nsaug.training.loggers import finish, is_rank_zero, wandb_run_info
+    from nsaug.training.resume import LAST, check_checkpoint, check_same_config
 
-    folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = instantiate(cfg.data)
@@ -62,10 +84,12 @@ def main(cfg: DictConfig) -> None:
         trainable=cfg.trainable,
         max_nonfinite_batches=cfg.max_nonfinite_batches,
     )
+    if is_rank_zero():
+        remove_partial_checkpoints(folder)
     check_disk_space(folder, vit)
 
     name = cfg.name or method.name
-    metadata = run_metadata(cfg, name, method.name, data.class_names)
+    metadata = run_metadata(cfg, name, method.name, data)
     check_metadata(metadata, folder / CONFIG)
     previous = weights.read_metadata(folder) if resume_from else {}
     if resume_from:
@@ -76,21 +100,21 @@ def main(cfg: DictConfig) -> None:
     config = OmegaConf.to_container(cfg, resolve=True)
     run_name = f"{name}-{cfg.seed}"
     loggers = logger_config.loggers(folder, run_name, multirun_name(), config, resume_from, previous.get("wandb"))
+    metadata["wandb"] = wandb_run_info(loggers)
+    write_config = partial(weights.save_config, folder, vit, metadata)
     finished = False
     try:
-        with one_line_errors(folder):
-            callbacks = build_callbacks(cfg, folder, logger_config.num_images)
-            trainer = instantiate(
-                cfg.trainer,
-                logger=loggers,
-                callbacks=callbacks,
-                plugins=[AtomicCheckpointIO(), *as_list(instantiate(cfg.trainer.get("plugins")))],
-                **scale_duration(cfg.trainer, method.duration_factor),
-            )
-            if trainer.is_global_zero:  # before training: an interrupted run can be evaluated, too
-                metadata["wandb"] = wandb_run_info(loggers)
-                weights.save_config(folder, vit, metadata)
-            trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+        callbacks = build_callbacks(cfg, folder, write_config, logger_config.num_images)
+        trainer = instantiate(
+            cfg.trainer,
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO(), *as_list(instantiate(cfg.trainer.get("plugins")))],
+            **scale_duration(cfg.trainer, method.duration_factor),
+        )
+        if trainer.is_global_zero:  # before training: an interrupted run can be evaluated, too
+            write_config()
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from)
         finished = True
     finally:
         finish(loggers, failed=not finished)
@@ -98,7 +122,10 @@ def main(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         # From the file: it holds the moving average, also when a finished run was resumed.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") if cfg.save == "best" else ""
-        vit.load_state_dict(weights.read_weights(best or folder / LAST))
+        if best and not Path(best).is_file():
+            raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
+        state = weights.read_weights(best or folder / LAST)
+        vit.load_state_dict(select_model(state, vit.state_dict()).weights)
         weights.save_weights(folder, vit.model)
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
@@ -123,7 +150,7 @@ def check_settings(cfg: DictConfig) -> None:
     }  # fmt: skip
     for key, annotation in types.items():
         validate_value(key, cfg[key], annotation)
-    if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.batch_size % 2:
+    if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.get("batch_size", 0) % 2:
         raise UserError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
     check_trainer(cfg.trainer)
 
@@ -169,7 +196,7 @@ def check_data(cfg: DictConfig, data: Any) -> None:
         raise UserError(f"the names of the classes should differ: {error}") from error
 
 
-def run_metadata(cfg: DictConfig, name: str, method: str, class_names: list[str]) -> dict[str, Any]:
+def run_metadata(cfg: DictConfig, name: str, method: str, data: "ImageDataModule") -> dict[str, Any]:
     """What config.json records of a run: enough to evaluate its weights on its data and to group runs by settings."""
     from nsaug.data.registry import record_data
     from nsaug.models import weights
@@ -187,12 +214,13 @@ def run_metadata(cfg: DictConfig, name: str, method: str, class_names: list[str]
         "method": method,
         "seed": cfg.seed,
         "data": record_data(config["data"]["_target_"], data_args),
-        "class_names": class_names,
+        "splits": data.record_splits(),
+        "class_names": data.class_names,
         "settings": settings,
     }
 
 
-def build_callbacks(cfg: DictConfig, folder: Path, num_images: int) -> list[Any]:
+def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], None], num_images: int) -> list[Any]:
     """Lightning's callbacks; those of `trainer.callbacks` come last."""
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
@@ -203,7 +231,7 @@ def build_callbacks(cfg: DictConfig, folder: Path, num_images: int) -> list[Any]
     if cfg.save == "best":  # before LastCheckpoint, which saves the state of the other callbacks
         options: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
         callbacks.append(ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", **options))
-    callbacks += [LastCheckpoint(folder, cfg.checkpoint_every_n_steps), ValidateAtEnd(), NoiseMonitor()]
+    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), ValidateAtEnd(), NoiseMonitor()]
     if cfg.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))  # some buffers are integer indices
     if num_images:
@@ -232,36 +260,25 @@ def as_list(value: Any) -> list[Any]:
 @contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what can stop training into one line that says how to continue."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.training.lightning_module import NonFiniteLoss
     from nsaug.training.resume import LAST, find_last_checkpoint
 
-    try:
-        yield
-    except SIGTERMException:
-        log.warning("stopped by SIGTERM: type resume=%s to continue", folder)
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        how = f"type resume={folder} to continue" if (folder / LAST).exists() else "no checkpoint was written yet"
-        log.warning("stopped by Ctrl-C: %s", how)
-        raise SystemExit(INTERRUPTED) from None
-    except NonFiniteLoss as error:
-        last = find_last_checkpoint(folder)
-        saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
-        raise UserError(f"{error} ({saved})") from None
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {first_line(error)}") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"a data loading process died ({first_line(error)}): if memory ran out, lower data.num_workers, and type"
-            f" resume={folder} to continue"
-        ) from error
+    def advice() -> str:
+        if (folder / LAST).exists():
+            return f"type the same command with {as_setting('resume', folder)} to continue"
+        return "no checkpoint was written yet"
+
+    with one_line_faults(advice):
+        try:
+            yield
+        except SIGTERMException:
+            raise Interrupted(signal.SIGTERM) from None
+        except NonFiniteLoss as error:
+            last = find_last_checkpoint(folder)
+            saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+            raise UserError(f"{error} ({saved})") from None
 
 
 def format_metrics(metrics: Any) -> str:

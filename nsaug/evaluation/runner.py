@@ -1,16 +1,18 @@
 """Computes the units of a plan, in one or more processes, and merges their results."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nsaug.data.dataset import PAD_LABEL, preview
+from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage, preview
+from nsaug.data.fingerprints import UNREADABLE
 from nsaug.evaluation.analyses import Analysis, AnalysisImages
 from nsaug.evaluation.benchmarks import Batch, Constants, ImageBenchmark
 from nsaug.evaluation.benchmarks.base import split_on_oom
@@ -59,6 +61,8 @@ class Runner:
         self.num_workers = num_workers
         self._failures: dict[int, str] = {}
         self._unsaved: dict[str, PerImageResult | AnalysisResult] = {}
+        self._warned = False
+        self._provisional: set[Any] = set()
         self._load = lru_cache(MAX_LOADED_MODELS)(lambda number: load_model(plan.models[number]).eval())
         self._constants = lru_cache(MAX_LOADED_MODELS)(self._make_constants)
 
@@ -79,7 +83,15 @@ class Runner:
             units: the units.
             on_done: called after each of them.
         """
-        for unit, images in load_units(units, self.plan.image_sets, self.num_workers, self.device):
+
+        def remaining() -> Iterator[Unit]:
+            for unit in units:
+                if unit.job in self._failures:  # its images need not be loaded
+                    on_done(unit)
+                else:
+                    yield unit
+
+        for unit, images in load_units(remaining(), self.plan.image_sets, self.num_workers, self.device):
             if unit.job not in self._failures:
                 self._compute(unit, images)
             on_done(unit)
@@ -108,19 +120,35 @@ class Runner:
         except Exception as error:
             self._failures[unit.job] = log_failure(log, title, error)
             return
-        if result is not None:
+        if result is None:
+            return
+        # The key depends on the content of all images: a result without one that was removed since then is not it.
+        if self._lost(unit.image_set, unit.positions, images) or self._constants_key(job, unit) in self._provisional:
+            self._unsaved[unit.key] = result
+        else:
             self._save(unit.key, title, result)
 
     def _save(self, key: str, title: str, result: PerImageResult | AnalysisResult) -> None:
         try:
             self.cache.save(key, title, result)
         except OSError as error:
-            if not self._unsaved:
+            if not self._warned:
                 log.warning(
                     "results cannot be written to the cache (%s): they reach the tables, but will be computed again",
                     first_line(error),
                 )
+            self._warned = True
             self._unsaved[key] = result
+
+    def _lost(self, image_set: int, positions: Sequence[int], images: Images | None) -> bool:
+        """Whether images were not read, although their files are not damaged: they are missing, or readable again."""
+        available = self.plan.image_sets[image_set]
+        read = set(images.ids) if images else set()
+        return any(not _is_damaged(available, index) for index in positions if available.ids[index] not in read)
+
+    @staticmethod
+    def _constants_key(job: Job, unit: Unit) -> Any:
+        return job.model if job.source is None else job.source, unit.image_set, job.classes, job.reference
 
     @torch.no_grad()
     def _evaluate(self, job: Job, unit: Unit, images: Images | None) -> PerImageResult | AnalysisResult | None:
@@ -139,9 +167,7 @@ class Runner:
             return PerImageResult([], PerImageScores.empty(), np.zeros((0, 1, 1, 3), np.uint8))
         source = None if job.source is None else self._load(job.source)
         labels = to_subset(images.labels, job.classes, model.model.num_classes)
-        constants = self._constants(
-            job.model if job.source is None else job.source, unit.image_set, job.classes, job.reference
-        )
+        constants = self._constants(*self._constants_key(job, unit))
         batch = Batch(images.images, labels, images.ids, constants, source, unit.show)
         with (
             model.restrict_classes(job.classes),
@@ -168,6 +194,8 @@ class Runner:
                 raise images.error
             if images is None:
                 raise UserError(f"none of {len(reference)} images can be read")
+            if self._lost(image_set, reference, images):
+                self._provisional.add((number, image_set, classes, reference))
             return images.images, to_subset(images.labels, classes, model.model.num_classes)
 
         return Constants(model, load)
@@ -213,6 +241,15 @@ class Runner:
             missing = sorted(set(selected).difference(ids))
             notes[f"{len(missing):,} of {len(selected):,} images cannot be read ({preview(missing)})"] = None
         return replace(result, output=PerImageResult(ids, scores, scored[0].sample_images, tuple(notes)))
+
+
+def _is_damaged(images: ImageSet, index: int) -> bool:
+    """Whether the file of an image can be opened, but not decoded."""
+    try:
+        images[index]
+    except UnreadableImage:
+        return images.load.fingerprint(index) != UNREADABLE
+    return False
 
 
 def to_subset(labels: Tensor, classes: tuple[int, ...] | None, num_classes: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Selection of the test images to evaluate on, and their order."""
 
-import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePath
@@ -8,6 +7,7 @@ from pathlib import Path, PurePath
 from nsaug.data.dataset import ImageSet, label_set
 from nsaug.utils.errors import UserError
 from nsaug.utils.files import read_lines
+from nsaug.utils.rng import uniform_from_text
 from nsaug.utils.types import PositiveInt, Seed, Text, validated_dataclass
 
 
@@ -84,9 +84,8 @@ class Subset:
         return sorted(listed)
 
 
-def _order_key(image_id: str, seed: int) -> tuple[bytes, str]:
-    stem = PurePath(image_id).stem
-    return hashlib.blake2b(f"{seed} {stem}".encode(errors="surrogatepass"), digest_size=8).digest(), image_id
+def _order_key(image_id: str, seed: int) -> tuple[float, str]:
+    return uniform_from_text(PurePath(image_id).stem, seed), image_id
 
 
 @cache

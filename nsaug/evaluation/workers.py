@@ -6,13 +6,15 @@ is exceeded by a long attack.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from torch.distributed import HashStore, Store, TCPStore
+from torch.distributed import DistError, HashStore, Store, TCPStore
 
 from nsaug.evaluation.units import Unit
 from nsaug.utils.errors import UserError, first_line
@@ -21,6 +23,10 @@ T = TypeVar("T")
 POLL_SECONDS = 0.2
 START_TIMEOUT = timedelta(days=1)
 """Time limit of the start, when other processes wait until the first one has listed and hashed the images."""
+
+
+PARENT = "NSAUG_PARENT"
+"""Environment variable with the id of the process that starts others."""
 
 
 class Workers:
@@ -73,6 +79,17 @@ class Workers:
         """Start the other processes, or wait for them if torchrun or Slurm started them."""
         if self.size == 1:
             return
+        is_parent = self._environment.local_rank() == 0
+        if is_parent:
+            os.environ[PARENT] = str(os.getpid())  # inherited by the processes that Fabric starts
+        parent = os.environ.get(PARENT)  # not that of torchrun or Slurm, which end all processes when one ends
+        try:
+            with nullcontext() if is_parent or parent is None else _exit_with(int(parent)):
+                self._connect()
+        finally:
+            os.environ.pop(PARENT, None)
+
+    def _connect(self) -> None:
         self._fabric.launch()
         port = 0
         if self.is_first:
@@ -88,25 +105,51 @@ class Workers:
 
     def take(self, count: int) -> Iterator[int]:
         """Yield numbers below `count` that no other process gets."""
-        while (number := self._store.add("taken", 1) - 1) < count:
+        while (number := self._add("taken", 1) - 1) < count:
             yield number
 
     def add_progress(self, unit: Unit) -> None:
         """Count a finished unit."""
-        self._store.add("progress", unit.cost)
+        self._add("progress", unit.cost)
 
     @property
     def progress(self) -> int:
         """Cost of the units that all processes have finished."""
-        return self._store.add("progress", 0)
+        return self._add("progress", 0)
 
     def finish(self) -> None:
         """Wait for the other processes in the first one; report the end of the others to it."""
         if not self.is_first:
-            self._store.add("finished", 1)
+            self._add("finished", 1)
             return
-        while self._store.add("finished", 0) < self.size - 1:
+        while self._add("finished", 0) < self.size - 1:
             time.sleep(POLL_SECONDS)
+
+    def _add(self, counter: str, amount: int) -> int:
+        """Add to a shared counter and return it; end silently when the first process, which holds it, is gone."""
+        try:
+            return self._store.add(counter, amount)
+        except DistError:
+            if self.is_first:
+                raise
+            raise SystemExit(1) from None
+
+
+@contextmanager
+def _exit_with(pid: int) -> Iterator[None]:
+    """End this process if its parent `pid` ends within the context; it would wait for it until a time limit."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(POLL_SECONDS):
+            if os.getppid() != pid:
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 def parse_shard(text: str | int | None) -> tuple[int, int]:

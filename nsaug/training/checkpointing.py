@@ -1,7 +1,9 @@
 """Write checkpoints atomically, at moments from which a run resumes exactly."""
 
+import logging
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from nsaug.models.run_config import CONFIG
 from nsaug.training.resume import LAST, PREVIOUS, read_checkpoint
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, as_setting, first_line
 from nsaug.utils.files import atomic_write
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,21 +27,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             with atomic_write(path) as tmp_path:
-                torch.save(checkpoint, tmp_path)
+                with open(tmp_path, "wb") as file:
+                    torch.save(checkpoint, file)
                 if path.name == LAST and path.exists():  # copied, not moved: there is always a last.ckpt
                     with atomic_write(path.with_name(PREVIOUS)) as copy:
                         shutil.copyfile(path, copy)
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+        except (OSError, RuntimeError) as error:
+            # torch's writer raises a RuntimeError after the OSError of the file.
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
             advice = (
-                f"the one before is intact: free disk space and type resume={path.parent}"
+                f"the one before is intact: free disk space and type {as_setting('resume', path.parent)}"
                 if path.exists()
-                else "there is none before it: free disk space"
+                else "there is none before it: free disk space, or type hydra.run.dir=PATH"
             )
-            raise UserError(f"{path} cannot be written ({first_line(error)}); {advice}") from error
+            raise UserError(f"{path} cannot be written ({_reason(reason)}); {advice}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         # Not Lightning's: it executes what is pickled in a path that starts with http.
         return dict(read_checkpoint(Path(path), map_location))
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
 def check_disk_space(folder: Path, model: torch.nn.Module) -> None:
@@ -48,7 +60,7 @@ def check_disk_space(folder: Path, model: torch.nn.Module) -> None:
     try:
         with atomic_write(folder / ".write_test") as tmp_path:
             tmp_path.write_bytes(b"test")
-        (folder / ".write_test").unlink()
+        (folder / ".write_test").unlink(missing_ok=True)  # other ranks do the same
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({first_line(error)}): type hydra.run.dir=PATH") from error
@@ -61,6 +73,12 @@ def check_disk_space(folder: Path, model: torch.nn.Module) -> None:
         )
 
 
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote a checkpoint has left in a run's folder."""
+    for path in folder.glob(".*.ckpt.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 class LastCheckpoint(Checkpoint):
     """Write last.ckpt after every epoch, every n optimizer steps, and on SIGTERM (one process only).
 
@@ -70,11 +88,13 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         folder: where last.ckpt is written.
+        write_config: writes config.json there; called again if the folder was removed during training.
         every_n_steps: optimizer steps between checkpoints within an epoch; None for one after each epoch alone.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int | None) -> None:
+    def __init__(self, folder: Path, write_config: Callable[[], None], every_n_steps: int | None) -> None:
         self.folder = folder
+        self.write_config = write_config
         self.every_n_steps = every_n_steps
         self._step = 0
         self._save_after_validation = False
@@ -104,6 +124,9 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         self._save_after_validation = False
+        if trainer.is_global_zero and not (self.folder / CONFIG).is_file():
+            log.warning("%s was removed: writing its files again", self.folder)
+            self.write_config()
         for logger in trainer.loggers:
             logger.save()  # a resumed run keeps the metrics up to its checkpoint
         trainer.save_checkpoint(self.folder / LAST)

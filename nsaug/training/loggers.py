@@ -1,15 +1,19 @@
 """Record a run: metrics.csv in its folder, and W&B, online where an account is stored and offline elsewhere."""
 
+import csv
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nsaug.training.resume import read_checkpoint, read_metrics
 from nsaug.utils.errors import first_line
+from nsaug.utils.files import atomic_write
 from nsaug.utils.types import NonNegativeInt, validated_dataclass
 from nsaug.utils.wandb_account import has_api_key
 
@@ -81,18 +85,43 @@ class LoggerConfig:
         return wandb.init(mode="offline", **options)
 
 
+class MetricsLogger(CSVLogger):
+    """Lightning's CSVLogger, but metrics.csv is always replaced as a whole: no fault leaves a part of it.
+
+    Args:
+        folder: of metrics.csv.
+        rows: those of the run that is resumed.
+    """
+
+    def __init__(self, folder: Path, rows: Iterable[Mapping[str, str]] = ()) -> None:
+        super().__init__(folder, name="", version="")
+        self._experiment = _MetricsFile(folder / "metrics.csv", rows)
+
+
+class _MetricsFile(ExperimentWriter):
+    """All rows of metrics.csv."""
+
+    def __init__(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.path = path  # Lightning's __init__ would delete the file
+        self.metrics = [{key: value for key, value in row.items() if value} for row in rows]
+        self._num_saved = 0
+
+    def save(self) -> None:
+        if not self.metrics or (len(self.metrics) == self._num_saved and self.path.is_file()):
+            return
+        with atomic_write(self.path) as tmp_path, open(tmp_path, "w", newline="") as file:
+            writer = csv.DictWriter(file, sorted(set().union(*self.metrics)))
+            writer.writeheader()
+            writer.writerows(self.metrics)
+        self._num_saved = len(self.metrics)
+
+
 def _csv_logger(folder: Path, resume_from: Path | None) -> CSVLogger:
     """A logger to metrics.csv; a resumed run keeps the rows that were written before its checkpoint."""
-    logger, path = CSVLogger(folder, name="", version=""), folder / "metrics.csv"
+    path = folder / "metrics.csv"
     if resume_from is None or not path.is_file() or not is_rank_zero():
-        return logger
-    rows = read_metrics(path, before_step=read_checkpoint(resume_from, mmap=True)["global_step"])
-    writer: Any = logger.experiment  # deletes the file
-    for row in rows:
-        metrics = {key: value for key, value in row.items() if value and key != "step"}
-        writer.log_metrics(metrics, int(row["step"]))
-    writer.save()
-    return logger
+        return MetricsLogger(folder)
+    return MetricsLogger(folder, read_metrics(path, read_checkpoint(resume_from, mmap=True)["global_step"]))
 
 
 def wandb_run_info(loggers: list[Logger]) -> dict[str, Any] | None:

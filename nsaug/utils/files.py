@@ -1,13 +1,16 @@
-"""Reading of regular files only, and atomic writing."""
+"""Reading of regular files only, atomic writing, and locks on folders."""
 
+import errno
+import fcntl
 import os
+import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from nsaug.utils.errors import UserError, os_reason
+from nsaug.utils.errors import UserError, first_line, os_reason
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -50,7 +53,7 @@ def read_lines(path: str, setting: str, content: str) -> list[str]:
 def atomic_write(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it to `path` on a normal exit.
 
-    After an error `path` is unchanged.
+    After an error `path` is unchanged; an OSError names it.
 
     Args:
         path: the file to write.
@@ -59,12 +62,49 @@ def atomic_write(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process id: on a shared disk, machines and containers have processes of the same id.
+    tmp_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield tmp_path
         if durable:
             with open(tmp_path, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(tmp_path, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # as of a full disk
+            error.filename = str(path)
+        raise
     finally:
-        tmp_path.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be missing, and so may its folder
+            tmp_path.unlink()
+
+
+@contextmanager
+def lock_folder(folder: Path, purpose: str) -> Iterator[None]:
+    """Refuse to start if another process holds the lock of this folder for the same purpose.
+
+    The kernel releases the lock when the process ends, however it ends. Forked processes do not hold it. A file system
+    without locks, such as some network disks, is used without one.
+
+    Args:
+        folder: is created if it is missing.
+        purpose: part of the name of the lock file, which stays in the folder.
+
+    Raises:
+        UserError: another process holds the lock, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / f".{purpose}.lock", "a")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({first_line(error)}): type hydra.run.dir=PATH") from error
+    with file:
+        try:
+            # Not flock: processes that load images are forked, and would hold it for seconds after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"another process is writing to {folder}: wait for it, or type another hydra.run.dir=PATH"
+                ) from None
+        yield

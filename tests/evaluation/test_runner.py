@@ -11,6 +11,7 @@ import torch
 
 from nsaug.attacks import PGD
 from nsaug.data.dataset import UnreadableImage
+from nsaug.data.fingerprints import UNREADABLE
 from nsaug.evaluation import Clean, Entry, ResultCache, UnderAttack, UnderNoise
 from nsaug.evaluation.models import model_digest
 from nsaug.models.factory import build_vit
@@ -204,6 +205,15 @@ def test_failing_benchmark_does_not_stop_others(load, calls, monkeypatch, caplog
     assert calls == [("Clean", 4), ("Clean", 2)], "only the failed benchmark is run again"
 
 
+def test_images_of_a_failed_benchmark_are_not_loaded(vit, images, labels, monkeypatch, tmp_path):
+    data, loaded = make_data(images, labels), []
+    monkeypatch.setattr(Clean, "evaluate", lambda self, model, batch, seed: 1 / 0)
+    data.images.transform = lambda image: loaded.append(1) or image
+    (result,) = evaluate([CLEAN], lambda model: (vit, data), tmp_path)
+    assert result.failure == "ZeroDivisionError: division by zero"
+    assert len(loaded) == 4, "the first of two blocks"
+
+
 def test_model_that_cannot_be_loaded_does_not_stop_others(vit, images, labels, tmp_path):
     def load(model):
         if model.name == "broken":
@@ -237,6 +247,39 @@ def test_unreadable_images_are_left_out_and_noted(vit, images, labels, tmp_path)
     data.images.load = PartlyReadable(set(range(6)))
     (result,) = evaluate([CLEAN], lambda model: (vit, data), tmp_path / "none")
     assert result.failure == "none of the 6 images can be read"
+
+
+@pytest.mark.parametrize(
+    ("fault", "entry", "num_missing"),
+    [
+        ("damaged", CLEAN, 0),
+        ("removed", CLEAN, 1),
+        ("unreadable once", CLEAN, 1),
+        ("removed", NOISED, 2),  # rms(u) was measured without the image: the other block is not cached either
+    ],
+)
+def test_results_without_a_lost_image_are_not_cached(vit, images, labels, tmp_path, fault, entry, num_missing):
+    """The key of a result describes all images: when a lost one is back, the result has to be computed with it."""
+    data = make_data(images, labels)
+    load_image, failures = data.images.load, []
+
+    class Faulty:
+        def __call__(self, index):
+            if index == 3 and not (failures and fault == "unreadable once"):
+                failures.append(index)
+                raise UnreadableImage("cannot be read")
+            return load_image(index)
+
+        def fingerprint(self, index):
+            return UNREADABLE if planned and index == 3 and fault == "removed" else load_image.fingerprint(index)
+
+    data.images.load, planned = Faulty(), False
+    load = lambda model: (vit, data)  # noqa: E731
+    plan = make_plan([entry], load)
+    planned = True
+    (result,) = make_runner(plan, load, tmp_path).results()
+    assert "1 of 6 images cannot be read (image3)" in result.output.notes
+    assert len(make_runner(plan, load, tmp_path).pending()) == num_missing
 
 
 def test_error_while_loading_fails_the_benchmark(vit, images, labels, tmp_path):

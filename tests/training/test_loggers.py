@@ -3,14 +3,14 @@ from types import SimpleNamespace
 
 import pytest
 import wandb
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from nsaug.evaluation import EvalModel
 from nsaug.evaluation.reporting.aggregate import aggregate_seeds, tabulate
 from nsaug.evaluation.reporting.plots import overview
 from nsaug.evaluation.reporting.report import write_report
 from nsaug.evaluation.reporting.wandb_logger import EvaluationLogger
-from nsaug.training.loggers import LoggerConfig, finish, wandb_run_info
+from nsaug.training.loggers import LoggerConfig, MetricsLogger, finish, wandb_run_info
 from tests.evaluation.conftest import make_results
 from tests.evaluation.conftest import results as results  # a fixture
 
@@ -32,7 +32,7 @@ def test_without_account_wandb_is_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for input"))
     loggers = LoggerConfig().loggers(tmp_path, "clean-0", "sweep", {"seed": 0, "nullspace": {"eps": 0.03}})
     try:
-        assert types(loggers) == [CSVLogger, WandbLogger]
+        assert types(loggers) == [MetricsLogger, WandbLogger]
         run = loggers[1].experiment
         assert run.settings.mode == "offline"
         assert (run.name, run.group, run.project) == ("clean-0", "sweep", "nsaug")
@@ -56,7 +56,7 @@ def test_without_network_wandb_falls_back_to_offline(tmp_path, monkeypatch, capl
     monkeypatch.setattr(wandb, "init", unreachable)
     loggers = LoggerConfig().loggers(tmp_path, "clean-0", None, {})
     finish(loggers, failed=False)
-    assert types(loggers) == [CSVLogger, WandbLogger]
+    assert types(loggers) == [MetricsLogger, WandbLogger]
     assert "W&B cannot be reached (Run initialization has timed out)" in caplog.text
 
 
@@ -70,7 +70,7 @@ def test_runs_of_a_multirun_are_separate(tmp_path):
 
 
 def test_csv_only_and_no_logger(tmp_path):
-    assert types(LoggerConfig(wandb="off").loggers(tmp_path, "x", None, {})) == [CSVLogger]
+    assert types(LoggerConfig(wandb="off").loggers(tmp_path, "x", None, {})) == [MetricsLogger]
     assert LoggerConfig(wandb="off", csv=False).loggers(tmp_path, "x", None, {}) == []
 
 

@@ -1,6 +1,7 @@
 """A resumed run ends exactly like an uninterrupted one. `make fault-injection` kills processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,16 @@ import torch
 
 from nsaug.cli import train
 from nsaug.models import weights
+from nsaug.models.weights import read_metadata
 from nsaug.training import checkpointing, resume
 from nsaug.training.lightning_module import Finetuner
+from nsaug.training.loggers import MetricsLogger
 from nsaug.utils.errors import UserError
+from nsaug.utils.files import atomic_write
 from scripts.fault_injection import SETTINGS, difference
-from tests.commands import FAST, cli_error, metrics, run
+from tests.commands import FAST, cli_error, hold_lock, metrics, run
 from tests.conftest import ROOT
+from tests.data.helpers import make_tree
 
 pytestmark = pytest.mark.usefixtures("tmp_cwd")
 SHORT = [setting for setting in SETTINGS if "max_epochs" not in setting] + ["trainer.max_epochs=2"]
@@ -67,6 +72,21 @@ def test_resumed_run_is_bit_identical(variant, monkeypatch, tmp_path, breaks):
     assert not (tmp_path / "other" / "model.safetensors").exists()
 
 
+def test_changed_images_are_named(monkeypatch, tmp_path, capsys):
+    make_tree(tmp_path / "images" / "train", ["cat", "dog"], images=20)
+    settings = [*FAST, "data=folder", f"data.root={tmp_path}/images", "data.batch_size=8", "data.num_workers=0"]
+    run(train, monkeypatch, *settings, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    splits = read_metadata(tmp_path / "run")["splits"]
+    (tmp_path / "images" / "train" / "cat" / "0.png").unlink()
+    line = cli_error(train, monkeypatch, capsys, *settings, "trainer.max_epochs=1", f"resume={tmp_path}/run")
+    count = splits["train"]["count"]
+    assert splits["val"]["count"] == 40 - count
+    assert line == (
+        f"error: resume={tmp_path}/run: the images have changed since that run started ({count - 1} training images"
+        f" instead of {count}): restore them, or start a new run"
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_resume(tmp_path):
     """DDP on the CPU, killed with all its processes; all ranks share one output folder."""
@@ -95,7 +115,7 @@ def test_two_processes_resume(tmp_path):
     assert {path.name for path in (tmp_path / "third").iterdir()} <= {".hydra", "train.log"}
 
 
-def test_sigterm_writes_a_checkpoint(monkeypatch, tmp_path, capsys):
+def test_sigterm_writes_a_checkpoint(monkeypatch, tmp_path, capsys, signal_handlers):
     step, done = Finetuner.training_step, []
 
     def terminated(self, *rest):
@@ -111,30 +131,27 @@ def test_sigterm_writes_a_checkpoint(monkeypatch, tmp_path, capsys):
         run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/broken")
     assert stop.value.code == 128 + signal.SIGTERM
     assert torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)["global_step"] == 10
-    assert f"stopped by SIGTERM: type resume={tmp_path}/broken to continue" in capsys.readouterr().out
+    advice = f"type the same command with resume={tmp_path}/broken to continue"
+    assert capsys.readouterr().err.splitlines() == [f"stopped by SIGTERM: {advice}"]
     run(train, monkeypatch, *settings, f"resume={tmp_path}/broken/last.ckpt")
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
 
 
-def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys):
+def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys, signal_handlers):
     step, done = Finetuner.training_step, []
 
     def interrupted(self, *rest):
         done.append(1)
         if len(done) == 25:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return step(self, *rest)
 
     monkeypatch.setattr(Finetuner, "training_step", interrupted)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run")
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores further ones
+    with pytest.raises(SystemExit) as stop:
+        run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run")
     assert stop.value.code == 130
-    output = capsys.readouterr()
-    assert output.out.splitlines() == [f"stopped by Ctrl-C: type resume={tmp_path}/run to continue"]
-    assert output.err == ""
+    line = f"stopped by Ctrl-C: type the same command with resume={tmp_path}/run to continue"
+    assert capsys.readouterr() == ("", f"{line}\n")
 
 
 def test_resuming_a_finished_run_exports_its_weights(monkeypatch, tmp_path):
@@ -198,9 +215,11 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(monkeypatch, tmp_path
 
 
 def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
-    def full(content, path):
-        path.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
+    def full(content, file):
+        file.write(b"half of it")
+        error = RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")  # of torch's writer
+        error.__context__ = OSError(28, "No space left on device")
+        raise error
 
     run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
     kept = (tmp_path / "run" / "last.ckpt").read_bytes()
@@ -209,10 +228,94 @@ def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
     line = cli_error(
         train, monkeypatch, capsys, *FAST, "trainer.max_epochs=1", "seed=1", f"hydra.run.dir={tmp_path}/run"
     )
-    assert line.startswith(f"error: {tmp_path}/run/last.ckpt cannot be written ([Errno 28] No space left on device)")
+    assert line.startswith(f"error: {tmp_path}/run/last.ckpt cannot be written (No space left on device); ")
     assert line.endswith(f"the one before is intact: free disk space and type resume={tmp_path}/run")
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == kept
     assert sorted(path.name for path in (tmp_path / "run").glob(".*.tmp")) == []
+
+
+@pytest.mark.parametrize("name", ["save_weights", "save_config"])
+def test_full_disk_beside_checkpoints_is_one_line(monkeypatch, tmp_path, capsys, name):
+    def full(folder, *rest):
+        with atomic_write(folder / "file"):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, name, full)
+    line = cli_error(train, monkeypatch, capsys, *FAST, "trainer.max_steps=1", f"hydra.run.dir={tmp_path}/run")
+    kept = {
+        "save_weights": f"type the same command with resume={tmp_path}/run to continue",
+        "save_config": "no checkpoint was written yet",
+    }[name]
+    assert line == f"error: [Errno 28] No space left on device: '{tmp_path}/run/file'; {kept}"
+
+
+def test_folder_removed_during_training_is_written_again(monkeypatch, tmp_path, capsys):
+    step, done = Finetuner.training_step, []
+
+    def removing(self, *rest):
+        done.append(1)
+        if len(done) == 25:
+            shutil.rmtree(tmp_path / "broken")
+        return step(self, *rest)
+
+    settings = [*FAST, "trainer.max_epochs=2"]
+    run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/whole")
+    monkeypatch.setattr(Finetuner, "training_step", removing)
+    run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/broken")
+    output = capsys.readouterr()
+    assert output.out.count(f"{tmp_path}/broken was removed: writing its files again") == 1
+    assert output.err == ""
+    assert difference(tmp_path / "whole", tmp_path / "broken") == ""
+    assert weights.read_metadata(tmp_path / "broken") == weights.read_metadata(tmp_path / "whole")
+
+
+def test_best_weights_that_were_removed_are_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(train, "scale_duration", lambda *_: {"max_steps": 1})
+    monkeypatch.setattr(Finetuner, "on_fit_end", lambda self: (tmp_path / "run" / "best.ckpt").unlink(), raising=False)
+    line = cli_error(train, monkeypatch, capsys, *FAST, "save=best", f"hydra.run.dir={tmp_path}/run")
+    assert (
+        line == f"error: {tmp_path}/run/best.ckpt was removed: checkpoint={tmp_path}/run/last.ckpt has the last weights"
+    )
+
+
+def test_partial_checkpoints_are_removed_when_a_run_is_resumed(monkeypatch, tmp_path):
+    """A process that is killed while it writes a checkpoint leaves a file of its size."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".last.ckpt.0123abcd.tmp").write_bytes(b"half of it")
+    run(train, monkeypatch, *FAST, "trainer.max_steps=1", "resume=true", f"hydra.run.dir={tmp_path}/run")
+    assert list((tmp_path / "run").glob(".*.tmp")) == []
+
+
+def test_second_process_on_an_output_folder_is_refused(monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "run"
+    holder = hold_lock(folder, "train")
+    try:
+        line = cli_error(train, monkeypatch, capsys, *FAST, f"hydra.run.dir={folder}")
+        assert line.startswith(f"error: another process is writing to {folder}: ")
+        line = cli_error(train, monkeypatch, capsys, *FAST, f"resume={folder}", f"hydra.run.dir={tmp_path}/other")
+        assert line.startswith(f"error: resume={folder} has no last.ckpt")
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+    assert {path.name for path in folder.iterdir()} <= {".train.lock", ".hydra", "train.log"}
+
+
+def test_metrics_are_replaced_as_a_whole(tmp_path, monkeypatch):
+    """New columns and a resumed run rewrite metrics.csv: a fault in between leaves the old file."""
+    logger = MetricsLogger(tmp_path)
+    logger.log_metrics({"train/loss": 1.0}, step=0)
+    logger.save()
+    before = (tmp_path / "metrics.csv").read_text()
+    assert before == "step,train/loss\n0,1.0\n"
+    resumed = MetricsLogger(tmp_path, resume.read_metrics(tmp_path / "metrics.csv", before_step=1))
+    resumed.log_metrics({"val/loss": 2.0}, step=1)
+    assert (tmp_path / "metrics.csv").read_text() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.close(-1))
+        with pytest.raises(OSError, match=r"metrics\.csv"):
+            resumed.save()
+    assert (tmp_path / "metrics.csv").read_text() == before
+    resumed.save()
+    assert (tmp_path / "metrics.csv").read_text() == "step,train/loss,val/loss\n0,1.0,\n1,,2.0\n"
 
 
 def test_resumed_run_continues_metrics_csv(monkeypatch, tmp_path, breaks):

@@ -1,10 +1,14 @@
+import errno
+import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
 from nsaug.utils.errors import UserError
-from nsaug.utils.files import atomic_write, read_lines
+from nsaug.utils.files import atomic_write, lock_folder, read_lines
 from nsaug.utils.text import printable
+from tests.commands import hold_lock
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
@@ -23,6 +27,52 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     with atomic_write(path) as tmp:
         tmp.write_text("new")
     assert path.read_text() == "new"
+
+
+def test_error_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"), atomic_write(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_processes_of_the_same_id_write_the_same_file(tmp_path, monkeypatch):
+    """As in containers on a shared disk, where each command is process 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with atomic_write(tmp_path / "file") as one, atomic_write(tmp_path / "file") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "file").read_text() == "one"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_lock_is_refused_until_its_process_dies(tmp_path):
+    holder = hold_lock(tmp_path / "run", "train")
+    try:
+        message = f"^another process is writing to {tmp_path}/run: "
+        with pytest.raises(UserError, match=message), lock_folder(tmp_path / "run", "train"):
+            pass
+        with lock_folder(tmp_path / "run", "evaluate"):
+            pass
+        holder.kill()
+        holder.wait()
+        with lock_folder(tmp_path / "run", "train"):
+            pass
+    finally:
+        os.killpg(holder.pid, 9)
+
+
+def test_file_system_without_locks(tmp_path, monkeypatch):
+    def lockf(file, operation):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with lock_folder(tmp_path, "train"):
+        pass
+
+
+def test_lock_of_a_folder_that_cannot_be_written():
+    message = r"^/proc/1/x cannot be written \(.*\): type hydra.run.dir=PATH$"
+    with pytest.raises(UserError, match=message), lock_folder(Path("/proc/1/x"), "train"):
+        pass
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

@@ -85,7 +85,7 @@ def test_empty_classes_are_named(tmp_path, caplog):
     make_tree(tmp_path / "train", ["a", "b"])
     (tmp_path / "val" / "b").mkdir(parents=True)
     make_tree(tmp_path / "val", ["a"])
-    data = Folder(root=str(tmp_path), classes=["a", "b", "z"])
+    data = Folder(root=str(tmp_path), classes=["a", "b", "z"], val_fraction=0.25)
     data.setup("fit")
     assert "train has no images of 1 of the 3 classes (z)" in caplog.text
     test_data = open_test(data.test_dataset())

@@ -5,6 +5,7 @@ import tarfile
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from nsaug.data import Folder, ImageNet, UnreadableImage
 from nsaug.data.sources.tar import TarLoader
@@ -65,7 +66,7 @@ def test_tars_match_the_folders_that_they_contain(layout, imagenet, tmp_path):
         assert ours.ids == theirs.ids
         assert ours.labels == theirs.labels
     test_tars.images[0]  # read in this process before worker processes are forked from it
-    loaders = (data.readable_loader(data.images) for data in (test_tars, test_folders))
+    loaders = (DataLoader(data.images, 8, num_workers=2) for data in (test_tars, test_folders))
     for ours, theirs in zip(*loaders, strict=True):
         assert torch.equal(ours[0], theirs[0])
         assert torch.equal(ours[1], theirs[1])

@@ -15,6 +15,7 @@ import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object
@@ -43,6 +44,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         def main() -> None:
             failed = started = False
+            arguments: list[str] = []
             main_process = os.getpid()
 
             @functools.wraps(task)
@@ -67,7 +69,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             with raise_on_signals(), _hydra_raises_errors(), warnings.catch_warnings():
                 warnings.filterwarnings("error", "provider=.* is not available")  # a folder in hydra.searchpath
                 try:
-                    sys.argv[1:] = _sort_arguments(sys.argv[1:])
+                    arguments = _sort_arguments(sys.argv[1:])
+                    sys.argv[1:] = [*arguments, *name_sweep_folders(arguments, config_dir())]
                     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
                 except KeyboardInterrupt as error:
                     if _show_tracebacks():
@@ -76,9 +79,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 except Exception as error:
                     if _show_tracebacks():
                         raise
-                    if isinstance(error, OSError) and not started:
+                    if isinstance(error, OSError) and not isinstance(error, HydraException) and not started:
                         error = _unwritable(error)
-                    report(error, config_name, () if started else sys.argv[1:])
+                    report(error, config_name, () if started else arguments)
                     sys.exit(1)
                 finally:
                     flush_stdout()
@@ -94,14 +97,11 @@ def _sort_arguments(arguments: list[str]) -> list[str]:
     """Options first, then settings, as Hydra's parser needs them; raises UserError for an unknown option."""
     parser = get_args_parser()
     parser.error = _raise_user_error  # type: ignore[method-assign, assignment]
-    parsed = parser.parse_intermixed_args(arguments)
-    settings = parsed.overrides
+    settings = parser.parse_intermixed_args(arguments).overrides
     for setting in settings:
         if setting in ("hydra.run.dir=", "hydra.sweep.dir="):
             raise UserError(f"{setting} is empty: type {setting}PATH")
-    options = [argument for argument in arguments if argument not in settings]
-    names = name_sweep_folders(settings, config_dir()) if parsed.multirun else []
-    return [*options, *settings, *names]
+    return [argument for argument in arguments if argument not in settings] + settings
 
 
 def _raise_user_error(message: str) -> None:

@@ -53,6 +53,8 @@ def format_error(error: Exception, config_name: str = "", arguments: Sequence[st
     """
     if isinstance(error, UserError):
         return str(error)
+    if "are you indeed on a slurm cluster?" in str(error):  # submitit's words
+        return "hydra/launcher=slurm: srun is not installed, so this machine cannot submit Slurm jobs"
     if line := _composition_error(error, config_name, arguments):
         return line
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -66,8 +68,6 @@ def format_error(error: Exception, config_name: str = "", arguments: Sequence[st
         return first_line(error)
     if type(error).__module__.startswith("lightning."):  # MisconfigurationException
         return f"trainer: {first_line(error)}"
-    if "are you indeed on a slurm cluster?" in str(error):  # submitit's words
-        return "hydra/launcher=slurm: srun is not installed, so this machine cannot submit Slurm jobs"
     log.debug("internal error", exc_info=error)
     return (
         f"internal error: {with_type(error)}; the log file of this run and HYDRA_FULL_ERROR=1"

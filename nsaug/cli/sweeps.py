@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -25,17 +26,18 @@ def to_filename(value: Any, max_length: int) -> str:
 OmegaConf.register_new_resolver("nsaug.filename", to_filename, replace=True)
 
 
-def name_sweep_folders(settings: Sequence[str], groups: Path) -> list[str]:
+def name_sweep_folders(arguments: Sequence[str], groups: Path) -> list[str]:
     """Hydra's setting for names of a sweep's folders such as `3_eps-0.01_seed-1`; none if the user sets them.
 
     Args:
-        settings: the settings on the command line.
+        arguments: of the command line.
         groups: the folder of the configuration groups.
     """
-    if any(setting.startswith("hydra.sweep.subdir=") for setting in settings):
+    options = get_args_parser().parse_args(arguments)
+    if not options.multirun or any(setting.startswith("hydra.sweep.subdir=") for setting in options.overrides):
         return []
     try:
-        overrides = OverridesParser.create().parse_overrides(list(settings))
+        overrides = OverridesParser.create().parse_overrides(options.overrides)
     except HydraException:  # Hydra will report it
         return []
     varying = [override for override in overrides if override.is_sweep_override()]

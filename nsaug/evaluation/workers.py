@@ -73,6 +73,8 @@ class Workers:
         """Start the other processes, or wait for them if torchrun or Slurm started them."""
         if self.size == 1:
             return
+        # When the first process ends early, torch would print a stack of C++ in all others.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         self._fabric.launch()
         port = 0
         if self.is_first:

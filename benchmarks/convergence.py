@@ -68,7 +68,9 @@ def digits(folder: Path) -> tuple[NoisyViT, ImageDataModule]:
     data = Digits(crop="none", hflip=0)
     data.setup("fit")
     data.configure(model.data_config)
-    images, labels = (torch.stack(values) for values in zip(*map(image_and_label, data.train_set), strict=True))
+    assert data.train_set is not None
+    samples = [data.train_set[index][:2] for index in range(len(data.train_set))]
+    images, labels = torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=400)
     for _ in range(400):
@@ -86,10 +88,6 @@ MODELS: dict[str, Callable[[Path], tuple[NoisyViT, ImageDataModule]]] = {
     "cifar10": cifar10,
     "digits": digits,
 }
-
-
-def image_and_label(sample: tuple[Tensor, int, str]) -> tuple[Tensor, Tensor]:
-    return sample[0], torch.tensor(sample[1])
 
 
 def extract(archive: str, prefix: str, folder: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import imagecorruptions
 import numpy as np
@@ -43,7 +44,7 @@ def main() -> int:
     def run_library(name: str, severity: int) -> None:
         imagecorruptions.corrupt(pixels[0], severity, name)
 
-    def run_nsaug(name: str, severity: int) -> None:
+    def run_nsaug(name: Any, severity: int) -> None:
         corruption = Corruption(name=name, severity=severity)
         params = [corruption.make_params((3, SIDE, SIDE), make_generator("cpu", key)) for key in range(BATCH_SIZE)]
         corruption(images, params)

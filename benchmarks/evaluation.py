@@ -63,7 +63,7 @@ def evaluate_clean(vit: NoisyViT, data: ImageSet) -> None:
             for start in range(0, len(data), 64)
         ]
         job = Job(0, Entry("clean", Clean()), units=tuple(unit.key for unit in units))
-        plan = Plan([EvalModel(None, None, {}, "vit")], [None], [job], [data], units, 0)
+        plan = Plan([EvalModel(None, None, {}, "vit")], [None], [""], [job], [data], units, 0)
         runner = Runner(plan, lambda model: vit, ResultCache(Path(folder)), vit.mean.device, 64, num_workers=0)
         runner.compute(units, lambda unit: None)
 
@@ -112,7 +112,9 @@ def main() -> None:
     generator = torch.Generator(device).manual_seed(0)
     foolbox_model = foolbox.PyTorchModel(vit, bounds=(0, 1), device=device)
     foolbox_pgd = foolbox.attacks.LinfPGD(abs_stepsize=EPS / 4, steps=STEPS, random_start=True)
-    torchattack_pgd = torchattack.PGD(vit, None, device, eps=EPS, steps=STEPS, alpha=EPS / 4, random_start=True)
+    torchattack_pgd = torchattack.PGD(
+        vit, None, torch.device(device), eps=EPS, steps=STEPS, alpha=EPS / 4, random_start=True
+    )
 
     print(f"{'ratio, on ' + device:28} {'median':>6}   quartiles")
 

@@ -34,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from study_report import BASELINE, default_settings, finished_stages, write_report
 
 from nsaug.cli import evaluate, train
-from nsaug.cli.app import format_error
+from nsaug.cli.errors import format_error
 from nsaug.models.weights import WEIGHTS
 from nsaug.training.resume import diff_configs
 
@@ -316,6 +316,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--processes", type=at_least(1), default=2, help="number of parallel processes")
     parser.add_argument("--entries", type=lambda text: text.split(","), help="only these: clean,nullspace")
     parser.add_argument("--save", action="store_true", help="write the table to studies/results/DATA_STAGE.csv")
+    parser.error = lambda message: fail(f"{message}: see --help")  # type: ignore[method-assign]
     return parser.parse_intermixed_args()
 
 

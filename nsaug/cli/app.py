@@ -7,44 +7,25 @@ import os
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    InstantiationException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from nsaug.cli.errors import config_dir, format_error, report, unknown_key
 from nsaug.cli.faults import exit_interrupted, flush_stdout, raise_on_signals
-from nsaug.utils.errors import UserError, first_line, unknown_name
-
-# attack.eps=4/255 in the name of a sweep's folder would create a folder within a folder.
-OmegaConf.register_new_resolver("nsaug.filename", lambda text: text.replace("/", ":"), replace=True)
-
-NULL_GROUP = "Config group override must be a string or a list. Got NoneType"
-"""Hydra's words for `method=null`."""
-
-
-def config_dir() -> Path:
-    """The folder of YAML files: `nsaug/conf` in an installed wheel, the top-level `conf` in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
+from nsaug.cli.sweeps import name_sweep_folders
+from nsaug.utils.errors import UserError, first_line
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -52,8 +33,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 
     SIGINT and SIGTERM are one line, too, with exit codes 130 and 143.
     A failed run of a multirun is reported and the other runs continue; the exit code is then 1 at the end.
-    HYDRA_FULL_ERROR=1 shows tracebacks. The current folder is appended to `sys.path`, so that `_target_` can name a
-    module there.
+    A bug is one line, too; its traceback is in the run's log file. HYDRA_FULL_ERROR=1 shows tracebacks.
+    The current folder is appended to `sys.path`, so that `_target_` can name a module there.
 
     Args:
         config_name: the primary configuration, such as `train`.
@@ -71,19 +52,20 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 _silence_warnings()
                 try:
                     task(cfg)
-                except (UserError, OmegaConfBaseException) as error:
+                except Exception as error:
                     if _show_tracebacks():
                         raise
                     if os.getpid() != main_process:  # a launcher's process: Hydra passes the error on
                         raise UserError(format_error(error)) from None
-                    _report(error)
+                    report(error)
                     failed = True
                     if HydraConfig.get().mode != RunMode.MULTIRUN:
                         sys.exit(1)
 
             if os.getcwd() not in sys.path:
                 sys.path.append(os.getcwd())
-            with raise_on_signals(), _hydra_raises_errors():
+            with raise_on_signals(), _hydra_raises_errors(), warnings.catch_warnings():
+                warnings.filterwarnings("error", "provider=.* is not available")  # a folder in hydra.searchpath
                 try:
                     sys.argv[1:] = _sort_arguments(sys.argv[1:])
                     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
@@ -92,10 +74,11 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                         raise
                     exit_interrupted(error)
                 except Exception as error:
-                    reportable = _as_user_error(error, started)
-                    if reportable is None or _show_tracebacks():
+                    if _show_tracebacks():
                         raise
-                    _report(reportable)
+                    if isinstance(error, OSError) and not started:
+                        error = _unwritable(error)
+                    report(error, config_name, () if started else sys.argv[1:])
                     sys.exit(1)
                 finally:
                     flush_stdout()
@@ -111,33 +94,28 @@ def _sort_arguments(arguments: list[str]) -> list[str]:
     """Options first, then settings, as Hydra's parser needs them; raises UserError for an unknown option."""
     parser = get_args_parser()
     parser.error = _raise_user_error  # type: ignore[method-assign, assignment]
-    settings = parser.parse_intermixed_args(arguments).overrides
+    parsed = parser.parse_intermixed_args(arguments)
+    settings = parsed.overrides
     for setting in settings:
         if setting in ("hydra.run.dir=", "hydra.sweep.dir="):
             raise UserError(f"{setting} is empty: type {setting}PATH")
-    return [argument for argument in arguments if argument not in settings] + settings
+    options = [argument for argument in arguments if argument not in settings]
+    names = name_sweep_folders(settings, config_dir()) if parsed.multirun else []
+    return [*options, *settings, *names]
 
 
 def _raise_user_error(message: str) -> None:
+    if message.startswith("unrecognized arguments: "):  # argparse lists all settings after it, too
+        prefix, _, rest = message.partition(": ")
+        message = f"{prefix}: {' '.join(word for word in rest.split() if word.startswith('-'))}"
     raise UserError(f"{message}: type name=value, or see --help and --hydra-help")
 
 
-def _as_user_error(error: Exception, started: bool) -> Exception | None:
-    """The error to print in one line, or None for a bug, whose traceback is wanted."""
-    if isinstance(error, UserError | HydraException | OmegaConfBaseException):
-        return error
-    if isinstance(error, ValueError) and str(error).startswith(NULL_GROUP):
-        return ConfigCompositionException(str(error))
-    if isinstance(error, OSError) and not started:
-        return UserError(
-            f"the output folder cannot be written ({first_line(error)}): set hydra.run.dir (with -m hydra.sweep.dir)"
-            " to a folder that can"
-        )
-    if isinstance(error, OSError):
-        return UserError(first_line(error))
-    if isinstance(error, RuntimeError) and "are you indeed on a slurm cluster?" in str(error):  # submitit's words
-        return UserError("hydra/launcher=slurm: srun is not installed, so this machine cannot submit Slurm jobs")
-    return None
+def _unwritable(error: OSError) -> UserError:
+    return UserError(
+        f"the output folder cannot be written ({first_line(error)}): set hydra.run.dir (with -m hydra.sweep.dir) to a"
+        " folder that can"
+    )
 
 
 _TRACEBACKS = "NSAUG_TRACEBACKS"
@@ -172,6 +150,10 @@ def _silence_warnings() -> None:
         ".*exists and is not empty.*",
         ".*LeafSpec.*",
         ".*litlogger.*",
+        ".*Total length of .* across ranks is zero.*",  # data.val_fraction=0
+        ".*decompression bomb DOS.*",  # images of 90 to 179 million pixels are read; larger ones are unreadable
+        ".*Transparency expressed in bytes.*",
+        ".*Corrupt EXIF data.*",
     )
     for hint in hints:
         warnings.filterwarnings("ignore", hint)
@@ -201,54 +183,6 @@ def _open_target_nodes() -> None:
 _open_target_nodes()
 
 
-def _report(error: Exception) -> None:
-    print(f"error: {format_error(error)}", file=sys.stderr)
-
-
-def format_error(error: Exception) -> str:
-    """One line for an error of nsaug, Hydra or OmegaConf."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, MissingConfigException):
-        return _format_missing_config(error)
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as name=value; quote special characters, as in 'name=\"a=b\"'"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = error.__cause__ if isinstance(error, ConfigCompositionException) else None
-    if isinstance(cause, OmegaConfBaseException):
-        key = getattr(cause, "full_key", None) or ""
-        if "not in struct" in str(cause) and key:
-            parent = getattr(cause, "parent_node", None)
-            return _unknown_key(key, [str(name) for name in parent] if isinstance(parent, DictConfig) else [])
-        return f"{key}: {first_line(cause)}"
-    if lines and lines[0].startswith(NULL_GROUP):
-        return "a group cannot be null: name one of its choices, or leave it out"
-    if lines and lines[0].startswith("Ambiguous value for argument"):
-        override = lines[0].split("'")[1]
-        name, _, values = override.partition("=")
-        return f"{override}: add -m to run every value, or type '{name}=[{values}]' for a list"
-    if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
-        return f"{error.full_key}: {lines[0]}"
-    return " ".join(lines[:2])
-
-
-def _format_missing_config(error: MissingConfigException) -> str:
-    # "Could not find 'model/x'\n\nAvailable options in 'model':\n\ta\n\tb"
-    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
-    if "submitit" in choice:
-        return "this launcher needs another package: pip install hydra-submitit-launcher"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    choices = [line for line in lines[1:] if not line.startswith(("Available", "Config search", "provider="))]
-    if group and choices:
-        return f"{group}={choice}: no such choice; {group} is one of {', '.join(choices)}"
-    return " ".join(lines)
-
-
-def _unknown_key(key: str, known: Iterable[str]) -> str:
-    prefix, _, name = key.rpartition(".")
-    return unknown_name(prefix, name, known)
-
-
 def validate_config(cfg: DictConfig, top_level_keys: set[str]) -> None:
     """Check a composed configuration before anything is built.
 
@@ -260,7 +194,7 @@ def validate_config(cfg: DictConfig, top_level_keys: set[str]) -> None:
     """
     for key in cfg:
         if key not in top_level_keys:
-            raise UserError(_unknown_key(str(key), top_level_keys))
+            raise UserError(unknown_key(str(key), top_level_keys))
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} is not set: type {missing[0]}=...")
@@ -281,7 +215,7 @@ def _check_node(node: Any, path: str) -> None:
         if parameters is None or key.startswith("_"):
             continue
         if key not in parameters:
-            raise UserError(_unknown_key(name, parameters))
+            raise UserError(unknown_key(name, parameters))
         if not _is_target(value):
             plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             validate_value(name, plain, parameters[key])
@@ -295,15 +229,19 @@ def _is_target(value: Any) -> bool:
 
 
 def _target(node: DictConfig, path: str) -> Any:
+    name = node["_target_"]
+    advice = "name an installed module, or one in the current folder"
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{path}._target_={_shown(name)}: should be the name of a class or function: {advice}")
     try:
-        return get_object(node["_target_"])
+        target = get_object(name)
     except Exception as error:
         cause = error.__cause__
         reason = first_line(cause if isinstance(cause, Exception) else error)
-        raise UserError(
-            f"{path}._target_={node['_target_']}: there is no such class or function ({reason}): name an installed"
-            " module, or one in the current folder"
-        ) from error
+        raise UserError(f"{path}._target_={name}: there is no such class or function ({reason}): {advice}") from error
+    if not callable(target):
+        raise UserError(f"{path}._target_={name}: is a {type(target).__name__}, not a class or function: {advice}")
+    return target
 
 
 def validate_value(name: str, value: Any, annotation: Any) -> None:
@@ -314,9 +252,13 @@ def validate_value(name: str, value: Any, annotation: Any) -> None:
     except ValidationError as error:
         details = error.errors(include_url=False)
         reasons = dict.fromkeys("lacks a value" if d["type"] == "missing" else d["msg"] for d in details)
-        text = " or ".join(reasons).replace("Input should be", "should be").removeprefix("Value error, ")
-        shown = str(value).replace("None", "null")
-        raise UserError(f"{name}={shown}: {text}") from error
+        text = " or ".join(reasons).replace("Input should be", "should be").replace("Value error, ", "")
+        raise UserError(f"{name}={_shown(value)}: {text}") from error
+
+
+def _shown(value: Any) -> str:
+    """A value as it is typed, approximately."""
+    return str(value).replace("None", "null")
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -358,7 +300,7 @@ def check_and_instantiate(node: Mapping[str, Any], path: str) -> Any:
 
 
 def instantiate(node: Any, **kwargs: Any) -> Any:
-    """`hydra.utils.instantiate`; whatever the target raises becomes a UserError in one line."""
+    """`hydra.utils.instantiate`; whatever the target raises becomes a UserError in one line, with the node's path."""
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -371,4 +313,4 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
             reason = first_line(cause)
         else:
             raise
-        raise UserError(f"{node['_target_']}: {reason}") from error
+        raise UserError(f"{node._get_full_key('') or node['_target_']}: {reason}") from error

@@ -5,11 +5,14 @@ python -m nsaug.cli.cache outputs/evaluate/cache --clear   delete all results of
 """
 
 import argparse
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
 from nsaug.evaluation.cache import VERSION, ResultCache
+from nsaug.utils.errors import os_reason
+from nsaug.utils.text import printable
 
 
 def main() -> None:
@@ -17,12 +20,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--clear", action="store_true", help="delete all results")
+    parser.error = lambda message: parser.exit(1, f"error: {message}: see --help\n")  # type: ignore[method-assign]
     args = parser.parse_args()
     cache = ResultCache(args.folder)
-    if not cache.folder.is_dir():
+    if not os.path.isdir(cache.folder):
         parser.exit(1, f"error: {args.folder} is not a cache of this version: it has no folder {VERSION}\n")
     if args.clear:
-        shutil.rmtree(cache.folder)
+        try:
+            shutil.rmtree(cache.folder)
+        except OSError as error:
+            parser.exit(1, f"error: {cache.folder} cannot be deleted: {os_reason(error)}\n")
         return
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -30,7 +37,7 @@ def main() -> None:
         counts[title] += 1
         sizes[title] += path.stat().st_size
     for title, count in counts.items():
-        print(f"{count:7,} blocks {sizes[title] / 2**20:9.1f} MiB  {title}")
+        print(f"{count:7,} blocks {sizes[title] / 2**20:9.1f} MiB  {printable(title)}")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     from typing import Literal
 
     from nsaug.evaluation import expand
-    from nsaug.utils.types import NonNegativeInt, PositiveInt, Seed
+    from nsaug.utils.types import NonNegativeInt, PositiveInt, Seed, Text
 
     validate_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "suite"]), TOP_LEVEL_KEYS)
     for group in ("data", "model", "suite", "tracking"):
@@ -174,9 +174,9 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
         raise UserError("model.compile and model.grad_checkpointing are for training: remove them")
     types = {
-        "checkpoint": str | list[str] | None, "seed": Seed, "split": Literal["test", "val"],
-        "batch_size": PositiveInt, "cache": str, "shard": str | int | None, "dry_run": bool,
-        "compare": list[str] | None,
+        "checkpoint": Text | list[Text] | None, "seed": Seed, "split": Literal["test", "val"],
+        "batch_size": PositiveInt, "cache": Text, "shard": str | int | None, "dry_run": bool,
+        "compare": list[Text] | None,
         "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt], "num_nodes": PositiveInt,
     }  # fmt: skip
     for key, annotation in types.items():
@@ -239,7 +239,7 @@ def missing_datasets(entries: "list[Entry]") -> dict[str, list[str]]:
 def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     """Return a function from a model to its data: `data=` if set, otherwise what the model was trained on."""
     from nsaug.data.datamodule import as_test_dataset
-    from nsaug.data.registry import data_from_metadata
+    from nsaug.data.registry import data_from_metadata, recorded_name
 
     loaded: dict[str, TestDataset] = {}
 
@@ -253,9 +253,31 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
                 data = data_from_metadata(model.metadata, to_plain(cfg.data), source=model.config_file)
             loaded[key] = as_test_dataset(data, split=cfg.split)
             loaded[key].setup("test")
+        if cfg.split == "val":
+            check_validation_split(recorded_name(cfg.data._target_) if named else None, loaded[key], model)
         return loaded[key]
 
     return get_data
+
+
+def check_validation_split(name: str | None, data: "TestDataset", model: "EvalModel") -> None:
+    """Raise UserError if the validation images are not those that the model's training held out.
+
+    Args:
+        name: of the data as config.json records it; None if the data come from there.
+        data: its validation split.
+        model: not checked if its origin is unknown, or if it was trained on other data.
+    """
+    from nsaug.data.splits import record_split, split_changes
+
+    splits = model.metadata.get("splits")
+    if splits is None or name not in (None, model.metadata["data"]["name"]):
+        return
+    if changes := split_changes(splits, {"val": record_split(data.images.ids)}, ["val"]):
+        raise UserError(
+            f"split=val: {model.label} held out other images ({changes}), so that some of these may have been trained"
+            " on: restore the images and data.val_fraction, or choose split=test"
+        )
 
 
 def check_benchmarks(entries: "list[Entry]", data: "TestDataset", model: "EvalModel") -> None:
@@ -296,15 +318,24 @@ def load_vit(cfg: DictConfig, device: "torch.device", model: "EvalModel") -> "No
 
 def check_classes(vit: "NoisyViT", data: "TestDataset", model: "EvalModel") -> None:
     """Raise UserError if the classes of a model are not those of the data."""
+    from nsaug.data.dataset import preview
+    from nsaug.data.names import compare_class_order
+
     if vit.model.num_classes != data.num_classes:
         raise UserError(
             f"{model.checkpoint or model.name} has {vit.model.num_classes} classes, the data set has"
             f" {data.num_classes}: finetune it first (python train.py), or set data=... to the data it was trained on"
         )
-    class_names = model.metadata.get("class_names", data.class_names)
-    if class_names != data.class_names:
+    recorded = model.metadata.get("class_names", data.class_names)
+    if recorded != data.class_names:
         raise UserError(
-            f"{model.checkpoint} was trained on other classes ({class_names[:3]} ...) than {data.class_names[:3]} ..."
+            f"{model.checkpoint} was trained on other classes ({recorded[:3]} ...) than {data.class_names[:3]} ..."
+        )
+    stated = model.label_names
+    if stated and compare_class_order(stated, data.class_names) == "different":
+        raise UserError(
+            f"{model.checkpoint}: the classes in its config.json ({preview(stated)}) have another order than those of"
+            f" the data ({preview(data.class_names)}): for data=folder, set data.classes to the names in that order"
         )
 
 

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
 
 from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, as_setting
+
+if TYPE_CHECKING:
+    from nsaug.data import ImageDataModule
 
 log = logging.getLogger("nsaug.train")
 
@@ -25,9 +27,6 @@ TOP_LEVEL_KEYS = {
     *GROUPS, "name", "seed", "checkpoint", "trainable", "ema", "save", "val_attack_batches", "resume",
     "checkpoint_every_n_steps", "max_nonfinite_batches",
 }  # fmt: skip
-
-Text = Annotated[str, Field(min_length=1)]
-"""Not empty: `checkpoint=$UNSET` is a mistake."""
 
 
 @entry_point("train")
@@ -57,6 +56,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     import lightning as L
 
     from nsaug.models import weights
+    from nsaug.models.checkpoint_formats import select_model
     from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space, remove_partial_checkpoints
     from nsaug.training.lightning_module import Finetuner
@@ -89,7 +89,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     check_disk_space(folder, vit)
 
     name = cfg.name or method.name
-    metadata = run_metadata(cfg, name, method.name, data.class_names)
+    metadata = run_metadata(cfg, name, method.name, data)
     check_metadata(metadata, folder / CONFIG)
     previous = weights.read_metadata(folder) if resume_from else {}
     if resume_from:
@@ -123,8 +123,9 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
         # From the file: it holds the moving average, also when a finished run was resumed.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") if cfg.save == "best" else ""
         if best and not Path(best).is_file():
-            raise UserError(f"{best} was removed: checkpoint={folder / LAST} has the last weights")
-        vit.load_state_dict(weights.read_weights(best or folder / LAST))
+            raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
+        state = weights.read_weights(best or folder / LAST)
+        vit.load_state_dict(select_model(state, vit.state_dict()).weights)
         weights.save_weights(folder, vit.model)
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
@@ -133,7 +134,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
 def check_settings(cfg: DictConfig) -> None:
     """Check everything that can be checked without data and weights; raises UserError."""
     from nsaug.training.param_groups import Trainable
-    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed
+    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed, Text
 
     validate_config(cfg, TOP_LEVEL_KEYS)
     for group in GROUPS:
@@ -149,7 +150,7 @@ def check_settings(cfg: DictConfig) -> None:
     }  # fmt: skip
     for key, annotation in types.items():
         validate_value(key, cfg[key], annotation)
-    if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.batch_size % 2:
+    if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.get("batch_size", 0) % 2:
         raise UserError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
     check_trainer(cfg.trainer)
 
@@ -195,7 +196,7 @@ def check_data(cfg: DictConfig, data: Any) -> None:
         raise UserError(f"the names of the classes should differ: {error}") from error
 
 
-def run_metadata(cfg: DictConfig, name: str, method: str, class_names: list[str]) -> dict[str, Any]:
+def run_metadata(cfg: DictConfig, name: str, method: str, data: "ImageDataModule") -> dict[str, Any]:
     """What config.json records of a run: enough to evaluate its weights on its data and to group runs by settings."""
     from nsaug.data.registry import record_data
     from nsaug.models import weights
@@ -213,7 +214,8 @@ def run_metadata(cfg: DictConfig, name: str, method: str, class_names: list[str]
         "method": method,
         "seed": cfg.seed,
         "data": record_data(config["data"]["_target_"], data_args),
-        "class_names": class_names,
+        "splits": data.record_splits(),
+        "class_names": data.class_names,
         "settings": settings,
     }
 
@@ -258,7 +260,6 @@ def as_list(value: Any) -> list[Any]:
 @contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what can stop training into one line that says how to continue."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.training.lightning_module import NonFiniteLoss
@@ -266,7 +267,7 @@ def one_line_errors(folder: Path) -> Iterator[None]:
 
     def advice() -> str:
         if (folder / LAST).exists():
-            return f"type the same command with resume={folder} to continue"
+            return f"type the same command with {as_setting('resume', folder)} to continue"
         return "no checkpoint was written yet"
 
     with one_line_faults(advice):
@@ -278,8 +279,6 @@ def one_line_errors(folder: Path) -> Iterator[None]:
             last = find_last_checkpoint(folder)
             saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
             raise UserError(f"{error} ({saved})") from None
-        except MisconfigurationException as error:
-            raise UserError(f"trainer: {first_line(error)}") from error
 
 
 def format_metrics(metrics: Any) -> str:

@@ -1,35 +1,33 @@
 """Training, validation and test images of a source."""
 
 import dataclasses
-import logging
+from itertools import compress
 from typing import Annotated, Any, ClassVar, Literal
 
 import lightning as L
-import numpy as np
 import torch
 from pydantic import AfterValidator
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nsaug.data.dataset import ImageSet, preview
+from nsaug.data.dataset import ImageSet
 from nsaug.data.samplers import (
+    CountingDataLoader,
+    EvenSampler,
+    PaddedDataset,
     ResumableDataLoader,
     ResumableSampler,
     SeededDataset,
+    Unreadable,
     default_num_workers,
-    make_loader,
 )
+from nsaug.data.splits import TITLES, is_held_out, record_split
 from nsaug.data.testsets.base import TestDataset
 from nsaug.data.transforms import InputConfig, eval_transform, train_transform
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import Fraction, NonNegativeInt, PositiveFraction, PositiveInt, validate_args
 
-log = logging.getLogger(__name__)
-
-VALIDATION_NOTE = "validation images"
+VALIDATION_NOTE = TITLES["val"]
 """Note on results that are not on test images."""
-VAL_SPLIT_SEED = 0
-"""Fixed, so that all runs are compared on the same validation images."""
 
 
 def _check_range(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -41,20 +39,22 @@ def _check_range(bounds: tuple[float, float]) -> tuple[float, float]:
 class ImageDataModule(L.LightningDataModule):
     """Training and validation images for Lightning, and a test set for evaluation.
 
-    The validation split is a part of the source's training images; it serves to choose checkpoints and settings. A
-    subclass implements `read` and sets `class_names`.
+    The validation split is a part of the source's training images; it serves to choose checkpoints and settings. An
+    image's id decides whether it belongs to it, so that added or removed images do not move others.
+
+    A subclass implements `read` and sets `class_names`.
 
     Args:
         batch_size: images per step and device.
         num_workers: processes that load images; None for one per core, at most 8.
-        val_fraction: share of the training images that becomes the validation split.
+        val_fraction: expected share of the training images that becomes the validation split.
         crop: crop of training images: `resized` (RandomResizedCrop, as in the paper), `padded` (reflect-padded by an
             eighth of the side, then cropped at random), or `none` (as in evaluation).
         scale: range of the share of the image's area that `resized` keeps.
         hflip: probability of a horizontal flip in training.
         auto_augment: a policy in timm's notation, such as rand-m9-mstd0.5-inc1 (RandAugment) or augmix-m3-w3 (AugMix).
-        max_unreadable: share of the training images that may be unreadable, each replaced by the next one; more of
-            them end the run.
+        max_unreadable: share of the training and validation images that may be unreadable; more of them end the run.
+            Unreadable training images are replaced by the next one, unreadable validation images do not count.
 
     Attributes:
         class_names: by class index; set by `setup` at the latest.
@@ -89,8 +89,8 @@ class ImageDataModule(L.LightningDataModule):
         self.train_set: ImageSet | None = None
         self.val_set: ImageSet | None = None
         self.seed = 0
-        self._unreadable: Tensor = torch.zeros(0, dtype=torch.bool)
-        self._num_reported = 0
+        self._unreadable: dict[str, Unreadable] = {}
+        self._input_size = (0, 0)
 
     def read(self, split: Literal["train", "test"]) -> ImageSet:
         """List the source's own training or test images.
@@ -105,15 +105,25 @@ class ImageDataModule(L.LightningDataModule):
         if self.train_set is not None:
             return
         images = self.read("train")
-        order = np.random.default_rng(VAL_SPLIT_SEED).permutation(len(images))
-        num_val = round(self.val_fraction * len(images))
+        held_out = [is_held_out(image_id, self.val_fraction) for image_id in images.ids]
+        num_val = sum(held_out)
         if num_val == len(images) or (num_val == 0 and self.val_fraction > 0):
             raise UserError(
                 f"data.val_fraction={self.val_fraction:g} of {len(images)} training images leaves"
                 f" {num_val} for validation and {len(images) - num_val} for training: set another fraction"
             )
-        self.val_set = images.subset(np.sort(order[:num_val]).tolist())
-        self.train_set = images.subset(np.sort(order[num_val:]).tolist())
+        self.val_set = images.subset(compress(range(len(images)), held_out))
+        self.train_set = images.subset(index for index, held in enumerate(held_out) if not held)
+        self._unreadable = {
+            "train": Unreadable(self.train_set, TITLES["train"], "others replace them"),
+            "val": Unreadable(self.val_set, TITLES["val"], "they do not count"),
+        }
+
+    def record_splits(self) -> dict[str, dict[str, Any]]:
+        """The images of both splits, as `record_split` describes them, after `setup`."""
+        assert self.train_set is not None, "call setup() first"
+        assert self.val_set is not None
+        return {"train": record_split(self.train_set.ids), "val": record_split(self.val_set.ids)}
 
     def configure(self, data_config: dict[str, Any], *, seed: int = 0, num_views: int = 1) -> None:
         """Prepare training and validation images for a model, after `setup`.
@@ -127,6 +137,7 @@ class ImageDataModule(L.LightningDataModule):
         assert self.val_set is not None
         config = InputConfig.from_timm(data_config)
         self.seed = seed
+        self._input_size = config.size
         self.val_set.transform = eval_transform(config)
         self.train_set.transform = train_transform(
             config, self.crop, self.scale, self.hflip, self.auto_augment, num_views
@@ -148,19 +159,36 @@ class ImageDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.train_set is not None, "call setup() first"
         count = len(self.train_set)
-        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        world_size, rank = self._world
         drop_last = count >= self.batch_size * world_size
-        self._unreadable = torch.zeros(count, dtype=torch.bool).share_memory_()
-        images = SeededDataset(self.train_set, self.seed, self._unreadable)
+        images = SeededDataset(self.train_set, self.seed, self._unreadable["train"].flags)
         sampler = ResumableSampler(
             count, self.seed, self.batch_size, drop_last, lambda: self.progress, world_size, rank
         )
-        return make_loader(
-            images, self.batch_size, self.num_workers, ResumableDataLoader, sampler=sampler, drop_last=drop_last
+        return ResumableDataLoader(
+            images, sampler=sampler, drop_last=drop_last, unreadable=self._unreadable["train"], **self._loader_options
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return make_loader(self.val_set, self.batch_size, self.num_workers) if self.val_set else []
+        if not self.val_set:
+            return []
+        images = PaddedDataset(self.val_set, self._input_size, self._unreadable["val"].flags)
+        sampler = EvenSampler(images, *self._world)
+        return CountingDataLoader(images, sampler=sampler, unreadable=self._unreadable["val"], **self._loader_options)
+
+    @property
+    def _world(self) -> tuple[int, int]:
+        """Number of processes, and the number of this one."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    @property
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -171,27 +199,27 @@ class ImageDataModule(L.LightningDataModule):
         return self.trainer.current_epoch, batches.processed
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Report unreadable training images; raise UserError above `max_unreadable`."""
-        count = int(self._unreadable.sum())
-        if count > self._num_reported:
-            assert self.train_set is not None
-            names = [self.train_set.ids[index] for index in self._unreadable.nonzero()[:, 0].tolist()]
-            report = f"{count:,} of {len(self.train_set):,} training images cannot be read ({preview(names)})"
-            if count > self.max_unreadable * len(self.train_set):
-                raise UserError(
-                    f"{report}, more than data.max_unreadable={self.max_unreadable:g}: repair or remove them, or raise"
-                    " the limit"
-                )
-            log.warning("%s: others replace them", report)
-            self._num_reported = count
+        """Raise UserError if more than `max_unreadable` of the images are unreadable."""
+        splits = [split for split in self._unreadable.values() if split.count]
+        if splits and sum(split.count for split in splits) > self.max_unreadable * self._num_images:
+            raise UserError(
+                f"{' and '.join(map(str, splits))}, more than data.max_unreadable={self.max_unreadable:g}: repair or"
+                " remove them, or raise the limit"
+            )
         return batch
+
+    @property
+    def _num_images(self) -> int:
+        assert self.train_set is not None, "call setup() first"
+        assert self.val_set is not None
+        return len(self.train_set) + len(self.val_set)
 
 
 class _SplitDataset(TestDataset):
     """One split of a data module, for evaluation."""
 
     def __init__(self, source: ImageDataModule, split: Literal["test", "val"]) -> None:
-        super().__init__(batch_size=source.batch_size, num_workers=source.num_workers)
+        super().__init__(num_workers=source.num_workers)
         self.source = source
         self.split = split
         self.title = type(source).__qualname__

@@ -4,15 +4,19 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from pathlib import Path
+from typing import IO, Any, Protocol
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from nsaug.data.fingerprints import fingerprints
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, os_reason
+from nsaug.utils.files import open_regular
+from nsaug.utils.text import printable
 
 Label = int | tuple[int, ...]
 """The correct class index, or all of them where several are correct."""
@@ -28,20 +32,59 @@ class UnreadableImage(UserError):
     """An image that cannot be opened or decoded."""
 
 
-def read_image(file: Any, name: str) -> Image.Image:
-    """Read an image file, given as a path or file object, as RGB.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are read, by content rather than by extension. Pillow has others, some of which call programs."""
+MAX_ASPECT_RATIO = 100
+"""Resizing the short side to 224 px would make an image of 1 x 60,000 px 16 GB large."""
+TIFF_TAGS = {"BitsPerSample": (258, 16), "PhotometricInterpretation": (262, 1), "SampleFormat": (339, 1)}
+"""Number of a TIFF tag, and its value for gray levels from 0 (black) to 65535."""
+
+
+def read_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
+    """Read an image file, given as a path or file object, as RGB with 8 bits per channel.
+
+    Images of 16 bits are scaled over the full range of their type. Transparency is dropped, and the first frame of an
+    animation is read. As in timm and torchvision, the orientation in EXIF data and color profiles are ignored.
 
     Args:
+        file: the image.
         name: what error messages call the image.
 
     Raises:
-        UnreadableImage: it cannot be opened, or is truncated.
+        UnreadableImage: it cannot be opened, is damaged, has no fixed range (32 bits per channel, or signed), or is
+            extremely long.
     """
     try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{name} cannot be read: {first_line(error)}") from error
+        if isinstance(file, str | Path):
+            with open_regular(file) as opened, Image.open(opened, formats=FORMATS) as image:
+                return _to_rgb(image)
+        with Image.open(file, formats=FORMATS) as image:
+            return _to_rgb(image)
+    except Exception as error:  # decoders raise almost any error for damaged files
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"it is not an image of {', '.join(FORMATS)}" if unknown else os_reason(error)
+        raise UnreadableImage(f"{name} cannot be read: {reason}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an opened image to RGB; raises ValueError if its values have no known range."""
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise ValueError(f"it has {image.width} x {image.height} px, and sides may differ by {MAX_ASPECT_RATIO} times")
+    # Pillow reads a PGM file of 9 to 16 bits as 32 bits, scaled to 16.
+    has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if has_16_bits and _has_tiff_tags(image, *TIFF_TAGS):
+        levels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")  # Pillow would clip at 255
+    if image.mode.startswith(("I", "F")) or not _has_tiff_tags(image, "SampleFormat"):
+        raise ValueError(f"the range of its values (mode {image.mode}) is unknown: save it with 8 or 16 unsigned bits")
+    return image.convert("RGB")
+
+
+def _has_tiff_tags(image: Image.Image, *names: str) -> bool:
+    """Whether the tags have the values of TIFF_TAGS; True for tags that are missing, and for other formats."""
+    tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    expected = dict(TIFF_TAGS[name] for name in names)
+    return all(np.all(np.asarray(tags.get(number, value)) == value) for number, value in expected.items())
 
 
 class Loader(Protocol):
@@ -105,7 +148,7 @@ class ImageSet(Dataset[tuple[Tensor, int | Tensor, str]]):
 
     def digest(self) -> str:
         """SHA-256 over the fingerprints of all images."""
-        return hashlib.sha256("\n".join(self.fingerprints()).encode()).hexdigest()
+        return hashlib.sha256("\n".join(self.fingerprints()).encode(errors="surrogatepass")).hexdigest()
 
     def subset(self, indices: Iterable[int]) -> "ImageSet":
         """The images at these positions, in this order."""
@@ -140,5 +183,5 @@ def label_set(label: Label) -> tuple[int, ...]:
 
 
 def preview(names: Sequence[str]) -> str:
-    """The first three names, as text."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    """The first three names, as text of one line."""
+    return printable(", ".join(names[:3])) + (", ..." if len(names) > 3 else "")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from nsaug.utils.errors import UserError
-from nsaug.utils.files import atomic_write
+from nsaug.utils.files import atomic_write, open_regular
 
 UNREADABLE = "unreadable"
 """The fingerprint of an image that cannot be opened."""
@@ -60,7 +60,8 @@ def hash_bytes(content: bytes) -> str:
 def hash_file(path: str) -> str:
     """Hash the content of a file; `UNREADABLE` if it cannot be opened."""
     try:
-        return hash_bytes(Path(path).read_bytes())
+        with open_regular(path) as file:
+            return hash_bytes(file.read())
     except OSError:
         return UNREADABLE
 

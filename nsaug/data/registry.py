@@ -34,12 +34,17 @@ def record_data(target: str, args: Mapping[str, Any]) -> dict[str, Any]:
         target: full name of the data class; that of a user's own class is recorded as it is.
         args: its arguments, as plain JSON values; relative paths become absolute.
     """
-    names = {f"nsaug.data.{cls.__qualname__}": name for name, cls in DATASETS.items()}
     recorded = {key: value for key, value in args.items() if key not in NOT_RECORDED}
     for key in PATHS:
         if isinstance(recorded.get(key), str):
             recorded[key] = str(Path(recorded[key]).expanduser().absolute())
-    return {"name": names.get(target, target), "args": recorded}
+    return {"name": recorded_name(target), "args": recorded}
+
+
+def recorded_name(target: str) -> str:
+    """How a config.json names a data class, given its full name."""
+    names = {f"nsaug.data.{cls.__qualname__}": name for name, cls in DATASETS.items()}
+    return names.get(target, target)
 
 
 def data_from_metadata(

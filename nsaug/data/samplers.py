@@ -1,5 +1,6 @@
-"""Order and augmentation of training images as functions of seed and epoch; unreadable images in batches."""
+"""Order and augmentation of training images as functions of seed and epoch; images that do not count in validation."""
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -8,22 +9,60 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from nsaug.data.dataset import ImageSet, UnreadableImage
+from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage, preview
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import Stream, make_generator, seed_all, seed_scope
+
+log = logging.getLogger(__name__)
+
+
+class Unreadable:
+    """The images of a split that could not be read, counted once each, also by worker processes.
+
+    Attributes:
+        flags: whether the image at a position could not be read; in shared memory.
+    """
+
+    def __init__(self, images: ImageSet, title: str, consequence: str) -> None:
+        """Start without any.
+
+        Args:
+            images: of the split.
+            title: of the split in messages, such as "training images".
+            consequence: what becomes of unreadable images.
+        """
+        self.flags = torch.zeros(len(images), dtype=torch.bool).share_memory_()
+        self._ids = images.ids
+        self._title = title
+        self._consequence = consequence
+        self._warned = False
+
+    @property
+    def count(self) -> int:
+        return int(self.flags.sum())
+
+    def __str__(self) -> str:
+        names = [self._ids[position] for position in self.flags.nonzero()[:, 0].tolist()]
+        return f"{len(names):,} of {len(self._ids):,} {self._title} cannot be read ({preview(names)})"
+
+    def warn(self) -> None:
+        """Log a warning, once, if there are any."""
+        if self.count and not self._warned:
+            self._warned = True
+            log.warning("%s: %s", self, self._consequence)
 
 
 @dataclass(frozen=True)
 class SeededDataset(Dataset[Any]):
     """Training images whose augmentation depends on the seed and the key alone.
 
-    A key is a tuple of integers that ends with the position of an image, such as (epoch, position).
+    A key is a tuple of integers that ends with the position of an image, such as (epoch, position). An unreadable image
+    is replaced by the next readable one.
 
     Attributes:
-        unreadable: whether an image could not be read and was replaced by the next one, by position; in shared
-            memory, so that all worker processes fill the same tensor.
+        unreadable: `Unreadable.flags`, set here.
     """
 
     images: ImageSet
@@ -45,6 +84,42 @@ class SeededDataset(Dataset[Any]):
             except UnreadableImage:
                 self.unreadable[position] = True
         raise UserError("none of the training images can be read")
+
+
+@dataclass(frozen=True)
+class PaddedDataset(Dataset[Any]):
+    """Validation images; black images with the label `PAD_LABEL` replace unreadable ones and follow the last one.
+
+    Attributes:
+        size: (H, W) of an image.
+        unreadable: `Unreadable.flags`, set here.
+    """
+
+    images: ImageSet
+    size: tuple[int, int]
+    unreadable: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Any:
+        if position < len(self):
+            try:
+                return self.images[position]
+            except UnreadableImage:
+                self.unreadable[position] = True
+        return torch.zeros(3, *self.size), PAD_LABEL, ""
+
+
+class EvenSampler(DistributedSampler[Any]):
+    """Every `num_replicas`-th position from `rank` on, equally many for all ranks; the last ones may exceed the data.
+
+    A PaddedDataset turns those into images that do not count: all processes run equally many batches of the same sizes,
+    as collective operations need. A DistributedSampler, so that Lightning does not replace it.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self.total_size, self.num_replicas))
 
 
 class ResumableSampler(DistributedSampler[Any]):
@@ -84,12 +159,26 @@ class ResumableSampler(DistributedSampler[Any]):
         return iter([(epoch, position) for position in positions[num_done % num_batches * self.batch_size :]])
 
 
-class ResumableDataLoader(DataLoader[Any]):
-    """Resumes mid-epoch by itself; the empty state_dict marks it as resumable for Lightning."""
+class CountingDataLoader(DataLoader[Any]):
+    """Warns about unreadable images after a pass over the data, also an incomplete one."""
+
+    def __init__(self, *args: Any, unreadable: Unreadable, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.unreadable = unreadable
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator starts on the first batch. Lightning creates the iterator before it restores the progress.
-        yield from super().__iter__()
+        try:
+            yield from super().__iter__()
+        finally:
+            self.unreadable.warn()
+
+
+class ResumableDataLoader(CountingDataLoader):
+    """Resumes mid-epoch by itself; the empty state_dict marks it as resumable for Lightning.
+
+    As a generator, it asks the sampler on its first batch: Lightning creates the iterator before it restores the
+    progress.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -98,46 +187,6 @@ class ResumableDataLoader(DataLoader[Any]):
         pass
 
 
-@dataclass(frozen=True)
-class SkipUnreadable(Dataset[Any]):
-    """An image set that returns None in place of an unreadable image."""
-
-    images: ImageSet
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.images[index]
-        except UnreadableImage:
-            return None
-
-
-def collate_readable(batch: list[Any]) -> Any:
-    """Collate without the unreadable images; None if no image is left."""
-    readable = [sample for sample in batch if sample is not None]
-    return default_collate(readable) if readable else None
-
-
 def default_num_workers() -> int:
     """One process per core, at most 8."""
     return min(8, os.cpu_count() or 1)
-
-
-def make_loader(
-    images: Dataset[Any],
-    batch_size: int,
-    num_workers: int,
-    loader_class: type[DataLoader[Any]] = DataLoader,
-    **kwargs: Any,
-) -> DataLoader[Any]:
-    """Load batches of images (B, 3, H, W) in [0, 1], labels (B,), and ids; `kwargs` go to the DataLoader."""
-    return loader_class(
-        images,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        **kwargs,
-    )

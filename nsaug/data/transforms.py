@@ -115,13 +115,13 @@ def _auto_augment(policy: str, config: InputConfig) -> Callable[[Image.Image], I
     """timm's augmentation policy, with timm's own fill color and translation range for the input size."""
     options = {"is_training": True, "interpolation": config.interpolation, "mean": config.mean}
     try:
-        transform = create_transform((3, *config.size), auto_augment=policy, **options)
+        steps = create_transform((3, *config.size), auto_augment=policy, **options).transforms
+        (augment,) = (step for step in steps if isinstance(step, AutoAugment | RandAugment | AugMixAugment))
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise UserError(
             f"data.auto_augment={policy} is not a policy of timm ({first_line(error)}):"
             " try rand-m9-mstd0.5-inc1, augmix-m3-w3, or null"
         ) from error
-    (augment,) = (step for step in transform.transforms if isinstance(step, AutoAugment | RandAugment | AugMixAugment))
     return augment
 
 

@@ -14,9 +14,17 @@ from typing import Any
 import torch
 
 from nsaug.models.noisy_vit import NoisyViT
-from nsaug.models.run_config import CONFIG, RunConfig
-from nsaug.models.weights import SUFFIXES, WEIGHTS, read_config, resolve_path, run_name
-from nsaug.utils.errors import UserError
+from nsaug.models.run_config import CONFIG, RunConfig, label_names
+from nsaug.models.weights import (
+    FOLDER_FILES,
+    SUFFIXES,
+    find_weights,
+    read_config,
+    read_source_config,
+    resolve_path,
+    run_name,
+)
+from nsaug.utils.errors import UserError, as_setting
 from nsaug.utils.types import flatten
 
 log = logging.getLogger(__name__)
@@ -34,12 +42,19 @@ class EvalModel:
         config: content of its config.json; None if there is none.
         metadata: what the training run recorded in config.json (`RunMetadata`); empty for other weights.
         name: name in tables; runs that differ only in their seed share it.
+        label_names: class names by index in a config.json of timm or transformers; None if it states none.
     """
 
     checkpoint: str | None
     config: RunConfig | None
     metadata: dict[str, Any]
     name: str
+    label_names: list[str] | None = None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """By class index, recorded by the run or stated with the weights; None if unknown."""
+        return self.metadata.get("class_names") or self.label_names
 
     @property
     def label(self) -> str:
@@ -71,7 +86,10 @@ class EvalModel:
         if self.checkpoint is None:
             return {"name": self.name, "pretrained": True}
         if self.config is None:
-            raise UserError(f"checkpoint={self.checkpoint} has no config.json beside it: add model=... and data=...")
+            raise UserError(
+                f"checkpoint={self.checkpoint} has no config.json of nsaug or timm beside it: add model=... and"
+                " data=..."
+            )
         args = self.config.get("model_args", {})
         # The number of classes and the image size follow from the weights.
         args = {key: value for key, value in args.items() if key not in ("num_classes", "in_chans", "img_size")}
@@ -133,7 +151,8 @@ def find_models(
 def _read_model(file: Path) -> EvalModel:
     config = read_config(file)
     metadata: Any = (config or {}).get("nsaug", {})
-    return EvalModel(str(file), config, metadata, run_name(file, metadata))
+    names = label_names(config or read_source_config(file))
+    return EvalModel(str(file), config, metadata, run_name(file, metadata), names)
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -145,15 +164,16 @@ def _expand(pattern: str) -> list[Path]:
         raise UserError(f"checkpoint={pattern} matches no run folder and no weights file ({len(paths)} other paths)")
     for path in paths:
         if (path / CONFIG).is_file() and path not in runs:
-            log.warning("skipping %s: its run did not finish (to evaluate it: checkpoint=%s/last.ckpt)", path, path)
+            setting = as_setting("checkpoint", path / "last.ckpt")
+            log.warning("skipping %s: its run did not finish (to evaluate it: %s)", path, setting)
     return [resolve_path(path) for path in runs]
 
 
 def _has_weights(path: Path) -> bool:
     """Whether a path is a finished run's folder, its weights, or a weights file outside a run's folder."""
     if path.is_dir():
-        return (path / WEIGHTS).is_file()
-    return path.name == WEIGHTS or (path.suffix in SUFFIXES and not (path.parent / WEIGHTS).is_file())
+        return find_weights(path) is not None
+    return path.name in FOLDER_FILES or (path.suffix in SUFFIXES and find_weights(path.parent) is None)
 
 
 def disambiguate(models: list[EvalModel]) -> list[EvalModel]:
@@ -181,6 +201,8 @@ def disambiguate(models: list[EvalModel]) -> list[EvalModel]:
 def model_digest(vit: NoisyViT) -> str:
     """SHA-256 of a model's architecture, input configuration and weights."""
     config = {"args": vit.model_args, "data": vit.data_config, "architecture": vit.model.pretrained_cfg["architecture"]}
+    if vit.norm_eps is not None:
+        config["norm_eps"] = vit.norm_eps
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in sorted(vit.state_dict().items()):
         digest.update(name.encode())

@@ -1,7 +1,7 @@
 """Computes the units of a plan, in one or more processes, and merges their results."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -83,7 +83,15 @@ class Runner:
             units: the units.
             on_done: called after each of them.
         """
-        for unit, images in load_units(units, self.plan.image_sets, self.num_workers, self.device):
+
+        def remaining() -> Iterator[Unit]:
+            for unit in units:
+                if unit.job in self._failures:  # its images need not be loaded
+                    on_done(unit)
+                else:
+                    yield unit
+
+        for unit, images in load_units(remaining(), self.plan.image_sets, self.num_workers, self.device):
             if unit.job not in self._failures:
                 self._compute(unit, images)
             on_done(unit)

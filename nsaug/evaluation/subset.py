@@ -1,12 +1,14 @@
 """Selection of the test images to evaluate on, and their order."""
 
-import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePath
 
 from nsaug.data.dataset import ImageSet, label_set
-from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import PositiveInt, Seed, validated_dataclass
+from nsaug.utils.errors import UserError
+from nsaug.utils.files import read_lines
+from nsaug.utils.rng import uniform_from_text
+from nsaug.utils.types import PositiveInt, Seed, Text, validated_dataclass
 
 
 @validated_dataclass
@@ -19,13 +21,17 @@ class Subset:
     Attributes:
         seed: seed of the order and of the whole evaluation.
         max_images: size of the random subset; None takes all images.
-        image_list: text file with one file name per line, such as RobustBench's imagenet_test_image_ids.txt; folders
-            and extensions are ignored.
+        image_list: text file with one file name per line, such as RobustBench's imagenet_test_image_ids.txt;
+            extensions are ignored, and so are folders, except where several images have the same name.
     """
 
     seed: Seed = 0
     max_images: PositiveInt | None = None
-    image_list: str | None = None
+    image_list: Text | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_list is not None:
+            _read_names(self.image_list)  # a list that cannot be read is an error before work starts
 
     def select(
         self, images: ImageSet, classes: list[int] | None = None, require_match: bool = False
@@ -39,8 +45,8 @@ class Subset:
         """
         notes = []
         positions = list(range(len(images)))
-        listed_names = _read_names(self.image_list) if self.image_list else frozenset()
-        listed = [i for i in positions if PurePath(images.ids[i]).stem in listed_names]
+        listed_names = frozenset() if self.image_list is None else _read_names(self.image_list)
+        listed = self._find_listed(images.ids, listed_names)
         if listed_names and require_match and not listed:
             raise UserError(f"suite.image_list={self.image_list} names none of the {len(images):,} test images")
         if listed:
@@ -59,19 +65,29 @@ class Subset:
         note = f"{self.max_images:,} of {count:,} images, drawn with seed {self.seed}"
         return positions[: self.max_images], [*notes, note]
 
+    def _find_listed(self, ids: Sequence[str], names: frozenset[PurePath]) -> list[int]:
+        """Positions of the listed images; those that share their name with others are compared with their folder."""
+        by_name: dict[str, list[int]] = {}
+        for position, image_id in enumerate(ids):
+            by_name.setdefault(PurePath(image_id).stem, []).append(position)
+        listed: set[int] = set()
+        for name in names:
+            matches = by_name.get(name.stem, [])
+            if len(matches) > 1:
+                if not name.parent.name:
+                    raise UserError(
+                        f"suite.image_list={self.image_list}: {name} is the name of {len(matches):,} images: write it"
+                        " with its folder, as CLASS/NAME"
+                    )
+                matches = [i for i in matches if PurePath(ids[i]).parent.name == name.parent.name]
+            listed.update(matches)
+        return sorted(listed)
 
-def _order_key(image_id: str, seed: int) -> tuple[bytes, str]:
-    stem = PurePath(image_id).stem
-    return hashlib.blake2b(f"{seed} {stem}".encode(), digest_size=8).digest(), image_id
+
+def _order_key(image_id: str, seed: int) -> tuple[float, str]:
+    return uniform_from_text(PurePath(image_id).stem, seed), image_id
 
 
 @cache
-def _read_names(path: str) -> frozenset[str]:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"suite.image_list={path} does not exist: name a text file with one image name per line")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"suite.image_list={path} cannot be read ({first_line(error)}): name a text file") from error
-    return frozenset(PurePath(line.strip()).stem for line in lines if line.strip())
+def _read_names(path: str) -> frozenset[PurePath]:
+    return frozenset(map(PurePath, read_lines(path, "suite.image_list", "one image name per line")))

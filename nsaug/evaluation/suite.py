@@ -29,6 +29,7 @@ from nsaug.utils.types import (
     Integer,
     PositiveFloat,
     PositiveInt,
+    Text,
     UniqueTuple,
     parse_number,
     validated_dataclass,
@@ -92,11 +93,11 @@ class SuiteConfig:
     analyses: dict[str, Args] = Field(default_factory=dict)
     benchmarks: dict[str, Args] = Field(default_factory=dict)
     score: dict[str, PositiveFloat] = Field(default_factory=dict)
-    root: str = "data"
-    imagenet: str = "data/imagenet"
+    root: Text = "data"
+    imagenet: Text = "data/imagenet"
     require_data: bool = False
     max_images: PositiveInt | None = None
-    image_list: str | None = None
+    image_list: Text | None = None
 
 
 def expand(config: SuiteConfig, instantiate: Instantiate) -> list[Entry]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from nsaug.data import TestDataset
 from nsaug.data.dataset import ImageSet, preview
-from nsaug.data.names import wnids
+from nsaug.data.names import compare_class_order, wnids
 from nsaug.evaluation.analyses import Analysis
 from nsaug.evaluation.benchmarks import ImageBenchmark
 from nsaug.evaluation.models import EvalModel, model_digest
@@ -265,10 +265,18 @@ class Planner:
 
     @staticmethod
     def _class_notes(model: EvalModel, data: TestDataset) -> list[str]:
-        """Weights without class names are assumed to have the data's; those of ImageNet have one order everywhere."""
-        if "class_names" in model.metadata or data.class_names == wnids():
+        """The assumption about the order of classes where the weights do not name them; ImageNet has one order."""
+        names = model.class_names
+        if names is None:
+            if data.class_names == wnids():
+                return []
+            return [f"the weights name no classes: the order of classes {preview(data.class_names)} is assumed"]
+        if compare_class_order(names, data.class_names) == "same":
             return []
-        return [f"the weights name no classes: the order of classes {preview(data.class_names)} is assumed"]
+        return [
+            f"the classes of the weights ({preview(names)}) and of the data ({preview(data.class_names)}) have other"
+            " names: the same order is assumed"
+        ]
 
     def _required(self, entry: Entry, model: EvalModel) -> dict[str, str]:
         """Keys of the required results on other models, by their names; of one name only the first model counts."""

@@ -6,8 +6,10 @@ is exceeded by a long attack.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TypeVar
 
@@ -21,6 +23,10 @@ T = TypeVar("T")
 POLL_SECONDS = 0.2
 START_TIMEOUT = timedelta(days=1)
 """Time limit of the start, when other processes wait until the first one has listed and hashed the images."""
+
+
+PARENT = "NSAUG_PARENT"
+"""Environment variable with the id of the process that starts others."""
 
 
 class Workers:
@@ -75,6 +81,17 @@ class Workers:
             return
         # When the first process ends early, torch would print a stack of C++ in all others.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        is_parent = self._environment.local_rank() == 0
+        if is_parent:
+            os.environ[PARENT] = str(os.getpid())  # inherited by the processes that Fabric starts
+        parent = os.environ.get(PARENT)  # not that of torchrun or Slurm, which end all processes when one ends
+        try:
+            with nullcontext() if is_parent or parent is None else _exit_with(int(parent)):
+                self._connect()
+        finally:
+            os.environ.pop(PARENT, None)
+
+    def _connect(self) -> None:
         self._fabric.launch()
         port = 0
         if self.is_first:
@@ -118,6 +135,23 @@ class Workers:
             if self.is_first:
                 raise
             raise SystemExit(1) from None
+
+
+@contextmanager
+def _exit_with(pid: int) -> Iterator[None]:
+    """End this process if its parent `pid` ends within the context; it would wait for it until a time limit."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(POLL_SECONDS):
+            if os.getppid() != pid:
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 def parse_shard(text: str | int | None) -> tuple[int, int]:

@@ -1,14 +1,12 @@
 """Finetuning on noise at the patch embeddings; with nullspace noise, the method of arXiv 2403.10476."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nsaug.methods.base import LossAndMetrics, Method, kl_divergence, top1
 from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT
-from nsaug.nullspace.noise import Batches, ReduceMean, root_mean_square
+from nsaug.nullspace.noise import Batches, NoiseSource, ReduceMean, root_mean_square
 from nsaug.utils.errors import UserError
 from nsaug.utils.types import NonNegativeFloat, validate_args
 
@@ -17,13 +15,13 @@ class NoiseAugmentation(Method):
     """CE(f(u), y) + CE(f(u + v), y), u being the patch embeddings of the images and v noise.
 
     Args:
-        noise: where v comes from, a `NoiseSource`: nullspace noise, random noise, or one of your own.
+        noise: where v comes from: nullspace noise, random noise, or one of your own.
         kl_weight: weight of KL(f(u) || f(u + v)), a third term that asks for equal predictions; 0 in the paper, whose
             code contains such a term on the logits, switched off.
     """
 
     @validate_args
-    def __init__(self, noise: Any, kl_weight: NonNegativeFloat = 0.0) -> None:
+    def __init__(self, noise: NoiseSource, kl_weight: NonNegativeFloat = 0.0) -> None:
         super().__init__()
         self.noise = noise
         self.kl_weight = kl_weight

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 import re
+from functools import cache
 from typing import Annotated, Any
 
 import timm
@@ -12,9 +13,16 @@ from huggingface_hub import constants, get_session, try_to_load_from_cache
 from pydantic import Field
 from torch import Tensor, nn
 
+from nsaug.models.checkpoint_formats import (
+    has_openai_clip_keys,
+    has_transformers_keys,
+    select_model,
+    to_timm_keys,
+    unwrap,
+)
 from nsaug.models.noisy_vit import NoisyViT
-from nsaug.models.run_config import Interpolation
-from nsaug.models.weights import read_config, read_weights
+from nsaug.models.run_config import Interpolation, TransformersConfig, model_arg_names
+from nsaug.models.weights import read_config, read_preprocessing, read_source_config, read_weights
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import Fraction, PositiveFloat, PositiveFraction, PositiveInt, validate_args
 
@@ -26,6 +34,32 @@ HEAD_INIT_SCALE = 0.03
 With 10 new classes, ViT-Ti/16 starts at a cross-entropy of 4.36 for factor 1 and within 0.1 % of ln(10) for 0.03. With
 factor 0 the influence of any noise and its gradient would be 0, so noise synthesis could not start.
 """
+
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "quick_gelu": "quick_gelu", "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu",
+}  # fmt: skip
+"""timm's names of the activations of transformers."""
+
+TRANSFORMERS_ASSUMED = (
+    "the number of heads, the activation and the epsilon of LayerNorm are assumed to be those of model.name"
+    " (transformers' ViT has an epsilon of 1e-12, timm's 1e-6)"
+)
+CLIP_ASSUMED = (
+    "the weights do not say which activation CLIP has, GELU is assumed: for OpenAI's weights choose a name with"
+    " quickgelu, such as model.name=vit_base_patch32_clip_quickgelu_224"
+)
+
+RESAMPLED = "predictions differ from the source's unless model.img_size and model.patch_size are those of the weights"
+
+HINTS = {
+    "fc_norm.weight": "model.args={global_pool: avg}",
+    "dist_token": "a model.name with distilled, or, without head_dist, model.args={reg_tokens: 1}",
+    "reg_token": "a model.name with reg4",
+    "norm_pre.weight": "a model.name with clip",
+    "ls1.gamma": "model.args={init_values: 1}",
+}
+"""What to type for keys that the model does not have."""
 
 RESERVED_ARGS = inspect.signature(timm.create_model).parameters.keys() - {"kwargs"}
 """Arguments of timm.create_model itself, such as checkpoint_path; only those of the model are accepted in `args`."""
@@ -53,13 +87,14 @@ def build_vit(
     """Build a timm model as a NoisyViT: from scratch, or with weights of the hub or of a local file.
 
     Loaded weights must match the model key by key; timm resamples them to another image or patch size. Only the head
-    may differ: it is replaced for another class count and starts with almost uniform predictions.
+    may differ: it is replaced for another class count and starts with almost uniform predictions. Of a checkpoint of
+    another library the encoder and, if timm has it, the head are used; see `checkpoint_formats`.
 
     Args:
         name: a timm name, with or without a weight tag.
         num_classes: number of classes; None: that of the weights.
         pretrained: load the hub's weights; a `checkpoint` takes precedence.
-        checkpoint: a run's output folder, or a weights file (.safetensors, .pth, .ckpt, ...).
+        checkpoint: a run's output folder, a folder of transformers, or a weights file (.safetensors, .pth, ...).
         img_size: input size in pixels, one number or (H, W); None: that of the weights.
         patch_size: patch size in pixels; None: the model's own.
         patch_embed: name of the module that is the patch embedding; None: the checkpoint's, else find it.
@@ -83,6 +118,13 @@ def build_vit(
         )
     run_config = (read_config(checkpoint) if checkpoint else None) or {}
     source = run_config.get("pretrained_cfg", {})
+    norm_eps = run_config.get("nsaug", {}).get("norm_eps")
+    if checkpoint and (source_config := read_source_config(checkpoint)):
+        source = read_preprocessing(checkpoint)
+        model_args = _source_args(source_config, config["architecture"], checkpoint) | model_args
+        norm_eps = source_config.get("layer_norm_eps")
+        img_size = img_size or source_config.get("image_size")
+        patch_size = patch_size or source_config.get("patch_size")
     settings = {"mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation}
     overlay: dict[str, Any] = {
         key: value if value is not None else source.get(key)
@@ -92,7 +134,7 @@ def build_vit(
     size = _as_pair(img_size) if img_size is not None else tuple(source.get("input_size", ()))[1:]
     if size:
         overlay |= {"input_size": (3, *size), "test_input_size": None}
-        if _takes_img_size(config):
+        if _takes_img_size(config["architecture"], config["input_size"][1:]):
             model_args["img_size"] = size
     if patch_size is not None:
         model_args["patch_size"] = patch_size
@@ -100,12 +142,7 @@ def build_vit(
         model_args["drop_path_rate"] = drop_path_rate
 
     if checkpoint:
-        state = read_weights(checkpoint)
-        classes = _count_head_classes(state, config.get("classifier"))
-        overlay |= {"state_dict": state, "num_classes": classes, "custom_load": False, "label_offset": None}
-        model = _create(name, str(checkpoint), pretrained=True, num_classes=classes, overlay=overlay, args=model_args)
-        model.pretrained_cfg.pop("state_dict", None)
-        log.info("%s: loaded all %d tensors of %s, none missing, none unexpected", name, len(state), checkpoint)
+        model = _load_checkpoint(name, str(checkpoint), config.get("classifier"), overlay, model_args)
     elif pretrained:
         _require_hub_weights(name, config)
         model = _create(name, "the hub's checkpoint", pretrained=True, overlay=overlay, args=model_args)
@@ -124,6 +161,7 @@ def build_vit(
         model,
         model_args,
         patch_embed=patch_embed or run_config.get("nsaug", {}).get("patch_embed"),
+        norm_eps=norm_eps,
         compile=compile,
         grad_checkpointing=grad_checkpointing,
     )
@@ -163,14 +201,86 @@ def _find_config(name: str) -> dict[str, Any]:
     return config.to_dict()
 
 
-def _takes_img_size(config: dict[str, Any]) -> bool:
+def _source_args(config: TransformersConfig, architecture: str, checkpoint: str) -> dict[str, Any]:
+    """Arguments of timm's model that config.json of transformers states and the weights do not show."""
+    args: dict[str, Any] = {"num_heads": config.get("num_attention_heads")}
+    if "hidden_act" in config and not config.get("use_swiglu_ffn"):
+        if config["hidden_act"] not in ACTIVATIONS:
+            raise UserError(
+                f"checkpoint={checkpoint}: hidden_act={config['hidden_act']} in its config.json is not one of"
+                f" {', '.join(ACTIVATIONS)}"
+            )
+        args["act_layer"] = ACTIVATIONS[config["hidden_act"]]
+    known = model_arg_names(architecture)
+    return {key: value for key, value in args.items() if value is not None and key in known}
+
+
+def _load_checkpoint(
+    name: str, checkpoint: str, classifier: str | tuple[str, ...] | None, overlay: dict[str, Any], args: dict[str, Any]
+) -> Any:
+    """Build a model with the weights of a local file, and log what is taken from it and what is assumed."""
+    tensors = read_weights(checkpoint)
+    with torch.device("meta"):
+        expected = _create(name, "", overlay=overlay, args=args).state_dict()
+    try:
+        selected = select_model(to_timm_keys(tensors), expected)
+    except UserError as error:
+        raise UserError(f"checkpoint={checkpoint}: {error}") from error
+    except (RuntimeError, IndexError) as error:
+        raise UserError(f"checkpoint={checkpoint} has weights of unexpected shapes: {first_line(error)}") from error
+    try:
+        model = _load(name, checkpoint, classifier, selected.weights, overlay=overlay, args=args)
+    except UserError as error:
+        try:  # formats of single models that only timm knows, such as AIMv2
+            model = _load(name, checkpoint, classifier, unwrap(tensors), overlay=overlay, args=args)
+        except UserError:
+            raise error from None
+        log.info("%s: loaded %s by timm's own conversion, none missing, none unexpected", name, checkpoint)
+        return model
+
+    log.info("%s: loaded all %d tensors of %s, none missing, none unexpected", name, len(selected.weights), checkpoint)
+    if selected.copies:
+        taken, *copies = (ascii(prefix or "no prefix")[1:-1] for prefix in (selected.prefix, *selected.copies))
+        log.info("%s holds several models: took %s, not %s", checkpoint, taken, ", ".join(copies))
+    if selected.unused:
+        log.info("%s: %s", checkpoint, _preview("not used", selected.unused))
+    loaded = model.state_dict()
+    resampled = [key for key, value in selected.weights.items() if key in loaded and value.shape != loaded[key].shape]
+    if resampled:
+        log.info("%s: %s: %s", checkpoint, _preview("resampled", resampled), RESAMPLED)
+    if has_transformers_keys(tensors) and read_source_config(checkpoint) is None:
+        log.warning("%s has no config.json of transformers beside it: %s", checkpoint, TRANSFORMERS_ASSUMED)
+    if has_openai_clip_keys(tensors) and "quickgelu" not in name and "act_layer" not in args:
+        log.warning("%s: %s", checkpoint, CLIP_ASSUMED)
+    return model
+
+
+@cache
+def _takes_img_size(architecture: str, size: tuple[int, int]) -> bool:
     """Return whether the architecture is built for a fixed image size; PVT, for example, is not."""
     try:
         with torch.device("meta"):
-            timm.create_model(config["architecture"], img_size=config["input_size"][1:])
+            timm.create_model(architecture, img_size=size)
     except TypeError:
         return False
     return True
+
+
+def _load(
+    name: str,
+    checkpoint: str,
+    classifier: str | tuple[str, ...] | None,
+    state: dict[str, Tensor],
+    *,
+    overlay: dict[str, Any],
+    args: dict[str, Any],
+) -> Any:
+    """Build a model with as many classes as the weights have, and load them; timm resamples and checks them."""
+    classes = _count_head_classes(state, classifier)
+    weights = {"state_dict": state, "num_classes": classes, "custom_load": False, "label_offset": None}
+    model = _create(name, checkpoint, pretrained=True, num_classes=classes, overlay=overlay | weights, args=args)
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
 
 
 def _create(name: str, weights: str, *, overlay: dict[str, Any], args: dict[str, Any], **kwargs: Any) -> Any:
@@ -185,22 +295,24 @@ def _create(name: str, weights: str, *, overlay: dict[str, Any], args: dict[str,
 
 
 def _summarize_load_error(message: str) -> str:
-    """Summarize torch's report of a failed load in one line: count and first few keys of each kind."""
-    parts = []
-    for kind, pattern in (
-        ("missing", r"Missing key\(s\)[^:]*: (.*)"),
-        ("unexpected", r"Unexpected key\(s\)[^:]*: (.*)"),
-    ):
-        if match := re.search(pattern, message):
-            parts.append(_preview(kind, re.findall(r'"([^"]+)"', match[1])))
-    shapes = re.findall(r"size mismatch for ([^:]+):", message)
-    if shapes:
-        parts.append(_preview("with another shape", shapes))
+    """Summarize torch's report of a failed load in one line: count and first few keys of each kind, what to type."""
+    keys = {
+        kind: re.findall(r'"([^"]+)"', match[1])
+        if (match := re.search(rf"{kind.title()} key\(s\)[^:]*: (.*)", message))
+        else []
+        for kind in ("missing", "unexpected")
+    }
+    keys["with another shape"] = re.findall(r"size mismatch for ([^:]+):", message)
+    parts = [_preview(kind, names) for kind, names in keys.items() if names]
+    hints = [hint for key, hint in HINTS.items() if any(name.endswith(key) for name in keys["unexpected"])]
+    if hints and parts:
+        parts.append(f"try {' and '.join(hints)}")
     return "; ".join(parts) or message.splitlines()[0]
 
 
 def _preview(kind: str, keys: list[str]) -> str:
-    return f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+    names = [ascii(key)[1:-1] for key in keys[:3]]  # on one line
+    return f"{len(keys)} {kind} ({', '.join(names)}{', ...' if len(keys) > 3 else ''})"
 
 
 def _count_head_classes(state: dict[str, Tensor], classifier: str | tuple[str, ...] | None) -> int:

@@ -27,6 +27,7 @@ class NoisyViT(nn.Module):
         model: a timm model.
         model_args: arguments of `timm.create_model` besides name and class count, to be saved with the weights.
         patch_embed: name of the module in `model` that is the patch embedding; None: find it.
+        norm_eps: epsilon of all LayerNorms, where it is not timm's: that of transformers' ViT is 1e-12.
         compile: use torch.compile while `compiled` is open.
         grad_checkpointing: recompute the activations of blocks in the backward instead of storing them.
 
@@ -51,11 +52,17 @@ class NoisyViT(nn.Module):
         model_args: dict[str, Any] | None = None,
         *,
         patch_embed: str | None = None,
+        norm_eps: float | None = None,
         compile: bool = False,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.norm_eps = norm_eps
+        if norm_eps is not None:
+            for module in model.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = norm_eps
         self.compile_forward = compile
         self.compiles = False
         self.grad_checkpointing = grad_checkpointing

@@ -15,15 +15,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm
-from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, TypeAdapter, ValidationError, with_config
 from timm.models import build_model_with_cfg, model_entrypoint
 from torch import nn
 from typing_extensions import TypedDict
 
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import Decay, Fraction, PositiveFloat, PositiveFraction, Seed, check_unique, first_problem
+from nsaug.utils.types import (
+    Decay,
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    Seed,
+    check_unique,
+    first_problem,
+)
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 MAX_BYTES = 16 * 2**20
 """The class names of ImageNet-21k take 1 MB."""
 MAX_ARG = 2**16
@@ -54,6 +64,8 @@ Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_chec
 Plain = Annotated[JsonValue, AfterValidator(_check_text)]
 Side = Annotated[int, Field(ge=1, le=MAX_ARG)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+PILLOW_FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""By number in Pillow, as in preprocessor_config.json."""
 WORD = re.compile(r"[\w-]{0,64}")
 """Name of a layer or a pooling: never a path or an address."""
 IDENTIFIER = re.compile(r"[\w.-]{1,200}")
@@ -87,6 +99,22 @@ def _check_model_arg(value: Any, depth: int = 0) -> Any:
 ModelArg = Annotated[JsonValue, AfterValidator(_check_model_arg)]
 
 
+NormEps = Annotated[float, Field(ge=0, lt=1)]
+Label = Annotated[str, Field(max_length=1000), AfterValidator(_check_text)]
+
+
+def _by_index(value: Any) -> Any:
+    """Convert names by index, {"0": "cat", "1": "dog"}, to a list; an empty one if indices are missing."""
+    if not isinstance(value, dict):
+        return value
+    names = [value.get(str(index)) for index in range(len(value))]
+    return [] if None in names else names
+
+
+ClassNames = Annotated[list[Label], BeforeValidator(_by_index)]
+"""By class index. Names may occur twice, as in ImageNet's."""
+
+
 class Preprocessing(TypedDict, total=False):
     """The entries of timm's `pretrained_cfg` that describe the input."""
 
@@ -102,6 +130,20 @@ class RecordedData(TypedDict):
 
     name: Text
     args: dict[Text, Plain]
+
+
+class SplitRecord(TypedDict):
+    """The images of a split: how many, and a hash of their ids."""
+
+    count: NonNegativeInt
+    hash: Identifier
+
+
+class Splits(TypedDict):
+    """The images that a run was trained on, and those it held out for validation."""
+
+    train: SplitRecord
+    val: SplitRecord
 
 
 class WandbRun(TypedDict):
@@ -127,21 +169,72 @@ class RunMetadata(TypedDict, total=False):
     method: Text
     seed: Seed
     data: RecordedData
+    splits: Splits
     class_names: Annotated[list[Text], Field(min_length=1), AfterValidator(check_unique)]
     settings: Annotated[Settings, AfterValidator(_check_text)]
     wandb: WandbRun | None
     patch_embed: Text
+    norm_eps: NormEps
 
 
 class RunConfig(TypedDict, total=False):
     """The content of config.json."""
 
     architecture: Text
+    label_names: ClassNames
     model_args: dict[str, ModelArg]
     pretrained_cfg: Preprocessing
     nsaug: RunMetadata
 
 
+class VisionConfig(TypedDict, total=False):
+    """What the weights of a vision transformer of transformers do not show."""
+
+    num_attention_heads: Side
+    hidden_act: Text
+    layer_norm_eps: NormEps
+    use_swiglu_ffn: bool
+    image_size: Side
+    patch_size: Side
+
+
+class TransformersConfig(VisionConfig, total=False):
+    """The content of config.json that transformers writes."""
+
+    model_type: Text
+    id2label: ClassNames
+    vision_config: VisionConfig | None
+
+
+class ImageProcessor(TypedDict, total=False):
+    """The content of preprocessor_config.json that transformers writes."""
+
+    do_normalize: bool
+    image_mean: tuple[Fraction, Fraction, Fraction]
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    resample: Annotated[int, Field(ge=0, le=5)]
+
+
+class ShardIndex(TypedDict):
+    """Transformers' index of weights in several files: file by key."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[\w-][\w.-]{0,200}\.(safetensors|bin)$")]]
+
+
+TRANSFORMERS_DEFAULTS: dict[str, VisionConfig] = {
+    "vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    "deit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    "vit_mae": {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "dinov2_with_registers": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "clip": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+}
+"""What a config.json of transformers leaves out where it is the default."""
+
+_TRANSFORMERS: TypeAdapter[TransformersConfig] = TypeAdapter(TransformersConfig)
+_PROCESSOR: TypeAdapter[ImageProcessor] = TypeAdapter(ImageProcessor)
+_SHARDS: TypeAdapter[ShardIndex] = TypeAdapter(ShardIndex)
 _CONFIG: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
 _METADATA: TypeAdapter[RunMetadata] = TypeAdapter(RunMetadata)
 
@@ -170,6 +263,76 @@ def read_run_config(file: Path) -> RunConfig | None:
         if key not in model_arg_names(architecture):
             raise UserError(f"{file}: model_args.{key!a:.80} is not an argument of {architecture}: {ADVICE}")
     return config
+
+
+def read_transformers_config(file: Path) -> TransformersConfig | None:
+    """Read and check a config.json of transformers; None if there is none, or one of another program.
+
+    That of the vision tower of a model for images and text is moved to the top.
+
+    Raises:
+        UserError: an entry is invalid; the message names the file and the entry.
+    """
+    content = _read_bytes(file)
+    if content is None:
+        return None
+    try:
+        config = _TRANSFORMERS.validate_json(content, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
+    if "model_type" not in config:
+        return None
+    defaults = TRANSFORMERS_DEFAULTS.get(config["model_type"], {})
+    merged: Any = defaults | config | (config.get("vision_config") or {})
+    return merged
+
+
+def read_preprocessor_config(file: Path) -> Preprocessing:
+    """Read mean, std and interpolation from preprocessor_config.json of transformers; empty if there is none.
+
+    Raises:
+        UserError: an entry is invalid; the message names the file and the entry.
+    """
+    content = _read_bytes(file)
+    if content is None:
+        return {}
+    try:
+        config = _PROCESSOR.validate_json(content)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
+    if not config.get("do_normalize", True):
+        config |= {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
+    preprocessing: Preprocessing = {}
+    if "image_mean" in config and "image_std" in config:
+        preprocessing |= {"mean": config["image_mean"], "std": config["image_std"]}
+    if "resample" in config:
+        preprocessing["interpolation"] = PILLOW_FILTERS[config["resample"]]
+    return preprocessing
+
+
+def read_shard_names(file: Path) -> list[str]:
+    """Read the names of the files that hold the weights of a large model of transformers.
+
+    Raises:
+        UserError: invalid index; files elsewhere are refused.
+    """
+    try:
+        index = _SHARDS.validate_json(_read_bytes(file) or b"", strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
+    return sorted(set(index["weight_map"].values()))
+
+
+def label_names(config: RunConfig | TransformersConfig | None) -> list[str] | None:
+    """The class names by index that a config.json of timm or transformers states; None without any.
+
+    The names LABEL_0, LABEL_1, ..., which transformers writes by default, are none.
+    """
+    content: Any = config or {}
+    names = content.get("label_names") or content.get("id2label")
+    if not names or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return None
+    return list(names)
 
 
 def check_metadata(metadata: dict[str, Any], file: Path) -> None:

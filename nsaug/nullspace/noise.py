@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -48,6 +48,7 @@ class NoiseResult:
     converged: Tensor
 
 
+@runtime_checkable
 class NoiseSource(Protocol):
     """Where the noise that a method trains on comes from.
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from nsaug.models.run_config import CONFIG
 from nsaug.training.resume import LAST, PREVIOUS, read_checkpoint
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, as_setting, first_line
 from nsaug.utils.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             # torch's writer raises a RuntimeError after the OSError of the file.
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             advice = (
-                f"the one before is intact: free disk space and type resume={path.parent}"
+                f"the one before is intact: free disk space and type {as_setting('resume', path.parent)}"
                 if path.exists()
                 else "there is none before it: free disk space, or type hydra.run.dir=PATH"
             )

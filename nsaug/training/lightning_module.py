@@ -13,10 +13,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from nsaug.attacks import Attack
 from nsaug.data import SeededDataset
+from nsaug.data.dataset import PAD_LABEL
 from nsaug.methods import Method
 from nsaug.models.noisy_vit import NoisyViT, check_compile
 from nsaug.training.mixup import Mixup
@@ -68,7 +70,8 @@ class Finetuner(L.LightningModule):
         optim: settings of the optimizer.
         seed: all random draws are functions of (seed, step, rank).
         attack: the attack for `val/adv_top1`; None skips it.
-        val_attack_batches: number of validation batches that are attacked, from the first one on.
+        val_attack_batches: number of validation batches that are attacked, from the first one on; several processes
+            attack as many images as one.
         mixup: applied to images and labels before the method.
         trainable: `all`, `head`, or `last_N` blocks and the layers after them.
         max_nonfinite_batches: number of batches with a non-finite loss that are skipped; one more ends the run.
@@ -96,9 +99,11 @@ class Finetuner(L.LightningModule):
         self.mixup = mixup
         method.setup(vit)
         freeze(vit.model, trainable)
-        accuracy = partial(MulticlassAccuracy, num_classes=vit.model.num_classes, average="micro")
         self.max_nonfinite_batches = max_nonfinite_batches
         self.skipped = 0
+        num_classes = vit.model.num_classes
+        accuracy = partial(MulticlassAccuracy, num_classes=num_classes, average="micro", ignore_index=PAD_LABEL)
+        self.val_loss = MeanMetric()
         self.val_top1 = accuracy()
         self.val_adv_top1 = accuracy()
 
@@ -162,13 +167,22 @@ class Finetuner(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels, _ = batch
+        counts = labels != PAD_LABEL
         logits = self.vit(images)
-        self.log("val/loss", F.cross_entropy(logits, labels), batch_size=len(images), sync_dist=True)
+        self.val_loss(F.cross_entropy(logits, labels, ignore_index=PAD_LABEL, reduction="none"), counts)
         self.val_top1(logits, labels)
+        self.log("val/loss", self.val_loss)
         self.log("val/top1", self.val_top1, prog_bar=True)
-        if self.attack is not None and batch_idx < self.val_attack_batches:
-            generator = make_generator(self.device, self.seed, Stream.VALIDATION, batch_idx, self.global_rank)
-            self.val_adv_top1(self.vit(self.attack(self.vit, images, labels, generator)), labels)
+        # The same images and draws for any number of processes: process r has every n-th image from r on.
+        loader: Any = self.trainer.val_dataloaders
+        size, ranks = loader.batch_size, self.trainer.world_size
+        num_attacked = size * self.val_attack_batches
+        if self.attack is not None and batch_idx * size * ranks < num_attacked:
+            positions = [(batch_idx * size + i) * ranks + self.global_rank for i in range(len(images))]
+            generators = [make_generator(self.device, self.seed, Stream.VALIDATION, position) for position in positions]
+            adversarial = self.attack(self.vit, images, labels.clamp_min(0), generators)
+            attacked = counts & (torch.tensor(positions, device=self.device) < num_attacked)
+            self.val_adv_top1(self.vit(adversarial), labels.where(attacked, PAD_LABEL))
             self.log("val/adv_top1", self.val_adv_top1, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

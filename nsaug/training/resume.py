@@ -14,7 +14,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from nsaug.utils.errors import UserError, first_line
+from nsaug.data.splits import split_changes
+from nsaug.utils.errors import UserError, as_setting, first_line
 from nsaug.utils.types import NonNegativeInt, first_problem, flatten
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,9 @@ def find_resume_checkpoint(resume: bool | str | None, folder: Path) -> tuple[Pat
         log.info("%s has no checkpoint to resume: starting a new run", folder)
         return folder, None
     if checkpoint == path and not is_valid(path):
-        raise UserError(f"resume={path} is damaged: type resume={path.parent}, which falls back to {PREVIOUS}")
+        raise UserError(
+            f"resume={path} is damaged: type {as_setting('resume', path.parent)}, which falls back to {PREVIOUS}"
+        )
     read_checkpoint(checkpoint, mmap=True)
     return checkpoint.parent, checkpoint
 
@@ -170,14 +173,20 @@ def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any], folder:
         before, now: metadata of the run (`run_metadata`), as saved and of this command.
         folder: of the run.
     """
-    if "settings" not in before:
-        raise UserError(f"resume={folder}: config.json there records no settings: name the output folder of a run")
+    for key in ("settings", "splits"):
+        if key not in before:
+            raise UserError(f"resume={folder}: config.json there records no {key}: name the output folder of a run")
     compared = ("settings", "seed", "class_names")
     old, new = ({key: run[key] for key in compared if key in run} for run in (before, now))
     for key, theirs, ours in diff_configs(old, new):
         raise UserError(
             f"resume={folder}: that run has {key.removeprefix('settings.')}={theirs}, this command {ours}: type the"
             " command that started it"
+        )
+    if changes := split_changes(before["splits"], now["splits"]):
+        raise UserError(
+            f"resume={folder}: the images have changed since that run started ({changes}): restore them, or start a new"
+            " run"
         )
 
 

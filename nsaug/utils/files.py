@@ -1,14 +1,52 @@
-"""Atomic writing of files, and locks on folders."""
+"""Reading of regular files only, atomic writing, and locks on folders."""
 
 import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, first_line, os_reason
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: there is none, or it is of another kind, such as a pipe, where opening waits for ever.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is not a regular file")
+    return open(path, "rb")
+
+
+def read_lines(path: str, setting: str, content: str) -> list[str]:
+    """The lines of a text file that a setting names, stripped; empty ones are left out.
+
+    Args:
+        path: the file, in UTF-8 with or without a byte-order mark.
+        setting: name of the setting, for messages.
+        content: what the file holds, for messages.
+
+    Raises:
+        UserError: it cannot be read, or is empty.
+    """
+    try:
+        with open_regular(os.path.expanduser(path)) as file:
+            text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{setting}={path} is not text in UTF-8: name a text file with {content}") from error
+    except (OSError, ValueError) as error:  # ValueError: the path has a zero byte
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({os_reason(error)})"
+        raise UserError(f"{setting}={path} {reason}: name a text file with {content}") from error
+    lines = [line for line in map(str.strip, text.replace("\r", "\n").split("\n")) if line]
+    if not lines:
+        raise UserError(f"{setting}={path} is empty: name a text file with {content}")
+    return lines
 
 
 @contextmanager

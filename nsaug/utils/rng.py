@@ -1,5 +1,6 @@
 """Random draws that are functions of an explicit key, independent of all earlier draws."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,12 @@ def seed_all(*key: int) -> None:
 def seed_torch(*key: int) -> None:
     """Seed torch's global generators of all devices by a key; layers such as dropout draw from them."""
     torch.manual_seed(_hash_key(key))
+
+
+def uniform_from_text(text: str, seed: int) -> float:
+    """A number in [0, 1) that depends on a text and a seed alone, on every machine."""
+    digest = hashlib.blake2b(f"{seed} {text}".encode(errors="surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) / 2**53  # as many bits as a float has
 
 
 _MASK64 = (1 << 64) - 1

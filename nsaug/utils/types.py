@@ -47,6 +47,16 @@ def check_unique(items: Any) -> Any:
     return items
 
 
+def check_not_empty(text: str) -> str:
+    """Raise ValueError for an empty text; return others unchanged."""
+    if not text:
+        raise ValueError("should not be empty")
+    return text
+
+
+Text = Annotated[str, AfterValidator(check_not_empty)]
+"""Not empty: `checkpoint=$UNSET` is a mistake, and an empty path is the working directory."""
+
 UniqueTuple = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(check_unique)]
 """One or more different items."""
 

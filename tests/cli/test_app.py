@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from nsaug.cli import evaluate, train
-from nsaug.cli.app import _sort_arguments, format_error, instantiate, validate_value
+from nsaug.cli.app import _sort_arguments, instantiate, validate_value
+from nsaug.cli.errors import format_error
 from nsaug.utils.errors import UserError
 from tests.commands import cli_error
 from tests.conftest import ROOT
@@ -27,7 +28,7 @@ def error_of(*overrides, script=train):
     try:
         script.check_settings(composed(*overrides, script=script))
     except Exception as error:
-        line = format_error(error)
+        line = format_error(error, script.__name__.split(".")[-1], overrides)
         assert "\n" not in line
         return line
     return None
@@ -100,7 +101,7 @@ def test_custom_choices_need_a_class(group):
         ("seed=-1", "seed=-1: should be greater than or equal to 0"),
         ("seed=true", "seed=True: should be a valid integer"),
         ("seed=4294967296", "seed=4294967296: should be less than 4294967296"),
-        ("checkpoint=", "checkpoint=: String should have at least 1 character"),
+        ("checkpoint=", "checkpoint=: should not be empty"),
         ("trainable=some", "trainable=some: should be all, head, or last_N with N from 1 on, such as last_4"),
         ("trainable=last_0", "trainable=last_0: should be all, head, or last_N"),
         ("ema=1", "ema=1: should be less than 1"),
@@ -108,7 +109,7 @@ def test_custom_choices_need_a_class(group):
         ("mixup.mixup_alpha=-1", "mixup.mixup_alpha=-1: should be greater than or equal to 0"),
         ("mixup.mixup_alhpa=1", "mixup.mixup_alhpa: no such setting; did you mean mixup.mixup_alpha?"),
         ("mixup=null", "mixup=null: this group cannot be left out"),
-        ("attack=null", "a group cannot be null: name one of its choices"),
+        ("attack=null", "attack=null: no such choice; attack is one of autoattack, custom, cw, deepfool,"),
         ("save=first", "save=first: should be 'last' or 'best'"),
         ("model=vit_xxl", "model=vit_xxl: no such choice; model is one of checkpoint, "),
         ("method=nullspce", "method=nullspce: no such choice; method is one of clean, clean_same_compute,"),
@@ -134,6 +135,12 @@ def test_wrong_setting_is_one_line(override, line):
         ("suite.max_images=0", "suite.max_images=0: should be"),
         ("+suite.max_image=3", "suite.max_image: no such setting; did you mean suite.max_images?"),
         ("checkpoint=3", "checkpoint=3: should be"),
+        ("checkpoint=", "checkpoint=: should not be empty"),  # an unset variable of the shell
+        ("cache=", "cache=: should not be empty"),
+        ("suite.root=", "suite.root=: should not be empty"),
+        ("+suite.image_list=", "suite.image_list=: should not be empty"),
+        ("compare=['',a]", "compare=['', 'a']: should not be empty"),
+        ("model.mean=[0,0,0]", "model.mean: no such setting"),
         (
             "+suite.benchmarks.mine._target_=nsaug.Nothing",
             "suite.benchmarks.mine._target_=nsaug.Nothing: there is no such",

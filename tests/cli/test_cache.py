@@ -30,3 +30,10 @@ def test_cache_is_listed_and_cleared(trained, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         call(monkeypatch, folder)
     assert "is not a cache of this version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["a", "--foo"], ["x" * 300]])
+def test_wrong_arguments_are_one_line(monkeypatch, capsys, arguments):
+    with pytest.raises(SystemExit, match="1"):
+        call(monkeypatch, *arguments)
+    assert len(capsys.readouterr().err.splitlines()) == 1

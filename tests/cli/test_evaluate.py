@@ -13,13 +13,16 @@ import pytest
 import torch
 from PIL import ImageOps
 from safetensors.torch import save_file
+from torchvision.transforms.functional import to_tensor
 
 from nsaug.cli import evaluate, train
 from nsaug.corruptions import TEST_CORRUPTIONS
 from nsaug.data import Digits
 from nsaug.data.sources.imagenet import wnids
 from nsaug.data.testsets.imagenet_variants import class_subset_indices
+from nsaug.evaluation import EvalModel
 from nsaug.models.factory import build_vit
+from nsaug.models.weights import WEIGHTS, read_config
 from tests.commands import FAST, SHORT, cli_error, hold_lock, run, top1
 from tests.conftest import ROOT, place
 
@@ -216,7 +219,7 @@ def test_output_folder_of_another_process_is_refused_before_work(trained, monkey
         ("suite.corruptions=[rain]", "suite.corruptions"),
         ("suite.attacks=null", "suite.attacks=null: should be a valid dictionary"),
         ("suite.datasets=[imagenet_x]", "suite.datasets.imagenet_x"),
-        ("suite=null", "a group cannot be null: name one of its choices, or leave it out"),
+        ("suite=null", "suite=null: no such choice; suite is one of attacks, cifar10, "),
     ],
 )
 def test_wrong_settings_are_one_line(trained, monkeypatch, tmp_path, capsys, argument, message):
@@ -419,19 +422,34 @@ def test_benchmark_with_a_folder_of_the_users_own(trained, monkeypatch, tmp_path
     rows = json.loads((tmp_path / "eval" / "results.json").read_text())
     by_name = {row["benchmark"]: row for row in rows if row["metric"] == "top1"}
     assert (by_name["inverted"]["n"], by_name["inverted"]["condition"]) == (60, "shifted")
-    assert by_name["inverted"]["value"] < by_name["clean"]["value"]
+    vit = build_vit(**EvalModel(str(trained / WEIGHTS), read_config(trained), {}, "").build_args()).eval()
+    images = torch.stack([to_tensor(ImageOps.invert(digits.images.load(index))) for index in range(60)])
+    correct = vit(images).argmax(1) == torch.tensor(digits.images.labels[:60])
+    assert by_name["inverted"]["value"] == pytest.approx(correct.float().mean().item())
 
 
 def test_validation_split(monkeypatch, tmp_path, capsys, trained):
     small = ["suite=clean", "accelerator=cpu", "batch_size=999"]
     run(evaluate, monkeypatch, f"checkpoint={trained}", "split=val", f"hydra.run.dir={tmp_path}/val", *small)
-    assert "144 validation images" in capsys.readouterr().out
+    assert "128 validation images" in capsys.readouterr().out
     data = Digits()
     data.setup("fit")
     with np.load(next((tmp_path / "outputs").rglob("*.npz"))) as cached:
         assert set(json.loads(str(cached["meta"]))["ids"]) == set(data.val_set.ids)
     line = cli_error(evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=train")
     assert "split" in line
+
+
+def test_validation_images_that_training_did_not_hold_out(monkeypatch, tmp_path, capsys, trained):
+    line = cli_error(evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=val", "+data.val_fraction=0.5")
+    assert line == (
+        "error: split=val: nullspace, seed 0 held out other images (727 validation images instead of 128), so that some"
+        " of these may have been trained on: restore the images and data.val_fraction, or choose split=test"
+    )
+    line = cli_error(
+        evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=val", "data=digits", "data.val_fraction=0.2"
+    )
+    assert "held out other images" in line, "also where data= names the data that the run was trained on"
 
 
 def test_validation_split_of_a_run_without_one(monkeypatch, tmp_path, capsys, trained):
@@ -467,6 +485,31 @@ def test_weights_without_class_names_are_noted(trained, monkeypatch, tmp_path, c
         "model=micro", "data=digits", "accelerator=cpu", f"hydra.run.dir={tmp_path}/eval",
     )  # fmt: skip
     assert "the weights name no classes: the order of classes 0, 1, 2, ... is assumed" in capsys.readouterr().out
+
+
+def test_class_names_of_transformers(monkeypatch, tmp_path, capsys):
+    settings = {"name": "vit_tiny_patch16_224", "args": {"embed_dim": 24, "depth": 1}}
+    save_file(
+        build_vit(num_classes=10, img_size=8, patch_size=4, **settings).state_dict(), tmp_path / "model.safetensors"
+    )
+    arguments = [
+        "suite=clean", "suite.max_images=30", f"checkpoint={tmp_path}", "model=timm", f"model.name={settings['name']}",
+        "model.args={embed_dim: 24, depth: 1}", "data=digits", "data.num_workers=0", "accelerator=cpu",
+    ]  # fmt: skip
+
+    def write_config(names):
+        config = {"model_type": "vit", "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+        (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": dict(enumerate(names))}))
+
+    write_config([f"digit {index}" for index in range(10)])
+    run(evaluate, monkeypatch, *arguments, f"hydra.run.dir={tmp_path}/eval")
+    note = "the classes of the weights (digit 0, digit 1, digit 2, ...) and of the data (0, 1, 2, ...) have other names"
+    assert f"{note}: the same order is assumed" in capsys.readouterr().out
+    write_config(["1", "0", *"23456789"])
+    line = cli_error(evaluate, monkeypatch, capsys, *arguments)
+    assert "the classes in its config.json (1, 0, 2, ...) have another order than those of the data (0, 1, 2," in line
+    line = cli_error(evaluate, monkeypatch, capsys, "suite=clean", f"checkpoint={tmp_path}", "data=digits")
+    assert "model.safetensors has no config.json of nsaug or timm beside it: add model=... and data=..." in line
 
 
 def test_settings_of_the_recorded_data_can_be_changed(trained, monkeypatch, tmp_path, capsys):

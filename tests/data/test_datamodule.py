@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 import torch
 
-from nsaug.data import Digits, TestDataset
+from nsaug.data import Digits, Folder, TestDataset
 from nsaug.data.datamodule import as_test_dataset
+from nsaug.data.dataset import PAD_LABEL
 from nsaug.utils.errors import UserError
-from tests.data.helpers import CONFIG, fit_data, open_test, set_progress
+from tests.data.helpers import CONFIG, fit_data, make_tree, open_test, set_progress
 
 
 def test_val_split_is_the_same_for_every_seed():
@@ -16,9 +17,21 @@ def test_val_split_is_the_same_for_every_seed():
         np.random.seed(seed)
         splits.append(fit_data(Digits(), seed=seed).val_set.ids)
     assert splits[0] == splits[1]
+    assert len(splits[0]) == pytest.approx(0.1 * 1438, abs=30)
 
 
-@pytest.mark.parametrize("val_fraction", [1.0, 0.0001])
+def test_val_split_does_not_depend_on_the_other_images(tmp_path):
+    make_tree(tmp_path / "train", ["cat", "dog"], images=40)
+    before = fit_data(Folder(root=str(tmp_path), val_fraction=0.25)).val_set.ids
+    (tmp_path / "train/cat/0.png").unlink()
+    make_tree(tmp_path / "train", ["ant", "fox"], images=40)
+    after = fit_data(Folder(root=str(tmp_path), val_fraction=0.25)).val_set.ids
+    assert [name for name in after if "cat" in name or "dog" in name] == [n for n in before if n != "train/cat/0.png"]
+    smaller = fit_data(Folder(root=str(tmp_path), val_fraction=0.1)).val_set.ids
+    assert set(smaller) < set(after)
+
+
+@pytest.mark.parametrize("val_fraction", [1.0, 1e-6])
 def test_empty_split_is_refused(val_fraction):
     with pytest.raises(UserError, match=r"data.val_fraction=.* leaves"):
         Digits(val_fraction=val_fraction).setup("fit")
@@ -101,16 +114,36 @@ def test_ranks_share_the_training_images(world_size, batch_size):
     assert {epoch for epoch, _ in keys} == {2}
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_validation_image_counts_once(tmp_path, caplog, world_size, num_workers):
+    make_tree(tmp_path / "train", ["cat", "dog"], images=40)
+    source = Folder(root=str(tmp_path), val_fraction=0.25, batch_size=4, num_workers=num_workers)
+    expected = fit_data(source).val_set.ids
+    broken = expected[3]
+    (tmp_path / broken).write_bytes(b"")
+    counted, sizes = [], set()
+    for rank in range(world_size):
+        set_progress(source, world_size=world_size, rank=rank)
+        batches = list(source.val_dataloader())
+        sizes.add(tuple(len(images) for images, _, _ in batches))
+        for images, labels, ids in batches:
+            assert images.shape[1:] == (3, 8, 8)
+            counted += [name for name, label in zip(ids, labels.tolist(), strict=True) if label != PAD_LABEL]
+    assert len(sizes) == 1, "batches of the same sizes on all ranks"
+    assert sorted(counted) == sorted(set(expected) - {broken})
+    lines = [record.message for record in caplog.records]
+    assert lines == [f"1 of {len(expected)} validation images cannot be read ({broken}): they do not count"]
+
+
 def test_test_dataset_is_the_test_split():
     data = open_test(Digits().test_dataset())
     assert isinstance(data, TestDataset)
     assert len(data.images) == 359
     assert data.class_names == [str(digit) for digit in range(10)]
     assert (data.class_subset, data.notes) == (None, [])
-    images, labels, ids = next(iter(data.readable_loader(data.images)))
-    assert images.shape == (128, 3, 8, 8)
-    assert labels.tolist() == data.images.labels[:128]
-    assert list(ids) == data.images.ids[:128]
+    image, label, image_id = data.images[7]
+    assert (image.shape, label, image_id) == ((3, 8, 8), data.images.labels[7], data.images.ids[7])
 
 
 def test_test_dataset_of_the_validation_split():
@@ -126,6 +159,6 @@ def test_test_dataset_of_the_validation_split():
 def test_as_test_dataset():
     data = Digits().test_dataset()
     assert as_test_dataset(data) is data
-    assert len(open_test(as_test_dataset(Digits(), split="val")).images) == 144
+    assert open_test(as_test_dataset(Digits(), split="val")).images.ids == fit_data(Digits()).val_set.ids
     with pytest.raises(UserError, match="split=val: Digits has no validation images, choose split=test"):
         as_test_dataset(data, split="val")

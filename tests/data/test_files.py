@@ -42,6 +42,51 @@ def test_hidden_parents_of_the_root_do_not_matter(tmp_path, hidden):
     assert ids_and_labels(tmp_path / hidden, "cat") == {"cat/0.png": 0}
 
 
+def test_other_files_are_counted_in_one_warning(tmp_path, caplog):
+    """Extensions that are not read, pipes, and images outside of class folders; hidden files are not mentioned."""
+    save(tmp_path / "cat" / "0.png", tmp_path / "dog" / "deep" / "1.PNG", tmp_path / "loose.png")
+    for name in ("cat/a.jfif", "cat/b.JFIF", "dog/deep/c.jfif", "dog/d.gif", "dog/e", "cat/.f.gif", "README.txt"):
+        (tmp_path / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "dog" / "1.png")
+    assert ids_and_labels(tmp_path, "cat", "dog") == {"cat/0.png": 0, "dog/deep/1.PNG": 1}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: 7 files are not read (3 .jfif, 1 special file, 1 .gif, 1 no extension, ...): images are .jpg,"
+        " .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp files"
+    ]
+    caplog.clear()
+    assert len(find_images(tmp_path / "dog")) == 1
+    assert "dog: 4 files are not read" in caplog.text
+
+
+def test_names_of_any_kind(tmp_path):
+    """Bytes that are not UTF-8 become escapes in ids; names that differ stay different."""
+    names = ["[a]", "$x$", "a\nb", "-dash", "caf\udce9", "x" * 200, "cafe\u0301", "caf\u00e9", "Cat", "cat", "a\u202eb"]
+    save(*(tmp_path / name / f"{name}.png" for name in names))
+    paths, labels = labeled_files(tmp_path, {name: label for label, name in enumerate(names)})
+    ids = relative_ids(paths, tmp_path)
+    expected = [name.replace("\udce9", "\\xe9") for name in names]
+    assert dict(zip(ids, labels, strict=True)) == {f"{name}/{name}.png": i for i, name in enumerate(expected)}
+    for image_id in ids:
+        image_id.encode()
+
+
+def test_ids_of_images_outside_of_the_root(tmp_path):
+    save(tmp_path / "other" / "0.png")
+    paths = find_images(tmp_path / "other")
+    assert relative_ids(paths, tmp_path / "data") == ["../other/0.png"]
+    assert relative_ids(paths, tmp_path / "data" / ".." / "oth") == ["../other/0.png"]
+
+
+def test_folders_that_cannot_be_listed(tmp_path, monkeypatch):
+    def fail(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", fail)
+    for function in (folder_names, find_images):
+        with pytest.raises(UserError, match=f"^{tmp_path} cannot be listed: Permission denied$"):
+            function(tmp_path)
+
+
 def test_pipes_are_skipped(tmp_path):
     save(tmp_path / "cat" / "0.png")
     os.mkfifo(tmp_path / "cat" / "1.png")

@@ -125,9 +125,17 @@ def test_unreadable_files_are_not_remembered(images, monkeypatch):
         raise PermissionError(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", fail)
+        patch.setattr("nsaug.data.fingerprints.open_regular", fail)
         assert fingerprints(images.load, range(6)) == 6 * [UNREADABLE]
     assert UNREADABLE not in fingerprints(images.load, range(6))
+
+
+def test_pipes_are_unreadable(images):
+    """Reading one would wait for ever."""
+    path = Path(images.load.paths[1])
+    path.unlink()
+    os.mkfifo(path)
+    assert fingerprints(images.load, [1]) == [UNREADABLE]
 
 
 def test_broken_links_are_unreadable(images):

@@ -116,7 +116,7 @@ def test_lists_of_classes_in_a_file(tmp_path):
     for content, message in (
         (b"", "is empty"),
         (b"cat\ndog\ncat\n", "cat is listed twice"),
-        (b"\xff\xfe\x00", "decode"),
+        (b"\xff\xfe\x00", "is not text in UTF-8"),
     ):
         (tmp_path / "classes.txt").write_bytes(content)
         with pytest.raises(UserError, match=message) as error:

@@ -4,10 +4,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from nsaug.data import Digits, Folder, SeededDataset
-from tests.data.helpers import fit_data, open_test, set_progress
+from nsaug.data import Digits, SeededDataset
+from tests.data.helpers import fit_data, set_progress
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -31,15 +30,3 @@ def test_augmentation_depends_on_seed_and_key_alone(num_workers):
     pixels, _, ids = next(iter(set_progress(data, epoch=3).train_dataloader()))
     position = data.train_set.ids.index(ids[0])
     assert torch.equal(pixels[0], images[3, position][0])
-
-
-def test_readable_loader_skips_unreadable_images(tmp_path):
-    for name in "abcd":
-        path = tmp_path / "val" / name / "x.png"
-        path.parent.mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(path)
-    for name, content in {"b": b"", "c": b"not an image"}.items():
-        (tmp_path / "val" / name / "x.png").write_bytes(content)
-    data = open_test(Folder(root=str(tmp_path), batch_size=1, num_workers=0).test_dataset())
-    batches = list(data.readable_loader(data.images))
-    assert [batch and batch[1].tolist() for batch in batches] == [[0], None, None, [3]]

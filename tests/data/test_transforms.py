@@ -28,10 +28,11 @@ def test_policy_works_at_full_strength():
 
 
 def test_unknown_policy_is_refused():
-    data = Digits(auto_augment="rand-x9")
-    data.setup("fit")
-    with pytest.raises(UserError, match="data.auto_augment=rand-x9 is not a policy of timm"):
-        data.configure(CONFIG)
+    for policy in ("rand-x9", "foo", ""):
+        data = Digits(auto_augment=policy)
+        data.setup("fit")
+        with pytest.raises(UserError, match=f"data.auto_augment={policy} is not a policy of timm"):
+            data.configure(CONFIG)
 
 
 @pytest.mark.parametrize("size", [16, 24])

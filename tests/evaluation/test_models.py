@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from nsaug.evaluation import find_models
@@ -85,5 +87,33 @@ def test_errors(runs):
 def test_weights_without_a_config_need_a_model(runs):
     (runs / "clean-0.03-0" / "config.json").unlink()
     (model,), _ = find_models(f"{runs}/clean-0.03-0", None)
-    with pytest.raises(UserError, match=r"has no config.json beside it: add model=\.\.\."):
+    with pytest.raises(UserError, match=r"has no config.json of nsaug or timm beside it: add model=\.\.\."):
         model.build_args()
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"architecture": "vit_tiny_patch16_224", "label_names": ["cat", "dog"]}, ["cat", "dog"]),
+        ({"architecture": "vit_tiny_patch16_224", "label_names": {"1": "dog", "0": "cat"}}, ["cat", "dog"]),
+        ({"architecture": "vit_tiny_patch16_224", "label_names": {"0": "cat", "7": "dog"}}, None),
+        ({"architecture": "vit_tiny_patch16_224"}, None),
+        ({"model_type": "vit", "id2label": {"0": "cat", "1": "dog"}}, ["cat", "dog"]),
+        ({"model_type": "vit", "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, None),
+        ({"id2label": {"0": "cat", "1": "dog"}}, None),
+    ],
+)
+def test_class_names_of_other_libraries(tmp_path, config, names):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (model,), _ = find_models(str(tmp_path), None)
+    assert model.class_names == names
+
+
+def test_folders_of_transformers(tmp_path):
+    """Weights may be pickled, or in several files."""
+    for name in ("pytorch_model.bin", "model.safetensors.index.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(b"")
+        assert [model.name for model in find_models(f"{tmp_path}/{name}", None)[0]] == [name]
+    assert len(find_models(f"{tmp_path}/*", None)[0]) == 2

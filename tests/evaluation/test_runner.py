@@ -205,6 +205,15 @@ def test_failing_benchmark_does_not_stop_others(load, calls, monkeypatch, caplog
     assert calls == [("Clean", 4), ("Clean", 2)], "only the failed benchmark is run again"
 
 
+def test_images_of_a_failed_benchmark_are_not_loaded(vit, images, labels, monkeypatch, tmp_path):
+    data, loaded = make_data(images, labels), []
+    monkeypatch.setattr(Clean, "evaluate", lambda self, model, batch, seed: 1 / 0)
+    data.images.transform = lambda image: loaded.append(1) or image
+    (result,) = evaluate([CLEAN], lambda model: (vit, data), tmp_path)
+    assert result.failure == "ZeroDivisionError: division by zero"
+    assert len(loaded) == 4, "the first of two blocks"
+
+
 def test_model_that_cannot_be_loaded_does_not_stop_others(vit, images, labels, tmp_path):
     def load(model):
         if model.name == "broken":

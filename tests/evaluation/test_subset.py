@@ -83,5 +83,26 @@ def test_image_list_without_a_match_falls_back_to_a_random_subset(tmp_path):
     with pytest.raises(UserError, match=r"suite.image_list=nowhere.txt does not exist: name a text file"):
         select(Subset(image_list="nowhere.txt"))
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xfa" * 9)
-    with pytest.raises(UserError, match=r"suite.image_list=.*binary.txt cannot be read"):
+    with pytest.raises(UserError, match=r"suite.image_list=.*binary.txt is not text in UTF-8: name a text file"):
         select(Subset(image_list=str(tmp_path / "binary.txt")))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"suite.image_list=.*empty.txt is empty: name a text file"):
+        select(Subset(image_list=str(tmp_path / "empty.txt")))
+
+
+def test_names_that_several_images_share_need_their_folder(tmp_path):
+    """Files that are numbered in every class folder: one line must not select one image of every class."""
+    ids = [f"val/{name}/{number}.png" for name in ("cat", "dog") for number in range(5)]
+    images = ImageSet(ids, [0] * 5 + [1] * 5, lambda i: i)
+    path = tmp_path / "ids.txt"
+    path.write_text("cat/0.png\nval/dog/3.JPEG\nfox/1.png\n")
+    assert sorted(select(Subset(image_list=str(path)), images)[0].ids) == ["val/cat/0.png", "val/dog/3.png"]
+    (tmp_path / "bare.txt").write_text("0.png\n")
+    with pytest.raises(UserError, match=r"bare.txt: 0.png is the name of 2 images: write it with its folder, as CLASS"):
+        select(Subset(image_list=str(tmp_path / "bare.txt")), images)
+
+
+def test_order_of_names_that_are_not_utf_8():
+    """A loader of the user's own may use file names as they are."""
+    images = ImageSet(["a/caf\udce9.png", "a/b.png"], [0, 1], lambda i: i)
+    assert sorted(select(Subset(), images)[0].ids) == ["a/b.png", "a/caf\udce9.png"]

@@ -15,7 +15,8 @@ from nsaug.evaluation.reporting import sections
 from nsaug.evaluation.reporting.aggregate import aggregate_seeds
 from nsaug.evaluation.reporting.formatting import caption, note_lines, terminal_tables
 from nsaug.evaluation.reporting.report import write_report
-from nsaug.evaluation.reporting.text import csv_cell, printable, shorten
+from nsaug.evaluation.reporting.text import csv_cell, shorten
+from nsaug.utils.text import printable
 from tests.evaluation.conftest import make_model, make_result
 from tests.evaluation.test_report import BalancedParser
 

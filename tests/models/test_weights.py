@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from nsaug.models.checkpoint_formats import select_model
 from nsaug.models.weights import read_config, read_weights, resolve_path, save_config, save_weights
 from nsaug.training.checkpointing import AtomicCheckpointIO
 from nsaug.utils.errors import UserError
@@ -59,7 +60,7 @@ def test_wrappers_and_prefixes_are_removed(tmp_path):
     for name, content in wrapped.items():
         path = tmp_path / f"{name}.pth"
         torch.save(content, path)
-        loaded = read_weights(path)
+        loaded = select_model(read_weights(path), state).weights
         assert loaded.keys() == state.keys(), name
         assert all(torch.equal(loaded[key], state[key]) for key in state), name
 
@@ -68,7 +69,7 @@ def test_checkpoint_of_timms_train_script(tmp_path):
     state = {"a": torch.ones(1)}
     args = argparse.Namespace(model="vit_tiny_patch16_224", lr=0.1)
     torch.save({"epoch": 3, "state_dict": state, "args": args, "version": 2}, tmp_path / "model_best.pth.tar")
-    assert torch.equal(read_weights(tmp_path / "model_best.pth.tar")["a"], state["a"])
+    assert torch.equal(read_weights(tmp_path / "model_best.pth.tar")["state_dict.a"], state["a"])
 
 
 class Evil:

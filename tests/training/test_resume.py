@@ -12,6 +12,7 @@ import torch
 
 from nsaug.cli import train
 from nsaug.models import weights
+from nsaug.models.weights import read_metadata
 from nsaug.training import checkpointing, resume
 from nsaug.training.lightning_module import Finetuner
 from nsaug.training.loggers import MetricsLogger
@@ -20,6 +21,7 @@ from nsaug.utils.files import atomic_write
 from scripts.fault_injection import SETTINGS, difference
 from tests.commands import FAST, cli_error, hold_lock, metrics, run
 from tests.conftest import ROOT
+from tests.data.helpers import make_tree
 
 pytestmark = pytest.mark.usefixtures("tmp_cwd")
 SHORT = [setting for setting in SETTINGS if "max_epochs" not in setting] + ["trainer.max_epochs=2"]
@@ -68,6 +70,21 @@ def test_resumed_run_is_bit_identical(variant, monkeypatch, tmp_path, breaks):
     run(train, monkeypatch, *settings, f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/other")
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
     assert not (tmp_path / "other" / "model.safetensors").exists()
+
+
+def test_changed_images_are_named(monkeypatch, tmp_path, capsys):
+    make_tree(tmp_path / "images" / "train", ["cat", "dog"], images=20)
+    settings = [*FAST, "data=folder", f"data.root={tmp_path}/images", "data.batch_size=8", "data.num_workers=0"]
+    run(train, monkeypatch, *settings, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    splits = read_metadata(tmp_path / "run")["splits"]
+    (tmp_path / "images" / "train" / "cat" / "0.png").unlink()
+    line = cli_error(train, monkeypatch, capsys, *settings, "trainer.max_epochs=1", f"resume={tmp_path}/run")
+    count = splits["train"]["count"]
+    assert splits["val"]["count"] == 40 - count
+    assert line == (
+        f"error: resume={tmp_path}/run: the images have changed since that run started ({count - 1} training images"
+        f" instead of {count}): restore them, or start a new run"
+    )
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """CIFAR-10, from class folders or from torchvision's files."""
 
+import os
 from typing import Any, Literal
 
 import torchvision
@@ -9,7 +10,7 @@ from nsaug.data.dataset import ImageSet
 from nsaug.data.names import CIFAR10_CLASSES
 from nsaug.data.sources.folder import Folder
 from nsaug.utils.errors import UserError
-from nsaug.utils.types import validate_args
+from nsaug.utils.types import Text, validate_args
 
 
 class CIFAR10(Folder):
@@ -22,12 +23,12 @@ class CIFAR10(Folder):
     """
 
     @validate_args
-    def __init__(self, *, root: str, download: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, root: Text, download: bool = False, **kwargs: Any) -> None:
         super().__init__(root=root, classes=CIFAR10_CLASSES, **kwargs)
         self.download = download
 
     def read(self, split: Literal["train", "test"]) -> ImageSet:
-        if (self.root / self.splits[split]).is_dir():
+        if os.path.isdir(self.root / self.splits[split]):
             return super().read(split)
         try:
             data = torchvision.datasets.CIFAR10(str(self.root), train=split == "train", download=self.download)

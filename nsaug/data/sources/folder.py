@@ -1,6 +1,7 @@
 """Any data set in class folders or in tar files of them."""
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,15 +18,16 @@ from nsaug.data.files import (
     labeled_files,
     relative_ids,
     sort_classes,
+    warn_of_skipped,
 )
 from nsaug.data.sources.tar import TarLoader, is_tarred
-from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import check_unique, validate_args
+from nsaug.utils.errors import UserError
+from nsaug.utils.files import read_lines
+from nsaug.utils.types import Text, check_unique, validate_args
 
 log = logging.getLogger(__name__)
 
-Name = Annotated[str, Field(min_length=1)]
-Names = Annotated[list[Name], Field(min_length=1), AfterValidator(check_unique)]
+Names = Annotated[list[Text], Field(min_length=1), AfterValidator(check_unique)]
 
 
 class Folder(ImageDataModule):
@@ -45,10 +47,10 @@ class Folder(ImageDataModule):
     def __init__(
         self,
         *,
-        root: str,
-        train: str = "train",
-        test: str = "val",
-        classes: Names | Name | None = None,
+        root: Text,
+        train: Text = "train",
+        test: Text = "val",
+        classes: Names | Text | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -71,6 +73,7 @@ class Folder(ImageDataModule):
         return ImageSet(relative_ids(paths, self.root), labels, FileLoader(paths))
 
     def _read_tar(self, images: TarLoader, split: Literal["train", "test"]) -> ImageSet:
+        warn_of_skipped(images.path, images.skipped)
         classes, names = images.classes, images.names
         self.class_names = self._given_classes or self._training_classes() or sort_classes(classes)
         index = {name: label for label, name in enumerate(self.class_names)}
@@ -97,10 +100,10 @@ class Folder(ImageDataModule):
     def _find_split(self, split: Literal["train", "test"]) -> Path | None:
         name = self.splits[split]
         folder, tar = self.root / name, self.root / f"{name.removesuffix('.tar')}.tar"
-        return folder if folder.is_dir() else tar if tar.is_file() else None
+        return folder if os.path.isdir(folder) else tar if os.path.isfile(tar) else None
 
     def _split_path(self, split: Literal["train", "test"]) -> Path:
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):
             raise MissingData(
                 f"data.root={self.root} does not exist: type data.root=PATH, a folder that contains {self._layout()}"
             )
@@ -117,15 +120,9 @@ class Folder(ImageDataModule):
 
 
 def _read_classes(file: str) -> list[str]:
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"data.classes={file} does not exist: name a text file with one class per line")
+    classes = read_lines(file, "data.classes", "one class per line")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # skips a byte-order mark
-        classes = [line.strip() for line in text.split("\n") if line.strip()]
         check_unique(classes)
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that is listed twice
-        raise UserError(f"data.classes={file}: {first_line(error)}") from error
-    if not classes:
-        raise UserError(f"data.classes={file} is empty: write one class per line")
+    except ValueError as error:
+        raise UserError(f"data.classes={file}: {error}") from error
     return classes

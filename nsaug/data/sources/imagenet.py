@@ -4,7 +4,7 @@ from typing import Any
 
 from nsaug.data.names import wnids
 from nsaug.data.sources.folder import Folder
-from nsaug.utils.types import validate_args
+from nsaug.utils.types import Text, validate_args
 
 
 class ImageNet(Folder):
@@ -13,7 +13,7 @@ class ImageNet(Folder):
     images_expected = 50_000
 
     @validate_args
-    def __init__(self, *, root: str, train: str = "train", test: str = "val", **kwargs: Any) -> None:
+    def __init__(self, *, root: Text, train: Text = "train", test: Text = "val", **kwargs: Any) -> None:
         super().__init__(root=root, train=train, test=test, classes=wnids(), **kwargs)
 
     def _layout(self) -> str:

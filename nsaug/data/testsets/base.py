@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from nsaug.data.dataset import ImageSet, label_set, preview
-from nsaug.data.samplers import SkipUnreadable, collate_readable, default_num_workers, make_loader
+from nsaug.data.samplers import default_num_workers
 from nsaug.data.transforms import InputConfig, eval_transform, stored_transform
 from nsaug.utils.errors import UserError
-from nsaug.utils.types import NonNegativeInt, PositiveInt, validate_args
+from nsaug.utils.types import NonNegativeInt, validate_args
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +19,6 @@ class TestDataset:
     """Images to evaluate on. A subclass implements `read` and sets `class_names`.
 
     Args:
-        batch_size: images per batch.
         num_workers: processes that load images; None for one per core, at most 8.
 
     Attributes:
@@ -43,8 +41,7 @@ class TestDataset:
     stored_size: ClassVar[int | None] = None
 
     @validate_args
-    def __init__(self, *, batch_size: PositiveInt = 128, num_workers: NonNegativeInt | None = None) -> None:
-        self.batch_size = batch_size
+    def __init__(self, *, num_workers: NonNegativeInt | None = None) -> None:
         self.num_workers = default_num_workers() if num_workers is None else num_workers
         self._images: ImageSet | None = None
         self._missing_notes: list[str] = []
@@ -111,7 +108,3 @@ class TestDataset:
         if self.images_expected is not None and len(images) < self.images_expected:
             notes.append(f"{len(images):,} of {self.images_expected:,} images are there")
         return notes
-
-    def readable_loader(self, images: ImageSet) -> DataLoader[Any]:
-        """Load images of this set without the unreadable ones; a batch with none left is None."""
-        return make_loader(SkipUnreadable(images), self.batch_size, self.num_workers, collate_fn=collate_readable)

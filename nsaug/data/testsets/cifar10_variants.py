@@ -1,5 +1,6 @@
 """CIFAR-10.1 and CIFAR-10.2: new test images of CIFAR-10's classes."""
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -15,6 +16,11 @@ from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import validate_args
 
 Arrays = tuple[Path, np.ndarray, np.ndarray]
+
+
+def are_labels(labels: np.ndarray, count: int) -> bool:
+    """Whether an array holds one class of CIFAR-10 for each of `count` images."""
+    return labels.shape == (count,) and labels.dtype.kind in "iu" and bool(np.isin(labels, range(10)).all())
 
 
 class _NewTestImages(PublishedDataset):
@@ -33,13 +39,11 @@ class _NewTestImages(PublishedDataset):
 
     def list_images(self) -> ImageSet:
         path, images, labels = self.read_arrays()
-        if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or labels.shape != (len(images),):
+        if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or not are_labels(labels, len(images)):
             raise UserError(
-                f"{path} has images of shape {images.shape} and type {images.dtype}, and labels {labels.shape}:"
-                " expected the published arrays, (N, 32, 32, 3) in uint8 and (N,)"
+                f"{path} has images of shape {images.shape} and type {images.dtype}, and labels {labels.shape} and"
+                f" {labels.dtype}: expected the published arrays, (N, 32, 32, 3) in uint8 and (N,), from 0 to 9"
             )
-        if len(images) and (labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES)):
-            raise UserError(f"{path}: labels have to be from 0 to 9")
         ids = [f"{self.folder}/{index:04d}" for index in range(len(images))]
         return ImageSet(ids, [int(label) for label in labels], ArrayLoader(images))
 
@@ -82,8 +86,8 @@ class CIFAR10_2(_NewTestImages):
 
     def read_arrays(self) -> Arrays:
         archive, pickled = self.root / "cifar102_test.npz", self.root / "cifar102_test.npy"
-        path = archive if archive.is_file() else pickled
-        if not path.is_file():
+        path = archive if os.path.isfile(archive) else pickled
+        if not os.path.isfile(path):
             raise self.missing(f"there is neither {archive} nor {pickled.name}")
         try:
             arrays = np.load(path) if path == archive else _unpickle_arrays(path)

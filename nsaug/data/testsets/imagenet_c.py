@@ -1,5 +1,6 @@
 """ImageNet-C, ImageNet-3DCC and ImageNet-C-bar as they are published."""
 
+import os
 from pathlib import Path
 
 from nsaug.data.dataset import ImageSet
@@ -15,7 +16,7 @@ class CorruptionFolders(StoredCorruption):
 
     def list_images(self) -> ImageSet:
         folder = self._corruption_folder() / str(self.severity)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise self.missing(f"there is no folder {folder}")
         paths, labels = labeled_files(folder, {wnid: label for label, wnid in enumerate(self.class_names)})
         if not paths:
@@ -24,7 +25,7 @@ class CorruptionFolders(StoredCorruption):
 
     def _corruption_folder(self) -> Path:
         for folder in (self.root, *(self.root / name for name in folder_names(self.root))):
-            if (folder / self.corruption).is_dir():
+            if os.path.isdir(folder / self.corruption):
                 return folder / self.corruption
         raise self.missing(f"there is no folder {self.root / self.corruption}, nor one in a folder of {self.root}")
 

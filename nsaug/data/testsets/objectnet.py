@@ -1,16 +1,18 @@
 """ObjectNet: objects from unusual viewpoints and in unusual places; ImageNet shares 113 of its classes."""
 
-import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from timm.data import ImageNetInfo
 
-from nsaug.data.dataset import Label, label_set
+from nsaug.data.dataset import Label, UnreadableImage, label_set
 from nsaug.data.files import FileLoader
 from nsaug.data.testsets.published import ClassFolders
 from nsaug.utils.errors import UserError
+from nsaug.utils.types import first_problem
 
 BORDER = 2
 """Pixels cropped on every side: the red border is one pixel wide, and JPEG copies blur it."""
@@ -20,6 +22,8 @@ BORDER = 2
 class _BorderlessLoader(FileLoader):
     def __call__(self, index: int) -> Image.Image:
         image = super().__call__(index)
+        if min(image.size) <= 2 * BORDER:
+            raise UnreadableImage(f"{self.paths[index]} has {image.width} x {image.height} px, all of them border")
         return image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))
 
 
@@ -41,11 +45,12 @@ class ObjectNet(ClassFolders):
 
     def label_index(self) -> dict[str, Label | None]:
         """Map folders to ObjectNet's names, these to ImageNet's descriptions, and these to class indices."""
-        names = self._read_mapping("folder_to_objectnet_label.json")
-        descriptions = self._read_mapping("objectnet_to_imagenet_1k.json")
+        names = self._read_mapping("folder_to_objectnet_label.json", str)
+        descriptions = self._read_mapping("objectnet_to_imagenet_1k.json", str)
         lines = [line.strip() for line in self._read("imagenet_to_label_2012_v2").splitlines()]
-        line_numbers = self._read_mapping("pytorch_to_imagenet_2012_id.json")
-        class_indices = {lines[int(line)]: int(label) for label, line in line_numbers.items() if int(line) < len(lines)}
+        line_numbers = self._read_mapping("pytorch_to_imagenet_2012_id.json", int)
+        known = {label: line for label, line in line_numbers.items() if label.isdecimal() and 0 <= line < len(lines)}
+        class_indices = {lines[line]: int(label) for label, line in known.items()}
         index: dict[str, Label | None] = {}
         for folder, name in names.items():
             shared = [part.strip() for part in descriptions.get(name, "").split(";") if part.strip()]
@@ -68,16 +73,17 @@ class ObjectNet(ClassFolders):
                     " unpack the published archive again"
                 )
 
-    def _read_mapping(self, name: str) -> dict[str, Any]:
+    def _read_mapping(self, name: str, kind: Any) -> dict[str, Any]:
+        """Read a JSON object whose values are of a type."""
         try:
-            return dict(json.loads(self._read(name)))
-        except ValueError as error:
+            return TypeAdapter(dict[str, kind]).validate_json(self._read(name))
+        except ValidationError as error:
             raise UserError(
-                f"{self.root / 'mappings' / name} is not valid JSON: unpack the published archive again"
+                f"{self.root / 'mappings' / name}: {first_problem(error)}: unpack the published archive again"
             ) from error
 
     def _read(self, name: str) -> str:
         path = self.root / "mappings" / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise self.missing(f"there is no file {path}")
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")

@@ -1,5 +1,7 @@
 """Base classes of published test sets; the classes are ImageNet's 1,000 unless a subclass says otherwise."""
 
+import os
+import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,7 +11,7 @@ from nsaug.data.dataset import ImageSet, Label, MissingData
 from nsaug.data.files import FileLoader, folder_names, labeled_files, relative_ids
 from nsaug.data.names import wnids
 from nsaug.data.testsets.base import TestDataset
-from nsaug.utils.types import validate_args
+from nsaug.utils.types import Text, validate_args
 
 
 class PublishedDataset(TestDataset):
@@ -28,13 +30,13 @@ class PublishedDataset(TestDataset):
     homepage: ClassVar[str]
 
     @validate_args
-    def __init__(self, *, root: str, **kwargs: Any) -> None:
+    def __init__(self, *, root: Text, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
         self.class_names = wnids()
 
     def read(self) -> ImageSet:
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):
             raise self.missing(f"there is no folder {self.root}")
         return self.list_images()
 
@@ -52,12 +54,15 @@ class PublishedDataset(TestDataset):
         Raises:
             MissingData: the file is missing or damaged.
         """
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise self.missing(f"there is no file {path}")
         try:
-            return np.load(path, **kwargs)
-        except (ValueError, EOFError) as error:  # numpy's errors for a file shorter than its header says
+            array = np.load(path, **kwargs)
+        except (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
             raise self.missing(f"{path} is truncated or damaged ({path.stat().st_size:,} bytes)") from error
+        if not isinstance(array, np.ndarray):
+            raise self.missing(f"{path} is an archive, expected one array")
+        return array
 
 
 class ClassFolders(PublishedDataset):
@@ -77,7 +82,7 @@ class ClassFolders(PublishedDataset):
         index = self.label_index()
         for subdir in self.subdirs:
             folder = self.root / subdir
-            if folder.is_dir() and not index.keys().isdisjoint(folder_names(folder)):
+            if os.path.isdir(folder) and not index.keys().isdisjoint(folder_names(folder)):
                 paths, labels = labeled_files(folder, index)
                 if paths:
                     return ImageSet(relative_ids(paths, self.root), labels, self.make_loader(paths))

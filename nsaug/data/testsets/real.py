@@ -1,6 +1,7 @@
 """ReaL: ImageNet's validation images with reassessed labels."""
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,14 +24,14 @@ class ImageNetReaL(PublishedDataset):
     images_expected = 46_837
 
     def list_images(self) -> ImageSet:
-        folder = self.root / "val" if (self.root / "val").is_dir() else self.root
+        folder = self.root / "val" if os.path.isdir(self.root / "val") else self.root
         labels = json.loads((files("timm.data") / "_info" / "imagenet_real_labels.json").read_text())
         matches = {path: match for path in find_images(folder) if (match := VAL_IMAGE_NAME.search(Path(path).name))}
         if not matches:
             raise self.missing(
                 f"labels belong to names such as ILSVRC2012_val_00000001.JPEG, and {folder} has no such image"
             )
-        label_sets = {path: tuple(labels[int(match[1]) - 1]) for path, match in matches.items()}
-        label_sets = {path: label for path, label in label_sets.items() if label}
+        by_number = {f"{number:08d}": tuple(label) for number, label in enumerate(labels, 1)}
+        label_sets = {path: label for path, match in matches.items() if (label := by_number.get(match[1]))}
         paths = list(label_sets)
         return ImageSet(relative_ids(paths, self.root), list(label_sets.values()), FileLoader(paths))

@@ -5,6 +5,7 @@ The file holds JSON and arrays without pickle. What is read is checked against t
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -143,9 +144,9 @@ def load_results(folder: str | Path) -> SavedResults:
         UserError: there is none, or it is damaged or of another version.
     """
     path = Path(folder) / FILE
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder} does not exist: name an output folder of evaluate.py")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{folder} has no {FILE}: name an output folder of an evaluation that finished")
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -16,9 +16,10 @@ from nsaug.evaluation.reporting.frontiers import trade_offs
 from nsaug.evaluation.reporting.notes import DOCS, docs_link, find_notes
 from nsaug.evaluation.reporting.settings import distinct_models, find_sweeps
 from nsaug.evaluation.reporting.summaries import Weights
-from nsaug.evaluation.reporting.text import printable, printable_results
+from nsaug.evaluation.reporting.text import printable_results
 from nsaug.evaluation.results import BenchmarkResult
 from nsaug.utils.files import atomic_write
+from nsaug.utils.text import printable
 
 
 def write_report(

@@ -1,33 +1,16 @@
 """Text that any output format can show: names, notes and messages may come from a stranger's files."""
 
 import dataclasses
-import unicodedata
 from typing import Any
 
 from nsaug.evaluation.models import EvalModel
 from nsaug.evaluation.results import AnalysisResult, BenchmarkResult, PerImageResult
+from nsaug.utils.text import printable
 
-INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
-"""Unicode categories that are written as escapes: control and format characters, surrogates, line separators."""
-JOINERS = "\u200c\u200d"
-"""Format characters that are a part of words in some scripts, and of emoji."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 MARKDOWN_ESCAPES = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {character: f"\\{character}" for character in "\\`*[]|~$"}
 )
-
-
-def printable(text: str) -> str:
-    """Replace characters that cannot be printed by escapes such as `\\x00`; ordinary text is unchanged."""
-    if text.isprintable():
-        return text
-    return "".join(map(_escape, text))
-
-
-def _escape(character: str) -> str:
-    if unicodedata.category(character) not in INVISIBLE or character in JOINERS:
-        return character
-    return character.encode("unicode_escape", "surrogatepass").decode()
 
 
 def printable_results(results: list[BenchmarkResult]) -> list[BenchmarkResult]:

@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from nsaug.data import Folder
 from nsaug.utils.errors import UserError
@@ -84,9 +85,32 @@ def test_empty_classes_are_named(tmp_path, caplog):
     make_tree(tmp_path / "train", ["a", "b"])
     (tmp_path / "val" / "b").mkdir(parents=True)
     make_tree(tmp_path / "val", ["a"])
-    data = Folder(root=str(tmp_path), classes=["a", "b", "z"])
+    data = Folder(root=str(tmp_path), classes=["a", "b", "z"], val_fraction=0.25)
     data.setup("fit")
     assert "train has no images of 1 of the 3 classes (z)" in caplog.text
     test_data = open_test(data.test_dataset())
     assert test_data.notes == ["2 of 3 classes have no images (b, z)"]
     assert "Folder: 2 of 3 classes have no images (b, z)" in caplog.text
+
+
+def test_empty_names_are_refused(tmp_path):
+    """`data.root=$UNSET` would read the working directory, and `data.train=` the splits as classes."""
+    for name in ("root", "train", "test", "classes"):
+        with pytest.raises(ValidationError, match="should not be empty"):
+            Folder(**{"root": str(tmp_path), name: ""})
+
+
+def test_long_names_are_one_line(tmp_path):
+    make_tree(tmp_path / "train", ["a", "b"])
+    with pytest.raises(UserError, match=r"^data.root=x* does not exist: type data.root=PATH"):
+        Folder(root="x" * 300).setup("fit")
+    with pytest.raises(UserError, match=r"has no x*/ folder: type data.root=PATH"):
+        Folder(root=str(tmp_path), train="x" * 300).setup("fit")
+
+
+def test_names_in_another_unicode_form_are_explained(tmp_path):
+    """A copy from another system may have decomposed names, which look the same."""
+    make_tree(tmp_path / "train", ["caf\u00e9", "dog"])
+    make_tree(tmp_path / "val", ["cafe\u0301", "dog"])
+    with pytest.raises(UserError, match=r"val has a folder .*, which differs from the class .* \(NFC, NFD\): rename"):
+        Folder(root=str(tmp_path)).test_dataset().setup()

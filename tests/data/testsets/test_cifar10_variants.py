@@ -93,12 +93,23 @@ def test_damaged_arrays_are_refused(arrays, tmp_path):
     save_cifar10_1(tmp_path, images.transpose(0, 3, 1, 2), labels)
     with pytest.raises(UserError, match=r"has images of shape \(30, 3, 32, 32\) and type uint8, and labels \(30,\)"):
         CIFAR10_1(root=str(tmp_path)).setup()
-    save_cifar10_1(tmp_path, images, labels + 1)
-    with pytest.raises(UserError, match="labels have to be from 0 to 9"):
-        CIFAR10_1(root=str(tmp_path)).setup()
+    for wrong in (labels + 1, labels - 10, labels + 0.5, labels[:-1], labels.astype(str)):
+        save_cifar10_1(tmp_path, images, labels)
+        np.save(tmp_path / "cifar10.1_v6_labels.npy", wrong)
+        with pytest.raises(UserError, match="expected the published arrays, .*, from 0 to 9"):
+            CIFAR10_1(root=str(tmp_path)).setup()
     path = tmp_path / "cifar10.1_v6_data.npy"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(MissingData, match=r"data.npy is truncated or damaged \(5,000 bytes\)"):
+        CIFAR10_1(root=str(tmp_path)).setup()
+    huge = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,)}"
+    for content in (b"PK\3\4", b"\x93NUMPY\1\0" + len(huge).to_bytes(2, "little") + huge, b""):
+        path.write_bytes(content)
+        with pytest.raises(MissingData, match=r"data.npy is truncated or damaged"):
+            CIFAR10_1(root=str(tmp_path)).setup()
+    np.savez(tmp_path / "archive.npz", images=images)
+    (tmp_path / "archive.npz").rename(path)
+    with pytest.raises(MissingData, match=r"data.npy is an archive, expected one array"):
         CIFAR10_1(root=str(tmp_path)).setup()
     with pytest.raises(MissingData, match=r"CIFAR-10.1 \(v4\): there is no file .*cifar10.1_v4_data.npy; it is"):
         CIFAR10_1(root=str(tmp_path), version="v4").setup()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from nsaug.data import CueConflict, MissingData
 from nsaug.data.testsets.shape_texture import (
@@ -84,7 +85,7 @@ def test_vit_decides_by_texture_more_often(stimuli):
     )
     data = open_test(CueConflict(root=str(stimuli), num_workers=0), vit.data_config)
     decisions, labels = [], []
-    for images, _, ids in data.readable_loader(data.images):
+    for images, _, ids in DataLoader(data.images, 32):
         with torch.inference_mode():
             decisions += shape_texture_decisions(vit.eval()(images).softmax(1)).tolist()
         labels += [shape_texture_labels(name) for name in ids]

@@ -52,9 +52,14 @@ def test_label_file(numbers, tmp_path, encoding):
 
 def test_unusable_labels_are_refused(numbers, tmp_path):
     labels = tmp_path / "val.txt"
-    labels.write_text("ILSVRC2012_val_00000001.JPEG n01440764\n")
-    with pytest.raises(UserError, match="each line has to be a file name and a class index"):
-        damagenet(tmp_path, labels).setup("test")
+    for text in ("x.JPEG n01440764\n", "x.JPEG 1000\n", "x.JPEG \u00b2\n", "x.JPEG -1\n", "5\n", "x.JPEG 1.5\n"):
+        labels.write_text(text)
+        with pytest.raises(UserError, match="each line has to be a file name and a class index"):
+            damagenet(tmp_path, labels).setup("test")
+    for content in (b"\xff\xfea\0", b""):
+        labels.write_bytes(content)
+        with pytest.raises(UserError, match=r"labels=.*/val.txt is (not text in UTF-8|empty): name a text file"):
+            damagenet(tmp_path, labels).setup("test")
     labels.write_text("other.JPEG 3\n")
     with pytest.raises(MissingData, match=r"no image in .*/DAmageNet has a label in .*/val.txt"):
         damagenet(tmp_path, labels).setup("test")

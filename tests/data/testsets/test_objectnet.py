@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from nsaug.data import MissingData, ObjectNet
+from nsaug.data import MissingData, ObjectNet, UnreadableImage
 from nsaug.data.names import wnids
 from nsaug.utils.errors import UserError
 from tests.data.helpers import open_test
@@ -71,9 +71,19 @@ def test_wrong_mappings_are_refused(sample, tmp_path):
     with pytest.raises(UserError, match="unpack the published archive again"):
         ObjectNet(root=str(tmp_path)).setup()
     line_numbers = tmp_path / "mappings" / "pytorch_to_imagenet_2012_id.json"
-    line_numbers.write_text("{")
-    with pytest.raises(UserError, match="is not valid JSON: unpack the published archive again"):
-        ObjectNet(root=str(tmp_path)).setup()
+    for text in ("{", "5", '["a"]', '{"0": "x"}', '{"0": [1]}', '{"0": null}', ""):
+        line_numbers.write_text(text)
+        with pytest.raises(UserError, match=r"2012_id.json: .*: unpack the published archive again"):
+            ObjectNet(root=str(tmp_path)).setup()
     line_numbers.unlink()
     with pytest.raises(MissingData, match=r"ObjectNet: there is no file .*; it is published at https://objectnet.dev"):
         ObjectNet(root=str(tmp_path)).setup()
+
+
+def test_image_without_content_is_unreadable(sample, tmp_path):
+    save_objectnet(sample, tmp_path)
+    Image.new("RGB", (300, 4)).save(tmp_path / "images" / "banana" / "954.png")
+    data = ObjectNet(root=str(tmp_path))
+    data.setup()
+    with pytest.raises(UnreadableImage, match="banana/954.png has 300 x 4 px, all of them border"):
+        data.images.load(data.images.ids.index("images/banana/954.png"))

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from nsaug.data import ImageNetReaL, MissingData
 from tests.data.helpers import open_test
@@ -13,10 +14,17 @@ def test_labels_are_sets_by_image_number(sample, tmp_path):
     data = open_test(ImageNetReaL(root=str(tmp_path)), CONFIG)
     labels = {Path(name).stem[-1]: set(label) for name, label in zip(data.images.ids, data.images.labels, strict=True)}
     assert labels == {"2": {970, 795}, "3": {230, 231}, "4": {809}, "5": {516, 850}}
-    _, labels, _ = next(iter(data.readable_loader(data.images)))
+    _, labels, _ = next(iter(DataLoader(data.images, 4)))
     assert labels.shape == (4, 2)
     assert sorted(labels[labels >= 0].tolist()) == [230, 231, 516, 795, 809, 850, 970]
     assert "4 of 46,837 images are there" in data.notes
+
+
+def test_numbers_without_a_label_are_left_out(sample, tmp_path):
+    """Number 0 must not get the label of the last image."""
+    save_validation_images(sample, tmp_path, {795: 2, 1: 0, 2: 50_000, 3: 50_001})
+    data = open_test(ImageNetReaL(root=str(tmp_path)), CONFIG)
+    assert sorted(Path(name).stem[-5:] for name in data.images.ids) == ["00002", "50000"]
 
 
 def test_other_image_names_are_refused(sample):

@@ -1,0 +1,56 @@
+"""Folder names of a sweep's runs: number of the run, settings that vary; characters that need no quotes."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+MAX_LENGTH = 150
+"""Of the name of a folder, in characters; file systems allow 255 bytes."""
+MAX_VALUE_LENGTH = 40
+
+
+def to_filename(value: Any, max_length: int) -> str:
+    """Text in which a dash stands for everything that a shell or Hydra wants quoted; its end, if it is too long."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)[-max_length:].strip("-.")
+
+
+OmegaConf.register_new_resolver("nsaug.filename", to_filename, replace=True)
+
+
+def name_sweep_folders(settings: Sequence[str], groups: Path) -> list[str]:
+    """Hydra's setting for names of a sweep's folders such as `3_eps-0.01_seed-1`; none if the user sets them.
+
+    Args:
+        settings: the settings on the command line.
+        groups: the folder of the configuration groups.
+    """
+    if any(setting.startswith("hydra.sweep.subdir=") for setting in settings):
+        return []
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(settings))
+    except HydraException:  # Hydra will report it
+        return []
+    varying = [override for override in overrides if override.is_sweep_override()]
+    keys = [override.key_or_group.replace("/", ".") for override in varying]
+    last_parts = [key.rpartition(".")[2] for key in keys]
+    parts = [
+        f"{last if last_parts.count(last) == 1 else key}-{_value(override, groups)}"
+        for key, last, override in zip(keys, last_parts, varying, strict=True)
+    ]
+    name = f"_${{nsaug.filename:{'_'.join(parts)},{MAX_LENGTH}}}" if parts else ""
+    return [f'hydra.sweep.subdir="${{hydra:job.num}}{name}"']
+
+
+def _value(override: Override, groups: Path) -> str:
+    """Interpolation of the value of a setting in a run."""
+    key = override.key_or_group
+    source = f"hydra:runtime.choices.{key}" if (groups / key).is_dir() else key
+    return f"${{nsaug.filename:${{{source}}},{MAX_VALUE_LENGTH}}}"

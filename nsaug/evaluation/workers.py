@@ -79,6 +79,8 @@ class Workers:
         """Start the other processes, or wait for them if torchrun or Slurm started them."""
         if self.size == 1:
             return
+        # When the first process ends early, torch would print a stack of C++ in all others.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         is_parent = self._environment.local_rank() == 0
         if is_parent:
             os.environ[PARENT] = str(os.getpid())  # inherited by the processes that Fabric starts

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from nsaug.data.testsets.imagenet_variants import class_subset_indices
 from nsaug.evaluation import EvalModel
 from nsaug.models.factory import build_vit
 from nsaug.models.weights import WEIGHTS, read_config
-from tests.commands import FAST, SHORT, cli_error, run, top1
+from tests.commands import FAST, SHORT, cli_error, hold_lock, run, top1
 from tests.conftest import ROOT, place
 
 pytestmark = pytest.mark.usefixtures("tmp_cwd")
@@ -171,6 +173,34 @@ def test_cache_that_cannot_be_written_is_reported_before_work(trained, monkeypat
         f"hydra.run.dir={tmp_path}/eval",
     )  # fmt: skip
     assert line.startswith(f"error: cache={tmp_path}/file cannot be written")
+
+
+def test_report_on_a_full_disk_is_one_line(trained, monkeypatch, tmp_path, capsys):
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    command = [f"checkpoint={trained}", "suite=clean", "accelerator=cpu", f"hydra.run.dir={tmp_path}/eval"]
+    monkeypatch.setattr(np, "savez_compressed", full)
+    line = cli_error(evaluate, monkeypatch, capsys, *command)
+    assert line == (
+        f"error: [Errno 28] No space left on device: '{tmp_path}/eval/results.npz'; finished blocks are in"
+        " outputs/evaluate/cache; type the same command to continue"
+    )
+    assert list((tmp_path / "eval").glob(".*.tmp")) == []
+
+
+def test_output_folder_of_another_process_is_refused_before_work(trained, monkeypatch, tmp_path, capsys):
+    command = [f"checkpoint={trained}", "suite=clean", "accelerator=cpu", f"hydra.run.dir={tmp_path}/eval"]
+    holder = hold_lock(tmp_path / "eval", "evaluate")
+    try:
+        line = cli_error(evaluate, monkeypatch, capsys, *command)
+        run(evaluate, monkeypatch, *command, "shard=0/2")  # writes to the cache alone
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+    assert line.startswith(f"error: another process is writing to {tmp_path}/eval: ")
+    assert not (tmp_path / "eval" / "results.csv").exists()
+    run(evaluate, monkeypatch, *command)
 
 
 @pytest.mark.parametrize(

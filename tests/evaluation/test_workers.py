@@ -9,6 +9,7 @@ import time
 
 import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch.distributed import DistError
 
 from nsaug.cli import train
 from nsaug.evaluation import Workers, parse_shard
@@ -45,6 +46,20 @@ def test_numbers_of_processes_come_from_torchrun(monkeypatch):
 def test_devices_that_are_not_there(accelerator, devices):
     with pytest.raises(UserError, match=f"accelerator={accelerator} devices={devices} cannot be used"):
         Workers(accelerator, devices, 1)
+
+
+def test_process_without_the_first_one_ends_silently(monkeypatch):
+    class Lost:
+        def add(self, counter, amount):
+            raise DistError("connection lost")
+
+    workers = Workers("cpu", 1, 1)
+    monkeypatch.setattr(workers, "_store", Lost())
+    with pytest.raises(DistError):
+        list(workers.take(3))
+    workers.is_first = False
+    with pytest.raises(SystemExit, match="1"):
+        list(workers.take(3))
 
 
 def test_shards():
@@ -108,6 +123,19 @@ def test_processes_and_shards_agree_with_one_process(evaluation, tmp_path):
         finish(evaluation(f"shard{shard}", f"shard={shard}/3", cache="shards"))
     finish(evaluation("shards"))
     assert_same_tables(tmp_path, "one", "shards")
+
+
+@pytest.mark.slow
+def test_sigterm_of_the_first_process_ends_all_in_one_line(evaluation, tmp_path):
+    process = evaluation("stopped", "devices=2", "suite.attacks.pgd.num_steps=100")
+    while process.poll() is None and not list((tmp_path / "stopped_cache").rglob("[!.]*.npz")):
+        time.sleep(0.05)
+    process.terminate()
+    output = process.communicate()[0]  # stdout and stderr of both, until both have ended
+    assert process.returncode == 128 + signal.SIGTERM
+    cache = tmp_path / "stopped_cache"
+    line = f"stopped by SIGTERM: finished blocks are in {cache}; type the same command to continue"
+    assert output.splitlines()[-1] == line, "the last line, also of the other process"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -80,7 +80,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 except Exception as error:
                     if _show_tracebacks():
                         raise
-                    if isinstance(error, OSError) and not started:
+                    if isinstance(error, OSError) and not isinstance(error, HydraException) and not started:
                         error = _unwritable(error)
                     report(error, config_name, () if started else sys.argv[1:])
                     sys.exit(1)
@@ -239,6 +239,16 @@ def _target(node: DictConfig, path: str) -> Any:
     return target
 
 
+def check_num_nodes(name: str, num_nodes: int) -> None:
+    """Raise UserError if nothing tells this process which of the machines it is on: it would wait for the others."""
+    known = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+    if num_nodes > 1 and not any(variable in os.environ for variable in known):
+        raise UserError(
+            f"{name}={num_nodes}: start the command on each machine with torchrun --nnodes={num_nodes} or srun, or set"
+            " MASTER_ADDR and NODE_RANK"
+        )
+
+
 def validate_value(name: str, value: Any, annotation: Any) -> None:
     """Check one value against a type; raises UserError, in one line."""
     try:
@@ -248,6 +258,8 @@ def validate_value(name: str, value: Any, annotation: Any) -> None:
         details = error.errors(include_url=False)
         reasons = dict.fromkeys("lacks a value" if d["type"] == "missing" else d["msg"] for d in details)
         text = " or ".join(reasons).replace("Input should be", "should be").removeprefix("Value error, ")
+        text = text.replace("a valid tuple", "a list, such as [a,b]").replace("Tuple should", "the list should")
+        text = text.replace(" after validation", "")
         raise UserError(f"{name}={_shown(value)}: {text}") from error
 
 

@@ -158,7 +158,9 @@ def _hydra_error(error: Exception, config_name: str) -> str:
         name, values = match.groups()
         return f"{name}={values}: add -m to run every value, or type '{name}=[{values}]' for a list"
     if match := re.match(r"Could not override '(.*?)(?:@.*)?'\. No match in the defaults list", text):
-        return unknown_key(match[1], _top_level_keys(config_name)) if match[1] else "=: a setting has the form name=value"
+        return (
+            unknown_key(match[1], _top_level_keys(config_name)) if match[1] else "=: a setting has the form name=value"
+        )
     if match := re.match(r"Override (\S*) looks like a config group override, but config group '(.*)' does", text):
         return f"{match[1]}: there is no group {match[2]}; the form name@package=choice is for groups only"
     if match := re.match(r"Could not delete (?:from config\. )?'(.*?)'", text):

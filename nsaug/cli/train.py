@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from nsaug.cli.app import INTERRUPTED, entry_point, instantiate, validate_config, validate_value
-from nsaug.utils.errors import UserError, first_line
+from nsaug.cli.app import INTERRUPTED, check_num_nodes, entry_point, instantiate, validate_config, validate_value
+from nsaug.utils.errors import UserError, first_line, with_type
 
 log = logging.getLogger("nsaug.train")
 
@@ -129,11 +130,22 @@ def check_settings(cfg: DictConfig) -> None:
         validate_value(key, cfg[key], annotation)
     if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.batch_size % 2:
         raise UserError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
+    for key, advice in (("checkpoint", "type checkpoint=PATH"), ("num_classes", "it is that of the data")):
+        if cfg.model.get(key) is not None:
+            raise UserError(f"model.{key} cannot be set: {advice}")
     check_trainer(cfg.trainer)
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """Refuse arguments of `lightning.Trainer` that a run of nsaug cannot take."""
+    """Refuse arguments of `lightning.Trainer` that a run of nsaug cannot take, and values that Lightning ignores."""
+    from nsaug.utils.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+    types = {
+        "accumulate_grad_batches": PositiveInt, "gradient_clip_val": NonNegativeFloat | None,
+        "log_every_n_steps": NonNegativeInt | None, "num_nodes": PositiveInt,
+    }  # fmt: skip
+    for key, annotation in types.items():
+        validate_value(f"trainer.{key}", trainer[key], annotation)
     if "logger" in trainer:
         raise UserError("trainer.logger cannot be set: choose the loggers with logger=wandb, logger=csv or logger=none")
     if trainer.get("fast_dev_run"):
@@ -157,6 +169,7 @@ def check_output_dir(cfg: DictConfig) -> None:
             "each process would make its own output folder: add hydra.run.dir=outputs/train/NAME, the same for all, on"
             " a shared disk"
         )
+    check_num_nodes("trainer.num_nodes", cfg.trainer.num_nodes)
 
 
 def check_data(cfg: DictConfig, data: Any) -> None:
@@ -256,13 +269,27 @@ def one_line_errors(folder: Path) -> Iterator[None]:
         last = find_last_checkpoint(folder)
         saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
         raise UserError(f"{error} ({saved})") from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or isinstance(error, UserError):
+    except UserError:
+        raise
+    except Exception as error:
+        if is_restoring(error):
+            raise UserError(
+                f"{folder / LAST} cannot be restored ({with_type(error)}): start the run again, without resume"
+            ) from error
+        if "DataLoader worker" not in str(error):
             raise
         raise UserError(
             f"a data loading process died ({first_line(error)}): if memory ran out, lower data.num_workers, and type"
             f" resume={folder} to continue"
         ) from error
+
+
+def is_restoring(error: Exception) -> bool:
+    """Whether Lightning raised an error while it restored a checkpoint."""
+    return any(
+        frame.f_globals.get("__name__", "").endswith("checkpoint_connector") and "restore" in frame.f_code.co_name
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def format_metrics(metrics: Any) -> str:

@@ -1,7 +1,5 @@
 """Finetuning on noise at the patch embeddings; with nullspace noise, the method of arXiv 2403.10476."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

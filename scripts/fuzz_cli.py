@@ -29,6 +29,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,8 +188,10 @@ def main() -> None:
     counts: Counter[str] = Counter()
     slowest, largest = 0.0, 0
     work = functools.partial(run, folder=folder, limit=args.limit)
-    with multiprocessing.get_context("fork").Pool(args.processes) as pool:
-        for number, outcome in pool.imap_unordered(work, commands.items()):
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(args.processes, mp_context=fork) as pool:
+        for future in as_completed([pool.submit(work, item) for item in commands.items()]):
+            number, outcome = future.result()
             counts[outcome.kind] += 1
             slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.megabytes)
             if args.list or outcome.kind not in GOOD:

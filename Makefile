@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fault-injection study lint benchmark nullity clean
+.PHONY: help setup demo test test-slow fault-injection fuzz study lint benchmark nullity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test-slow: $(READY)  ## the tests that take minutes
 fault-injection: $(READY)  ## every fault at fixed moments; then stop KILLS=20 runs at random ones; resume, compare
 	$(BIN)/python scripts/fault_matrix.py
 	$(BIN)/python scripts/fault_injection.py --kills $(or $(KILLS),20)
+
+fuzz: $(READY)  ## run COUNT=1000 bad inputs, drawn with SEED=0: every error is one line
+	$(BIN)/python scripts/fuzz_cli.py --count $(or $(COUNT),1000) --seed $(or $(SEED),0)
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .

@@ -29,6 +29,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +46,7 @@ TRAIN = [
     "logger=csv", "logger.num_images=0", "val_attack_batches=1",
 ]  # fmt: skip
 """A run of a second; a draw may change each of these."""
-RESUME = [*TRAIN, "trainer.max_steps=2", "resume=run"]
+RESUME = [*TRAIN, "resume=run"]
 EVALUATE = ["checkpoint=run", "suite=clean", "suite.max_images=4", "batch_size=4", "accelerator=cpu", "cache=cache"]
 COMPARE = ["compare=[one,two]"]
 TEMPLATE = [
@@ -60,6 +62,8 @@ SLOW_SUITES = ("attacks", "cifar10", "corruptions", "demo", "digits", "nullspace
 ATTACKS = ("fgsm", "fgsm_rs", "pgd", "pgd_l2", "mifgsm", "deepfool", "cw", "patch_fool")
 WORK = {"num_steps", "restarts", "max_epochs", "max_steps", "min_epochs", "min_steps", "binary_search_steps"}
 """Settings that ask for work: a billion is a valid value, and takes years."""
+SLOW_KEYS = {"dry_run", "model.compile"}
+"""Settings with a valid value that takes minutes."""
 
 VALUES = {
     "null": ["null"],
@@ -75,25 +79,27 @@ VALUES = {
     "dict": ["{a: 1}", "{_target_: os.getcwd}", "{_target_: nothing}", "{1: 2}"],
     "sweep": ["1,2", "choice(1,2)", "range(3)", "glob(*)", "interval(0,1)"],
     "special": [
-        "${seed}", "${nothing}", "${oc.env:NOTHING_OF_THIS_NAME}", "${oc.env:", "${unknown:1}", "???", "[1", "{a", "a=b",
+        "${seed}", "${nothing}", "${oc.env:NOTHING_OF_THIS_NAME}", "${oc.env:", "${unknown:1}", "???", "[1", "{a",
+        "a=b",
         "'a=b'", "a b", "'a\nb'", "'a\\nb'", "é→", "\udcff", "\x1b[31m", "'[/b]'", "$\\frac{", "%s", "'{0}'", "~", "*",
         "'", '"', "a:b", "\\", "x" * 300, "x" * 100_000, "'../..'", "a#b", "-", "--", "@a", "a,", ",", "a[0]",
     ],
 }  # fmt: skip
 """Values by kind. A value is typed as it stands, so that some are wrong in Hydra's grammar already."""
 WORDS = [
-    "auto", "cpu", "gpu", "cuda", "none", "all", "ddp", "ddp_spawn", "fsdp", "bf16-mixed", "16-mixed", "64-true", "16-true",
-    "bf16-true", "last", "best", "head", "last_1", "last_9", "margin", "ce", "test", "val", "blocks.0", "blocks.3", "norm",
-    "patch_embed", "bicubic", "nearest", "avg", "token", "map", "simple", "advanced", "pytorch", "warn", "per_batch", "padded",
-    "resized", "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", "influence", "rms", "pair", "elem", "Linf", "L2", "norm",
-    "value", "offline", "off", "new_run", "0/1", "run", "run/last.ckpt", "run/model.safetensors", "one", "imagenet_v2",
-    "vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k", "deit3_small_patch16_224", "resnet18", "mixer_b16_224",
-    "00:00:00:01", "min-max", "digits", "v4",
+    "auto", "cpu", "gpu", "cuda", "none", "all", "ddp", "ddp_spawn", "fsdp", "bf16-mixed", "16-mixed", "64-true",
+    "16-true", "bf16-true", "last", "best", "head", "last_1", "last_9", "margin", "ce", "test", "val", "blocks.0",
+    "blocks.3", "norm", "patch_embed", "bicubic", "nearest", "avg", "token", "map", "simple", "advanced", "pytorch",
+    "warn", "per_batch", "padded", "resized", "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", "influence", "rms",
+    "pair", "elem", "Linf", "L2", "norm", "value", "offline", "off", "new_run", "0/1", "run", "run/last.ckpt",
+    "run/model.safetensors", "one", "weights.safetensors", "imagenet_v2", "vit_tiny_patch16_224",
+    "vit_tiny_patch16_224.augreg_in21k", "deit3_small_patch16_224", "resnet18", "mixer_b16_224", "00:00:00:01",
+    "min-max", "digits", "v4",
 ]  # fmt: skip
 """Values of some setting, mostly at the wrong place."""
 KEYS = [
-    "{key}x", "{key}.{key}", "{key}.", ".{key}", "a.b.c", "a..b", "", " ", "{key} ", "{key}[0]", "{key}@x", "x@{key}", "é",
-    "a/b", "{key}/b", "_target_", "hydra", "hydra.{key}", "hydra.job.x", "trainer.callbacks", "trainer.plugins",
+    "{key}x", "{key}.{key}", "{key}.", ".{key}", "a.b.c", "a..b", "", " ", "{key} ", "{key}[0]", "{key}@x", "x@{key}",
+    "é", "a/b", "{key}/b", "_target_", "hydra", "hydra.{key}", "hydra.job.x", "trainer.callbacks", "trainer.plugins",
     "trainer.logger", "trainer.strategy", "trainer.profiler", "model.args.depth", "model.args.patch_size",
     "model.args.norm_layer", "model.args.checkpoint_path", "suite.attacks.mine", "suite.benchmarks.mine",
     "suite.analyses.mine", "suite.noise.mine", "suite.datasets", "0", "a\nb", "-", "a:b", "$",
@@ -182,8 +188,10 @@ def main() -> None:
     counts: Counter[str] = Counter()
     slowest, largest = 0.0, 0
     work = functools.partial(run, folder=folder, limit=args.limit)
-    with multiprocessing.get_context("fork").Pool(args.processes) as pool:
-        for number, outcome in pool.imap_unordered(work, commands.items()):
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(args.processes, mp_context=fork) as pool:
+        for future in as_completed([pool.submit(work, item) for item in commands.items()]):
+            number, outcome = future.result()
             counts[outcome.kind] += 1
             slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.megabytes)
             if args.list or outcome.kind not in GOOD:
@@ -305,7 +313,7 @@ def draw_base(rng: random.Random) -> tuple[str, list[str]]:
     if kind == "suite":
         return "evaluate", change_settings(EVALUATE, f"suite={rng.choice(SLOW_SUITES)}", "dry_run=true")
     if kind == "model":
-        return "evaluate", change_settings(EVALUATE, "checkpoint=run/model.safetensors", *TINY, "data=digits")
+        return "evaluate", change_settings(EVALUATE, "checkpoint=weights.safetensors", *TINY, "data=digits")
     return "evaluate", EVALUATE
 
 
@@ -384,7 +392,8 @@ def leaves(script: str, arguments: tuple[str, ...]) -> dict[str, Any]:
 
     cfg = compose(script, arguments)
     own = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=False)
-    return dict.fromkeys(sorted(hidden_keys(script, arguments))) | dict(items_of(own, ""))
+    items = dict.fromkeys(sorted(hidden_keys(script, arguments))) | dict(items_of(own, ""))
+    return {key: value for key, value in items.items() if key not in SLOW_KEYS}
 
 
 @functools.cache
@@ -412,6 +421,7 @@ DAMAGED: list[tuple[str, str, list[str]]] = [
     ("run/config.json", "evaluate", EVALUATE),
     ("run/model.safetensors", "train", [*TRAIN, "checkpoint=run"]),
     ("run/model.safetensors", "evaluate", EVALUATE),
+    ("weights.safetensors", "evaluate", [*EVALUATE[1:], "checkpoint=weights.safetensors", *TINY, "data=digits"]),
     ("run/last.ckpt", "train", RESUME),
     ("run/last.ckpt", "train", [*TRAIN, "checkpoint=run/last.ckpt"]),
     ("run/last.ckpt", "evaluate", ["checkpoint=run/last.ckpt", *EVALUATE[1:]]),
@@ -484,7 +494,7 @@ def change_content(path: Path, content: bytes, kind: str, rng: random.Random) ->
         else:
             arrays = change(arrays, kind, rng)
         with open(path, "wb") as file:
-            np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+            np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
     else:
         rows = list(csv.reader(io.StringIO(content.decode())))
         rows = change(rows, kind, rng)
@@ -536,6 +546,7 @@ def make_template(folder: Path) -> None:
         outcome = classify(functools.partial(start, script, arguments), folder, limit=600)
         if outcome.kind != "accepted":
             sys.exit(f"{shlex.join([script, *arguments])} fails: {outcome.output}")
+    shutil.copy(folder / "run" / "model.safetensors", folder / "weights.safetensors")  # no config.json beside it
 
 
 def run(item: tuple[int, Command], folder: Path, limit: int) -> tuple[int, Outcome]:
@@ -576,10 +587,8 @@ def classify(function: Callable[[], None], folder: Path, limit: int) -> Outcome:
         run_in_child(function, folder, logs, limit)
     _, status, usage = os.wait4(pid, 0)
     seconds = time.monotonic() - begin
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # processes that it started
-    except ProcessLookupError:
-        pass
     output = logs[1].read_text(errors="replace")
     printed = logs[0].read_text(errors="replace")
     for log in logs:
@@ -595,7 +604,7 @@ def run_in_child(function: Callable[[], None], folder: Path, logs: list[Path], l
         os.chdir(folder)
         for number, stream in enumerate(("stdout", "stderr"), start=1):
             os.dup2(os.open(logs[number - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            setattr(sys, stream, open(number, "w", errors="backslashreplace", buffering=1, closefd=False))
+            setattr(sys, stream, os.fdopen(number, "w", errors="backslashreplace", buffering=1, closefd=False))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(limit)

@@ -15,8 +15,7 @@ import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -207,7 +206,8 @@ def _check_node(node: Any, path: str) -> None:
             _check_node(node[index], f"{path}[{index}]")
     if not isinstance(node, DictConfig):
         return
-    parameters = _parameters(_target(node, path)) if "_target_" in node else None
+    target = _target(node, path) if "_target_" in node else None
+    parameters = _parameters(target) if target else None
     for key in map(str, node):
         name, value = f"{path}.{key}" if path else key, node[key]
         if not OmegaConf.is_interpolation(node, key):  # ${nullspace} is checked as cfg.nullspace
@@ -218,7 +218,7 @@ def _check_node(node: Any, path: str) -> None:
             raise UserError(unknown_key(name, parameters))
         if not _is_target(value):
             plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            validate_value(name, plain, parameters[key])
+            validate_value(name, plain, parameters[key], is_converted=_converts(target))
 
 
 def _is_target(value: Any) -> bool:
@@ -244,15 +244,44 @@ def _target(node: DictConfig, path: str) -> Any:
     return target
 
 
-def validate_value(name: str, value: Any, annotation: Any) -> None:
-    """Check one value against a type; raises UserError, in one line."""
+def check_num_nodes(name: str, num_nodes: int) -> None:
+    """Raise UserError if nothing tells this process which of the machines it is on: it would wait for the others."""
+    known = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+    if num_nodes > 1 and not any(variable in os.environ for variable in known):
+        raise UserError(
+            f"{name}={num_nodes}: start the command on each machine with torchrun --nnodes={num_nodes} or srun, or set"
+            " MASTER_ADDR and NODE_RANK"
+        )
+
+
+def _converts(target: Any) -> bool:
+    """Whether a class or function converts its arguments by pydantic, such as text to a number."""
+    function = target.__init__ if inspect.isclass(target) else target
+    return hasattr(target, "__pydantic_fields__") or hasattr(function, "raw_function")
+
+
+def validate_value(name: str, value: Any, annotation: Any, *, is_converted: bool = True) -> None:
+    """Check one value against a type.
+
+    Args:
+        name: of the setting.
+        value: its value.
+        annotation: the type.
+        is_converted: whether the receiver converts it by pydantic; otherwise '1' is no number.
+
+    Raises:
+        UserError: the value is not of the type, in one line.
+    """
     try:
-        strict = True if isinstance(value, bool) else None  # a number given as true is a mistake, whatever the class
+        # A number given as true is a mistake, whatever the class.
+        strict = True if isinstance(value, bool) or (isinstance(value, str) and not is_converted) else None
         _adapter(annotation).validate_python(value, strict=strict)
     except ValidationError as error:
         details = error.errors(include_url=False)
         reasons = dict.fromkeys("lacks a value" if d["type"] == "missing" else d["msg"] for d in details)
         text = " or ".join(reasons).replace("Input should be", "should be").replace("Value error, ", "")
+        text = text.replace("a valid tuple", "a list, such as [a,b]").replace("Tuple should", "the list should")
+        text = text.replace(" after validation", "")
         raise UserError(f"{name}={_shown(value)}: {text}") from error
 
 

@@ -114,7 +114,7 @@ def _parse(arguments: Sequence[str]) -> tuple[list[Override], bool]:
 def _not_a_choice(error: Exception, override: Override) -> str | None:
     """A line if the value of a group is not one of its choices."""
     group, value = override.key_or_group, override.value()
-    if isinstance(value, str) and "${" not in value:
+    if isinstance(value, str) and "${" not in value and ".." not in value:
         if not (isinstance(error, MissingConfigException) and error.missing_cfg_file == f"{group}/{value}"):
             return None
         choices = [line.strip() for line in str(error).splitlines()[1:] if line.startswith("\t")]
@@ -164,9 +164,9 @@ def _hydra_error(error: Exception, config_name: str) -> str:
         name, values = match.groups()
         return f"{name}={values}: add -m to run every value, or type '{name}=[{values}]' for a list"
     if match := re.match(r"Could not override '(.*?)(?:@.*)?'\. No match in the defaults list", text):
-        return (
-            unknown_key(match[1], _top_level_keys(config_name)) if match[1] else "=: a setting has the form name=value"
-        )
+        if not match[1]:
+            return "=: a setting has the form name=value"
+        return unknown_key(match[1], _top_level_keys(config_name))
     if match := re.match(r"Override (\S*) looks like a config group override, but config group '(.*)' does", text):
         return f"{match[1]}: there is no group {match[2]}; the form name@package=choice is for groups only"
     if match := re.match(r"Could not delete (?:from config\. )?'(.*?)'", text):

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import check_and_instantiate, entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import (
+    check_and_instantiate,
+    check_num_nodes,
+    entry_point,
+    instantiate,
+    validate_config,
+    validate_value,
+)
 from nsaug.cli.faults import one_line_faults
 from nsaug.utils.errors import UserError
 from nsaug.utils.files import lock_folder
@@ -136,6 +143,7 @@ def prepare(cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]", devic
             unreadable.append(str(error))
     if not models:
         raise UserError(unreadable[0])
+    check_model_settings(cfg, models)
     for reason in unreadable:
         log.error("%s", reason)
     for model in models:
@@ -181,6 +189,9 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     }  # fmt: skip
     for key, annotation in types.items():
         validate_value(key, to_plain(cfg[key]), annotation)
+    check_num_nodes("num_nodes", cfg.num_nodes)
+    if cfg.model.get("checkpoint") is not None:
+        raise UserError("model.checkpoint cannot be set: type checkpoint=PATH")
     suite = build_suite_config(cfg)
     return suite, expand(suite, check_and_instantiate)
 
@@ -303,6 +314,13 @@ def uses_model_config(cfg: DictConfig, model: "EvalModel") -> bool:
         and model.config is None
         and (model.checkpoint is not None or model.name == cfg.model.name)
     )
+
+
+def check_model_settings(cfg: DictConfig, models: "list[EvalModel]") -> None:
+    """Raise UserError if there are settings of the model that no model is built from."""
+    if cfg.model and not any(uses_model_config(cfg, model) for model in models):
+        given = "model=" if "_target_" in cfg.model else f"model.{next(iter(cfg.model))}"
+        raise UserError(f"{given} has no effect, because {models[0].config_file} describes the model: leave it out")
 
 
 def load_vit(cfg: DictConfig, device: "torch.device", model: "EvalModel") -> "NoisyViT":

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -13,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import check_num_nodes, entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
-from nsaug.utils.errors import UserError, as_setting
+from nsaug.utils.errors import UserError, as_setting, with_type
 
 if TYPE_CHECKING:
     from nsaug.data import ImageDataModule
@@ -152,11 +153,22 @@ def check_settings(cfg: DictConfig) -> None:
         validate_value(key, cfg[key], annotation)
     if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.get("batch_size", 0) % 2:
         raise UserError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
+    for key, advice in (("checkpoint", "type checkpoint=PATH"), ("num_classes", "it is that of the data")):
+        if cfg.model.get(key) is not None:
+            raise UserError(f"model.{key} cannot be set: {advice}")
     check_trainer(cfg.trainer)
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """Refuse arguments of `lightning.Trainer` that a run of nsaug cannot take."""
+    """Refuse arguments of `lightning.Trainer` that a run of nsaug cannot take, and values that Lightning ignores."""
+    from nsaug.utils.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+    types = {
+        "accumulate_grad_batches": PositiveInt, "gradient_clip_val": NonNegativeFloat | None,
+        "log_every_n_steps": NonNegativeInt | None, "num_nodes": PositiveInt,
+    }  # fmt: skip
+    for key, annotation in types.items():
+        validate_value(f"trainer.{key}", trainer[key], annotation)
     if "logger" in trainer:
         raise UserError("trainer.logger cannot be set: choose the loggers with logger=wandb, logger=csv or logger=none")
     if trainer.get("fast_dev_run"):
@@ -180,6 +192,7 @@ def check_output_dir(cfg: DictConfig) -> None:
             "each process would make its own output folder: add hydra.run.dir=outputs/train/NAME, the same for all, on"
             " a shared disk"
         )
+    check_num_nodes("trainer.num_nodes", cfg.trainer.num_nodes)
 
 
 def check_data(cfg: DictConfig, data: Any) -> None:
@@ -279,6 +292,22 @@ def one_line_errors(folder: Path) -> Iterator[None]:
             last = find_last_checkpoint(folder)
             saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
             raise UserError(f"{error} ({saved})") from None
+        except UserError:
+            raise
+        except Exception as error:
+            if not is_restoring(error):
+                raise
+            raise UserError(
+                f"{folder / LAST} cannot be restored ({with_type(error)}): start the run again, without resume"
+            ) from error
+
+
+def is_restoring(error: Exception) -> bool:
+    """Whether Lightning raised an error while it restored a checkpoint."""
+    return any(
+        frame.f_globals.get("__name__", "").endswith("checkpoint_connector") and "restore" in frame.f_code.co_name
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def format_metrics(metrics: Any) -> str:

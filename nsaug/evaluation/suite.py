@@ -246,9 +246,9 @@ def _to_number(value: Any) -> float | None:
     return float(number) if isinstance(number, int | float) else None
 
 
-def _look_up(name: str, known: Any, path: str) -> Any:
-    if name not in known:
-        raise UserError(unknown_name(path, name, known))
+def _look_up(name: Any, known: Any, path: str) -> Any:
+    if not isinstance(name, str) or name not in known:
+        raise UserError(unknown_name(path, str(name), known))
     return known[name] if isinstance(known, Mapping) else name
 
 

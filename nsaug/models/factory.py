@@ -21,7 +21,7 @@ from nsaug.models.checkpoint_formats import (
     unwrap,
 )
 from nsaug.models.noisy_vit import NoisyViT
-from nsaug.models.run_config import Interpolation, TransformersConfig, model_arg_names
+from nsaug.models.run_config import Interpolation, TransformersConfig, model_arg_names, model_arg_problem
 from nsaug.models.weights import read_config, read_preprocessing, read_source_config, read_weights
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import Fraction, PositiveFloat, PositiveFraction, PositiveInt, validate_args
@@ -116,6 +116,11 @@ def build_vit(
         raise UserError(
             f"model.args={{in_chans: {model_args['in_chans']}}}: images have 3 channels, leave in_chans out"
         )
+    _check_args(
+        config["architecture"],
+        model_args,
+        {"img_size": img_size, "patch_size": patch_size, "drop_path_rate": drop_path_rate or None},
+    )
     run_config = (read_config(checkpoint) if checkpoint else None) or {}
     source = run_config.get("pretrained_cfg", {})
     norm_eps = run_config.get("nsaug", {}).get("norm_eps")
@@ -165,6 +170,23 @@ def build_vit(
         compile=compile,
         grad_checkpointing=grad_checkpointing,
     )
+
+
+def _check_args(architecture: str, args: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise UserError for arguments of the model that are not of timm's type, or are set a second time.
+
+    Args:
+        architecture: name of the model in timm.
+        args: the arguments.
+        settings: arguments that are settings of their own.
+    """
+    for key, value in args.items():
+        if settings.get(key) is not None and value != settings[key]:
+            raise UserError(
+                f"model.args={{{key}: {value}}}: model.{key}={settings[key]} says otherwise, set that alone"
+            )
+        if reason := model_arg_problem(architecture, key, value):
+            raise UserError(f"model.args.{key}={value}: {reason}".replace("None", "null"))
 
 
 def _as_pair(size: int | tuple[int, int]) -> tuple[int, int]:

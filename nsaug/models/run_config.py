@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import timm
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, TypeAdapter, ValidationError, with_config
@@ -357,19 +357,41 @@ def _read_bytes(file: Path) -> bytes | None:
 
 
 @cache
-def model_arg_names(architecture: str) -> frozenset[str]:
-    """Names of the arguments that the constructors of a timm architecture take.
+def model_arg_types(architecture: str) -> dict[str, Any]:
+    """Arguments that the constructors of a timm architecture take, with their types; Any where timm states none.
 
     Those of timm's factory are left out: they name files and addresses of weights (`checkpoint_path`,
     `pretrained_cfg`), or build something else than the classifier (`features_only`).
     """
     module = sys.modules[model_entrypoint(architecture).__module__]
-    classes = [item for item in vars(module).values() if inspect.isclass(item)]
-    names = {
-        name
-        for item in classes
-        if issubclass(item, nn.Module) or dataclasses.is_dataclass(item)
-        for name in inspect.signature(item).parameters
-    }
     factory = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
-    return frozenset(names - factory - {"self", "args", "device", "dtype", "features_only", "pruned"})
+    hidden = factory | {"self", "args", "device", "dtype", "features_only", "pruned"}
+    types: dict[str, Any] = {}
+    for item in vars(module).values():
+        if not (inspect.isclass(item) and (issubclass(item, nn.Module) or dataclasses.is_dataclass(item))):
+            continue
+        for name, parameter in inspect.signature(item).parameters.items():
+            stated = parameter.annotation
+            known = Any if stated is parameter.empty or isinstance(stated, str) else stated
+            if name not in hidden:
+                types[name] = Union[types[name], known] if name in types else known  # noqa: UP007
+    return types
+
+
+def model_arg_names(architecture: str) -> frozenset[str]:
+    """Names of the arguments that the constructors of a timm architecture take."""
+    return frozenset(model_arg_types(architecture))
+
+
+def model_arg_problem(architecture: str, name: str, value: Any) -> str | None:
+    """What is wrong with the value of an argument of a timm architecture; None if nothing is known to be."""
+    if isinstance(value, int | float) and not -MAX_ARG <= value <= MAX_ARG:
+        return f"should be from {-MAX_ARG:,} to {MAX_ARG:,}"
+    if name in ("depth", "embed_dim", "num_heads") and isinstance(value, int) and value < 1:
+        return "should be 1 or more"
+    try:
+        adapter = TypeAdapter(model_arg_types(architecture).get(name, Any), config={"arbitrary_types_allowed": True})
+        adapter.validate_python(value, strict=True if isinstance(value, bool) else None)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"]).replace("Input should be", "should be")
+    return None

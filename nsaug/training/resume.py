@@ -93,7 +93,8 @@ def find_last_checkpoint(folder: Path) -> Path | None:
             damaged.append(folder / name)
     if damaged:
         names = " and ".join(path.name for path in damaged)
-        raise UserError(f"resume={folder}: {names} are damaged: start the run again, without resume")
+        verb = "is" if len(damaged) == 1 else "are"
+        raise UserError(f"resume={folder}: {names} {verb} damaged: start the run again, without resume")
     return None
 
 

@@ -43,10 +43,9 @@ def unknown_name(prefix: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     matches = difflib.get_close_matches(name, names, n=1)
     scope = f"{prefix}." if prefix else ""
+    hint = f"; choose among {', '.join(names)}" if names else ""
     if matches:
         hint = f"; did you mean {scope}{matches[0]}?"
-    else:
-        hint = f"; choose among {', '.join(names)}" if names else ""
     return f"{scope}{name}: no such setting{hint}"
 
 

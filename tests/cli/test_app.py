@@ -4,17 +4,20 @@ import inspect
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import lightning
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from nsaug.cli import evaluate, train
-from nsaug.cli.app import _sort_arguments, instantiate, validate_value
+from nsaug.cli.app import _sort_arguments, entry_point, instantiate, validate_value
 from nsaug.cli.errors import format_error
 from nsaug.utils.errors import UserError
-from tests.commands import cli_error
+from tests.commands import cli_error, run
 from tests.conftest import ROOT
 
 
@@ -118,6 +121,32 @@ def test_custom_choices_need_a_class(group):
         ("data=checkpoint", "data=checkpoint is for evaluate.py"),
         ("data=folder", "data.root is not set: type data.root=..."),
         ("nullspace.eps=[0.1", "nullspace.eps=[0.1: cannot be read as name=value"),
+        ("data=1", "data=1: no such choice; data is one of checkpoint, cifar10,"),
+        ("data=[a,b]", "data=[a,b]: no such choice; data is one of checkpoint, cifar10,"),
+        ("optim='a/b'", "optim='a/b': no such choice; optim is one of adamw"),
+        ("optim=../train", "optim=../train: no such choice; optim is one of adamw"),
+        ("optim=${seed}", "optim=${seed}: no such choice; optim is one of adamw"),
+        ("suite=1", "suite=1: suite is no group of this command: leave it out"),
+        ("suite=quick", "suite: no such setting; choose among attack, checkpoint"),
+        ("hydra/launcher=1", "hydra/launcher=1: no such choice; hydra/launcher is one of processes, slurm"),
+        ("seed=choice(0,1)", "seed=choice(0,1): add -m to run every value, or type 'seed=[choice(0,1)]' for a list"),
+        ("~trainer.strategy", "~trainer.strategy: nothing to remove, there is no such setting"),
+        ("+seed=1", "+seed: this setting exists: leave out the +"),
+        ("x@y=1", "x@y=1: there is no group x"),
+        ("=", "=: a setting has the form name=value"),
+        ("method._target_=-1", "method._target_=-1: should be the name of a class or function"),
+        ("optim._target_=abc", "optim._target_=abc: is a module, not a class or function"),
+        ("method.noise=0.5", "method.noise=0.5: should be an instance of NoiseSource"),
+        ("model.mean=1", "model.mean=1: should be a list, such as [a,b]"),
+        ("+model.checkpoint=x", "model.checkpoint cannot be set: type checkpoint=PATH"),
+        ("+model.num_classes=3", "model.num_classes cannot be set: it is that of the data"),
+        ("trainer.log_every_n_steps=-7", "trainer.log_every_n_steps=-7: should be greater than or equal to 0"),
+        (
+            "trainer.accumulate_grad_batches=0",
+            "trainer.accumulate_grad_batches=0: should be greater than",
+        ),
+        ("trainer.min_steps='1'", "trainer.min_steps=1: should be a valid integer"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1: should be greater than or equal to 0"),
     ],
 )
 def test_wrong_setting_is_one_line(override, line):
@@ -141,6 +170,12 @@ def test_wrong_setting_is_one_line(override, line):
         ("+suite.image_list=", "suite.image_list=: should not be empty"),
         ("compare=['',a]", "compare=['', 'a']: should not be empty"),
         ("model.mean=[0,0,0]", "model.mean: no such setting"),
+        ("+model.checkpoint=x", "model.checkpoint cannot be set: type checkpoint=PATH"),
+        (
+            "num_nodes=2",
+            "num_nodes=2: start the command on each machine with torchrun --nnodes=2 or srun, or",
+        ),
+        ("+suite.attacks.mine={attack: []}", "suite.attacks.mine.[]: no such setting; choose among autoattack, cw,"),
         (
             "+suite.benchmarks.mine._target_=nsaug.Nothing",
             "suite.benchmarks.mine._target_=nsaug.Nothing: there is no such",
@@ -253,9 +288,7 @@ def test_user_classes_are_checked_like_own_ones(tmp_path, monkeypatch):
     custom = ["method=custom", "method._target_=userpackage.Checked"]
     assert error_of(*custom, "method.alpha=2") is None
     assert error_of(*custom, "+method.alpha=2") is None
-    assert error_of(*custom, "method.alpha=much") == "method.alpha=much: should be a valid number, unable to parse" + (
-        " string as a number"
-    )
+    assert error_of(*custom, "method.alpha=much") == "method.alpha=much: should be a valid number"
     assert error_of(*custom, "method.alhpa=2") == "method.alhpa: no such setting; did you mean method.alpha?"
     assert error_of("method=custom", "method._target_=userpackage.Unresolvable", "method.alpha=2") is None
     line = error_of("method=custom", "method._target_=userpackage.Wrong")
@@ -287,6 +320,73 @@ def test_unknown_option_is_one_line(monkeypatch, tmp_path, capsys):
 
 def test_options_may_follow_settings():
     assert _sort_arguments(["a=1", "-m", "b=2", "--config-dir", "dir"]) == ["-m", "--config-dir", "dir", "a=1", "b=2"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("hydra.job_logging.version=2", "hydra.job_logging.version=2: Unsupported version: 2"),
+        (
+            "hydra.searchpath=[nowhere]",
+            "hydra.searchpath=[nowhere]: provider=hydra.searchpath in command-line, ",
+        ),
+        ("hydra.job.chdir=often", "hydra.job.chdir: Value 'often' is not a valid bool"),
+        ("method=nothing", "method=nothing: no such choice; method is one of clean,"),
+        ("attack=null", "attack=null: no such choice; attack is one of autoattack,"),
+        (f"name={'x' * 5000}\n", "name=xxxx"),
+    ],
+)
+def test_errors_of_hydra_are_one_line(monkeypatch, tmp_path, capsys, argument, line):
+    monkeypatch.chdir(tmp_path)
+    error = cli_error(train, monkeypatch, capsys, argument, "seed=x")
+    assert error.startswith(f"error: {line}")
+    assert len(error) < 1200
+
+
+def raising(error):
+    """A command whose task raises an error."""
+
+    @entry_point("train")
+    def task(cfg):
+        raise error
+
+    return SimpleNamespace(main=task, __name__="train")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("seed=x: wrong"), "seed=x: wrong"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (MisconfigurationException("no such device\nmore"), "trainer: no such device"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            "memory ran out (CUDA out of memory. Tried): lower",
+        ),
+        (MemoryError(), "memory ran out (MemoryError): lower data.batch_size"),
+    ],
+)
+def test_errors_of_libraries_are_one_line(monkeypatch, tmp_path, capsys, error, line):
+    monkeypatch.chdir(tmp_path)
+    assert cli_error(raising(error), monkeypatch, capsys).startswith(f"error: {line}")
+
+
+def test_bugs_are_one_line_and_their_traceback_is_logged(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = cli_error(raising(KeyError("x")), monkeypatch, capsys, f"hydra.run.dir={tmp_path}/run")
+    assert line.startswith("error: internal error: KeyError: 'x'; the log file of this run and HYDRA_FULL_ERROR=1 show")
+    (log,) = (tmp_path / "run").glob("*.log")
+    assert "in task" in log.read_text()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(KeyError):
+        run(raising(KeyError("x")), monkeypatch)
+
+
+def test_bug_in_a_run_does_not_stop_a_multirun(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        run(raising(KeyError("x")), monkeypatch, "-m", "seed=0,1")
+    assert capsys.readouterr().err.count("error: internal error: KeyError: 'x'") == 2
 
 
 def test_full_error_setting_is_restored():

@@ -362,7 +362,7 @@ def print_plan(cfg: DictConfig, prepared: Prepared, cache: "ResultCache", worker
     from rich.console import Console
     from rich.table import Table
 
-    from nsaug.evaluation.progress import format_duration
+    from nsaug.utils.text import format_duration
 
     plan = prepared.plan
     assert plan is not None

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -237,7 +238,7 @@ def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], No
     """Lightning's callbacks; those of `trainer.callbacks` come last."""
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-    from nsaug.training.callbacks import NoiseImageLogger, NoiseMonitor, Progress, ValidateAtEnd
+    from nsaug.training.callbacks import NoiseImageLogger, NoiseMonitor, Progress, ProgressLines, ValidateAtEnd
     from nsaug.training.checkpointing import LastCheckpoint
 
     callbacks: list[Any] = []
@@ -250,7 +251,7 @@ def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], No
     if num_images:
         callbacks.append(NoiseImageLogger(folder, num_images))
     if cfg.trainer.enable_progress_bar:
-        callbacks.append(Progress())
+        callbacks.append(Progress() if sys.stdout.isatty() else ProgressLines())
     return callbacks + as_list(instantiate(cfg.trainer.get("callbacks")))
 
 

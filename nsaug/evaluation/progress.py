@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from nsaug.evaluation.workers import Workers
+from nsaug.utils.text import LINE_SECONDS, format_duration
 
 log = logging.getLogger(__name__)
 
-LINE_SECONDS = 30.0
-"""Time between two lines where stdout is not a terminal."""
 REFRESH_SECONDS = 0.5
 
 
@@ -55,11 +54,3 @@ def _log_lines(total: int, workers: Workers, stop: threading.Event) -> None:
             log.info("evaluating: %.0f %% done, about %s left", 100 * share, left)
         else:
             log.info("evaluating: the first block is not done yet")
-
-
-def format_duration(seconds: float) -> str:
-    """A duration in its largest units, such as `40 s`, `12 min` or `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

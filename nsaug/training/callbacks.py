@@ -1,12 +1,14 @@
-"""Lightning callbacks: validation at the end, noise images, a monitor of the noise, the progress bar."""
+"""Lightning callbacks: validation at the end, noise images, a monitor of the noise, progress."""
 
 import logging
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -16,6 +18,7 @@ from nsaug.methods import NoiseAugmentation
 from nsaug.nullspace.pixel_space import to_pixels
 from nsaug.training.lightning_module import Finetuner
 from nsaug.utils.rng import Stream, make_generator
+from nsaug.utils.text import LINE_SECONDS, format_duration
 
 log = logging.getLogger(__name__)
 
@@ -135,3 +138,34 @@ class Progress(RichProgressBar):
             for name, value in super().get_metrics(trainer, module).items()
             if name != "v_num"
         }
+
+
+class ProgressLines(ProgressBar):
+    """A line of progress now and then, with the time left, for files and pipes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start = (0.0, 0)
+        self._last = 0.0
+
+    def disable(self) -> None:
+        """Lightning calls it in all processes but the first."""
+        self._last = math.inf
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._start = time.monotonic(), trainer.global_step
+        self._last = max(self._last, self._start[0])
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+        now = time.monotonic()
+        if now < self._last + LINE_SECONDS:
+            return
+        self._last = now
+        start, first_step = self._start
+        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        left = (now - start) * (total - step) / max(1, step - first_step)
+        metrics = trainer.callback_metrics
+        values = [f"loss {float(metrics['train/loss']):.3g}"] if "train/loss" in metrics else []
+        if "val/top1" in metrics:
+            values.append(f"val top-1 {100 * float(metrics['val/top1']):.1f} %")
+        log.info("step %d of %d: %s; about %s left", step, total, ", ".join(values), format_duration(left))

@@ -1,4 +1,4 @@
-"""Text of any origin, made printable: names of files, classes and runs may hold control characters."""
+"""Text of any origin, made printable: names may hold control characters. Lines of progress."""
 
 import logging
 import os
@@ -9,6 +9,9 @@ INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 """Unicode categories that are written as escapes: control and format characters, surrogates, line separators."""
 JOINERS = "\u200c\u200d"
 """Format characters that are a part of words in some scripts, and of emoji."""
+
+LINE_SECONDS = 30.0
+"""Time between two lines of progress where stdout is not a terminal."""
 
 
 def printable(text: str) -> str:
@@ -36,3 +39,11 @@ class PrintableFormatter(logging.Formatter):
         return "".join(
             part if part in "\n\t" else printable(part) for part in re.split("([\n\t])", super().format(record))
         )
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in its largest units, such as `40 s`, `12 min` or `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,5 +1,6 @@
 """Warnings about noise above eps, and validation at the end of training."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from nsaug.cli import train
 from nsaug.training import callbacks
-from nsaug.training.callbacks import NoiseMonitor
+from nsaug.training.callbacks import NoiseMonitor, ProgressLines
 from tests.commands import FAST, metrics, run
 
 pytestmark = pytest.mark.usefixtures("tmp_cwd")
@@ -89,3 +90,32 @@ def test_validation_inside_epochs(monkeypatch, tmp_path):
 def test_validation_can_be_switched_off(monkeypatch, tmp_path, capsys):
     run(train, monkeypatch, *FAST, "method=clean", "trainer.max_steps=3", "trainer.limit_val_batches=0")
     assert "clean: no validation" in capsys.readouterr().out
+
+
+def test_progress_without_a_terminal(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(callbacks, "LINE_SECONDS", 0.0)
+    settings = [*FAST, "trainer.enable_progress_bar=true", "trainer.max_epochs=2"]
+    run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(lines) == 40
+    for number, line in enumerate(lines, start=1):
+        assert re.fullmatch(rf"step {number} of 40: loss [\d.]+(, val top-1 [\d.]+ %)?; about \d+ s left", line), line
+    assert "val top-1" in lines[-1]
+
+
+def test_progress_lines_are_rare(monkeypatch):
+    lines, seconds = [], iter([0.0, 10.0, 29.0, 31.0, 40.0, 62.0])
+    monkeypatch.setattr(callbacks.log, "info", lambda text, *args: lines.append(text % args))
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(seconds))
+    progress, trainer = ProgressLines(), SimpleNamespace(global_step=2, estimated_stepping_batches=12)
+    trainer.callback_metrics = {"train/loss": torch.tensor(0.5)}
+    progress.on_train_start(trainer, None)
+    for step in range(3, 8):
+        trainer.global_step = step
+        progress.on_train_batch_end(trainer, None)
+    assert lines == ["step 5 of 12: loss 0.5; about 72 s left", "step 7 of 12: loss 0.5; about 62 s left"]
+    progress.disable()
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: 1e9)
+    progress.on_train_start(trainer, None)
+    progress.on_train_batch_end(trainer, None)
+    assert len(lines) == 2, "silent in the other processes"

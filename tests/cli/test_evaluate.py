@@ -231,7 +231,7 @@ def test_wrong_settings_are_one_line(trained, monkeypatch, tmp_path, capsys, arg
     assert line.startswith(f"error: {message}"), line
 
 
-def test_last_checkpoint_of_a_crashed_run(monkeypatch, tmp_path):
+def test_last_checkpoint_of_a_crashed_run(monkeypatch, tmp_path, capsys):
     from nsaug.training.lightning_module import Finetuner
 
     training_step = Finetuner.training_step
@@ -242,8 +242,8 @@ def test_last_checkpoint_of_a_crashed_run(monkeypatch, tmp_path):
         return training_step(self, batch, batch_idx)
 
     monkeypatch.setattr(Finetuner, "training_step", crashing_step)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(train, monkeypatch, *FAST, "trainer.max_epochs=2", "method=clean", f"hydra.run.dir={tmp_path}/run")
+    settings = [*FAST, "trainer.max_epochs=2", "method=clean", f"hydra.run.dir={tmp_path}/run"]
+    assert "RuntimeError: power cut" in cli_error(train, monkeypatch, capsys, *settings)
     run(evaluate, monkeypatch, *SMALL, f"hydra.run.dir={tmp_path}/eval", f"checkpoint={tmp_path}/run/last.ckpt")
     assert len(top1(tmp_path / "eval")) == 4
 

@@ -59,14 +59,14 @@ SLOW = ("accumulated", "trades", "two views")
 @pytest.mark.parametrize(
     "variant", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in VARIANTS]
 )
-def test_resumed_run_is_bit_identical(variant, monkeypatch, tmp_path, breaks):
+def test_resumed_run_is_bit_identical(variant, monkeypatch, tmp_path, capsys, breaks):
     """Stopped in the first epoch, resumed, and stopped again in the second."""
     settings = [*SHORT, *VARIANTS[variant]]
     run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/whole")
     for step, more in ((12, []), (17, ["resume=true"])):
         breaks(step)
-        with pytest.raises(RuntimeError, match="injected"):
-            run(train, monkeypatch, *settings, *more, f"hydra.run.dir={tmp_path}/broken")
+        line = cli_error(train, monkeypatch, capsys, *settings, *more, f"hydra.run.dir={tmp_path}/broken")
+        assert "RuntimeError: injected" in line
     run(train, monkeypatch, *settings, f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/other")
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
     assert not (tmp_path / "other" / "model.safetensors").exists()
@@ -318,11 +318,10 @@ def test_metrics_are_replaced_as_a_whole(tmp_path, monkeypatch):
     assert (tmp_path / "metrics.csv").read_text() == "step,train/loss,val/loss\n0,1.0,\n1,,2.0\n"
 
 
-def test_resumed_run_continues_metrics_csv(monkeypatch, tmp_path, breaks):
+def test_resumed_run_continues_metrics_csv(monkeypatch, tmp_path, capsys, breaks):
     breaks(30)
     settings = [*FAST, "trainer.max_epochs=2", "trainer.log_every_n_steps=1", f"hydra.run.dir={tmp_path}/run"]
-    with pytest.raises(RuntimeError, match="injected"):
-        run(train, monkeypatch, *settings)
+    assert "RuntimeError: injected" in cli_error(train, monkeypatch, capsys, *settings)
     run(train, monkeypatch, *settings, "resume=true")
     steps = [int(row["step"]) for row in metrics(tmp_path / "run") if row["train/loss"]]
     assert steps == list(range(40))

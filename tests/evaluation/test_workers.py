@@ -145,11 +145,15 @@ def test_killed_workers_cost_their_block_only(evaluation, tmp_path, capsys):
     finish(evaluation("one", "devices=2"))
     duration = time.monotonic() - start
 
-    def cached():
-        return {path.name for path in (tmp_path / "killed_cache").rglob("[!.]*.npz")}
+    def cached(name):
+        return list((tmp_path / f"{name}_cache").rglob("[!.]*.npz"))
 
     rng, kills, counts = random.Random(0), 0, []
     while kills < NUM_KILLS:
+        if len(cached("killed")) == len(cached("one")):  # a kill should come while there is work
+            for path in cached("killed"):
+                if rng.random() < 0.8:
+                    path.unlink()
         process = evaluation("killed", "devices=2")
         try:
             process.communicate(timeout=rng.uniform(0.2, 0.9) * duration)
@@ -158,11 +162,7 @@ def test_killed_workers_cost_their_block_only(evaluation, tmp_path, capsys):
             os.kill(rng.choice([process.pid, *children]), signal.SIGKILL)
             process.communicate()
             kills += 1
-        else:  # finished: start again
-            for path in (tmp_path / "killed_cache").rglob("*.npz"):
-                if rng.random() < 0.8:
-                    path.unlink()
-        counts.append(len(cached()))
+        counts.append(len(cached("killed")))
     finish(evaluation("killed", "devices=2"))
     assert_same_tables(tmp_path, "one", "killed")
     with capsys.disabled():

@@ -242,7 +242,7 @@ def test_last_checkpoint_of_a_crashed_run(monkeypatch, tmp_path):
         return training_step(self, batch, batch_idx)
 
     monkeypatch.setattr(Finetuner, "training_step", crashing_step)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with pytest.raises(SystemExit, match="1"):
         run(train, monkeypatch, *FAST, "trainer.max_epochs=2", "method=clean", f"hydra.run.dir={tmp_path}/run")
     run(evaluate, monkeypatch, *SMALL, f"hydra.run.dir={tmp_path}/eval", f"checkpoint={tmp_path}/run/last.ckpt")
     assert len(top1(tmp_path / "eval")) == 4
@@ -510,6 +510,15 @@ def test_class_names_of_transformers(monkeypatch, tmp_path, capsys):
     assert "the classes in its config.json (1, 0, 2, ...) have another order than those of the data (0, 1, 2," in line
     line = cli_error(evaluate, monkeypatch, capsys, "suite=clean", f"checkpoint={tmp_path}", "data=digits")
     assert "model.safetensors has no config.json of nsaug or timm beside it: add model=... and data=..." in line
+
+
+@pytest.mark.parametrize("setting", ["model=micro", "model.mean=[0.1,0.1,0.1]", "model.args={depth: 1}"])
+def test_settings_of_a_model_that_is_described_elsewhere_are_refused(trained, monkeypatch, tmp_path, capsys, setting):
+    small = ["suite=clean", f"checkpoint={trained}", "accelerator=cpu", "data=digits"]
+    line = cli_error(evaluate, monkeypatch, capsys, *small, setting)
+    name = setting.partition("=")[0]
+    assert f"has no effect, because {trained}/config.json describes the model: leave it out" in line
+    assert line.startswith(f"error: {name}")
 
 
 def test_settings_of_the_recorded_data_can_be_changed(trained, monkeypatch, tmp_path, capsys):

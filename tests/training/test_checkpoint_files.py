@@ -113,7 +113,7 @@ def test_damaged_files_are_refused(tmp_path, content):
     path.write_bytes(content)
     assert not is_valid(path)
     assert refusal(find_resume_checkpoint, str(path), tmp_path).startswith(f"resume={path} is damaged")
-    assert refusal(find_resume_checkpoint, str(tmp_path), tmp_path).startswith(f"resume={tmp_path}: last.ckpt are")
+    assert refusal(find_resume_checkpoint, str(tmp_path), tmp_path).startswith(f"resume={tmp_path}: last.ckpt is")
     assert refusal(read_checkpoint, path).startswith(f"{path} is not a checkpoint of train.py (")
 
 

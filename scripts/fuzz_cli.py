@@ -62,6 +62,8 @@ SLOW_SUITES = ("attacks", "cifar10", "corruptions", "demo", "digits", "nullspace
 ATTACKS = ("fgsm", "fgsm_rs", "pgd", "pgd_l2", "mifgsm", "deepfool", "cw", "patch_fool")
 WORK = {"num_steps", "restarts", "max_epochs", "max_steps", "min_epochs", "min_steps", "binary_search_steps"}
 """Settings that ask for work: a billion is a valid value, and takes years."""
+PROCESSES = {"devices", "num_workers", "num_nodes"}
+"""Settings that start processes: a valid number of them is slow on a machine of few cores."""
 SLOW_KEYS = {"dry_run", "model.compile"}
 """Settings with a valid value that takes minutes."""
 
@@ -329,9 +331,10 @@ def draw_near(rng: random.Random, key: str, value: Any) -> str:
         return rng.choice(["true", "false"])
     if isinstance(value, int | float) and rng.random() < 0.9:
         scaled = [value * factor for factor in (-1, 0.1, 10, 1e-6)]
-        return str(
-            rng.choice([0, 1, 2, 3, 7, 0.5, 1.0, value + 1, *scaled, 1 if key.rpartition(".")[2] in WORK else 10**6])
-        )
+        name = key.rpartition(".")[2]
+        if name in PROCESSES:
+            return rng.choice(["0", "1", "-1", "0.5", "100000"])
+        return str(rng.choice([0, 1, 2, 3, 7, 0.5, 1.0, value + 1, *scaled, 1 if name in WORK else 10**6]))
     if isinstance(value, list) and value and rng.random() < 0.9:
         items = rng.choice([value[:1], value[1:], value[::-1], [*value, *value], [value[0]] * len(value)])
         return json.dumps(items).replace('"', "")

@@ -147,6 +147,7 @@ def _silence_warnings() -> None:
         ".*does not have many workers.*",
         ".*log_every_n_steps.*",
         ".*exists and is not empty.*",
+        ".*This DataLoader will create.*",
         ".*LeafSpec.*",
         ".*litlogger.*",
         ".*Total length of .* across ranks is zero.*",  # data.val_fraction=0
@@ -163,7 +164,7 @@ def _open_target_nodes() -> None:
 
     Hydra closes all nodes before it applies the command line. A node with a `_target_` need not be closed:
     `validate_config` checks its keys against the target's signature. Nor need `data=checkpoint`, whose keys are checked
-    against the signature of the data that the checkpoint was trained on.
+    against the signature of the data that the checkpoint was trained on, and `model=checkpoint`, which has none.
     """
     apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
 
@@ -172,7 +173,7 @@ def _open_target_nodes() -> None:
             if not isinstance(node, DictConfig) or node._is_none():
                 continue
             # list: `in` would be false for a _target_ that is still missing (???), as in custom.yaml
-            if "_target_" in list(node) or (key == "data" and not node):
+            if "_target_" in list(node) or (key in ("data", "model") and not node):
                 OmegaConf.set_struct(node, False)
         apply_overrides(overrides, cfg)
 
@@ -328,10 +329,16 @@ def check_and_instantiate(node: Mapping[str, Any], path: str) -> Any:
     return instantiate(config)
 
 
-def instantiate(node: Any, **kwargs: Any) -> Any:
-    """`hydra.utils.instantiate`; whatever the target raises becomes a UserError in one line, with the node's path."""
+def instantiate(node: Any, kind: type | tuple[type, ...] = object, **kwargs: Any) -> Any:
+    """`hydra.utils.instantiate`; whatever the target raises becomes a UserError in one line, with the node's path.
+
+    Args:
+        node: the node.
+        kind: what the target has to build.
+        kwargs: further arguments of the target.
+    """
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+        built = hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
@@ -343,3 +350,8 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
         else:
             raise
         raise UserError(f"{node._get_full_key('') or node['_target_']}: {reason}") from error
+    if not isinstance(built, kind):
+        names = " or ".join(item.__name__ for item in (kind if isinstance(kind, tuple) else (kind,)))
+        name = f"{node._get_full_key('')}._target_={node['_target_']}"
+        raise UserError(f"{name}: builds a {type(built).__name__}: name one that builds a {names}")
+    return built

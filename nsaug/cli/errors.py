@@ -88,6 +88,8 @@ def _composition_error(error: Exception, config_name: str, arguments: Sequence[s
             return f"{override.input_line}: add -m to run every value, or type '{name}=[{values}]' for a list"
         group = override.key_or_group
         if override.is_delete():
+            if str(error).startswith("Config group override deletion value"):
+                return f"{override.input_line}: type ~{group}, without a value"
             continue
         if group in _groups(config_name):
             if line := _not_a_choice(error, override):

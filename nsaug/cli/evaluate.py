@@ -188,7 +188,7 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
         "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt], "num_nodes": PositiveInt,
     }  # fmt: skip
     for key, annotation in types.items():
-        validate_value(key, to_plain(cfg[key]), annotation)
+        validate_value(key, to_plain(cfg[key]), annotation, is_converted=False)
     check_num_nodes("num_nodes", cfg.num_nodes)
     if cfg.model.get("checkpoint") is not None:
         raise UserError("model.checkpoint cannot be set: type checkpoint=PATH")
@@ -249,6 +249,7 @@ def missing_datasets(entries: "list[Entry]") -> dict[str, list[str]]:
 
 def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
     """Return a function from a model to its data: `data=` if set, otherwise what the model was trained on."""
+    from nsaug.data import ImageDataModule, TestDataset
     from nsaug.data.datamodule import as_test_dataset
     from nsaug.data.registry import data_from_metadata, recorded_name
 
@@ -259,7 +260,7 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
         key = json.dumps(None if named else model.metadata.get("data"), sort_keys=True)
         if key not in loaded:
             if named:
-                data = instantiate(cfg.data)
+                data = instantiate(cfg.data, (ImageDataModule, TestDataset))
             else:  # such as +data.root=PATH
                 data = data_from_metadata(model.metadata, to_plain(cfg.data), source=model.config_file)
             loaded[key] = as_test_dataset(data, split=cfg.split)
@@ -326,9 +327,10 @@ def check_model_settings(cfg: DictConfig, models: "list[EvalModel]") -> None:
 def load_vit(cfg: DictConfig, device: "torch.device", model: "EvalModel") -> "NoisyViT":
     """Build a model with its weights."""
     from nsaug.models.factory import build_vit
+    from nsaug.models.noisy_vit import NoisyViT
 
     if uses_model_config(cfg, model):
-        vit: NoisyViT = instantiate(cfg.model, checkpoint=model.checkpoint)
+        vit = instantiate(cfg.model, NoisyViT, checkpoint=model.checkpoint)
     else:
         vit = build_vit(**model.build_args())
     return vit.to(device).eval()

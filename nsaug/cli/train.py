@@ -57,30 +57,36 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     """
     import lightning as L
 
+    from nsaug.attacks import Attack
+    from nsaug.data import ImageDataModule, TestDataset
+    from nsaug.methods import Method
     from nsaug.models import weights
     from nsaug.models.checkpoint_formats import select_model
+    from nsaug.models.noisy_vit import NoisyViT
     from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space, remove_partial_checkpoints
-    from nsaug.training.lightning_module import Finetuner
-    from nsaug.training.loggers import finish, is_rank_zero, wandb_run_info
+    from nsaug.training.lightning_module import AdamWConfig, Finetuner
+    from nsaug.training.loggers import LoggerConfig, finish, is_rank_zero, wandb_run_info
+    from nsaug.training.mixup import Mixup
     from nsaug.training.resume import LAST, check_checkpoint, check_same_config
+    from nsaug.utils.processes import check_num_processes
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
-    data = instantiate(cfg.data)
+    data = instantiate(cfg.data, (ImageDataModule, TestDataset))
     data.setup("fit")
     check_data(cfg, data)
-    vit = instantiate(cfg.model, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
-    method = instantiate(cfg.method)
+    vit = instantiate(cfg.model, NoisyViT, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
+    method = instantiate(cfg.method, Method)
     if method.num_views > 1 and not data.augments:
         log.warning("%s: identical views: set data.crop, data.hflip or data.auto_augment", method.name)
     data.configure(vit.data_config, seed=cfg.seed, num_views=method.num_views)
     module = Finetuner(
         vit,
         method,
-        attack=instantiate(cfg.attack) if cfg.val_attack_batches else None,
-        optim=instantiate(cfg.optim),
-        mixup=instantiate(cfg.mixup),
+        attack=instantiate(cfg.attack, Attack) if cfg.val_attack_batches else None,
+        optim=instantiate(cfg.optim, AdamWConfig),
+        mixup=instantiate(cfg.mixup, Mixup),
         seed=cfg.seed,
         val_attack_batches=cfg.val_attack_batches,
         trainable=cfg.trainable,
@@ -98,7 +104,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
         check_same_config(previous, metadata, folder)
         check_checkpoint(resume_from, module)
 
-    logger_config = instantiate(cfg.logger)
+    logger_config = instantiate(cfg.logger, LoggerConfig)
     config = OmegaConf.to_container(cfg, resolve=True)
     run_name = f"{name}-{cfg.seed}"
     loggers = logger_config.loggers(folder, run_name, multirun_name(), config, resume_from, previous.get("wandb"))
@@ -109,11 +115,14 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
         callbacks = build_callbacks(cfg, folder, write_config, logger_config.num_images)
         trainer = instantiate(
             cfg.trainer,
+            L.Trainer,
             logger=loggers,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *as_list(instantiate(cfg.trainer.get("plugins")))],
             **scale_duration(cfg.trainer, method.duration_factor),
         )
+        if trainer.strategy.root_device.type == "cpu":
+            check_num_processes(f"trainer.devices={cfg.trainer.devices}", trainer.num_devices)
         if trainer.is_global_zero:  # before training: an interrupted run can be evaluated, too
             write_config()
         trainer.fit(module, datamodule=data, ckpt_path=resume_from)
@@ -151,7 +160,7 @@ def check_settings(cfg: DictConfig) -> None:
         "checkpoint_every_n_steps": PositiveInt | None, "max_nonfinite_batches": NonNegativeInt,
     }  # fmt: skip
     for key, annotation in types.items():
-        validate_value(key, cfg[key], annotation)
+        validate_value(key, cfg[key], annotation, is_converted=False)
     if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.get("batch_size", 0) % 2:
         raise UserError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
     for key, advice in (("checkpoint", "type checkpoint=PATH"), ("num_classes", "it is that of the data")):
@@ -175,6 +184,11 @@ def check_trainer(trainer: DictConfig) -> None:
     if trainer.get("fast_dev_run"):
         raise UserError(
             "trainer.fast_dev_run writes no checkpoint: type trainer.max_steps=1 trainer.limit_val_batches=1 instead"
+        )
+    if trainer.get("overfit_batches"):
+        raise UserError(
+            "trainer.overfit_batches would replace the order of the images, which resuming needs: type"
+            " trainer.limit_train_batches=N instead"
         )
     for key in ("max_epochs", "max_steps"):
         if trainer[key] == 0:

@@ -24,7 +24,7 @@ from nsaug.data.splits import TITLES, is_held_out, record_split
 from nsaug.data.testsets.base import TestDataset
 from nsaug.data.transforms import InputConfig, eval_transform, train_transform
 from nsaug.utils.errors import UserError
-from nsaug.utils.types import Fraction, NonNegativeInt, PositiveFraction, PositiveInt, validate_args
+from nsaug.utils.types import Fraction, NumWorkers, PositiveFraction, PositiveInt, validate_args
 
 VALIDATION_NOTE = TITLES["val"]
 """Note on results that are not on test images."""
@@ -69,7 +69,7 @@ class ImageDataModule(L.LightningDataModule):
         self,
         *,
         batch_size: PositiveInt = 128,
-        num_workers: NonNegativeInt | None = None,
+        num_workers: NumWorkers | None = None,
         val_fraction: Fraction = 0.1,
         crop: Literal["resized", "padded", "none"] = "resized",
         scale: Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_check_range)] = (0.08, 1.0),

@@ -18,6 +18,7 @@ from torch.distributed import DistError, HashStore, Store, TCPStore
 
 from nsaug.evaluation.units import Unit
 from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.processes import check_num_processes
 
 T = TypeVar("T")
 POLL_SECONDS = 0.2
@@ -69,6 +70,8 @@ class Workers:
         environment = strategy.cluster_environment
         assert environment is not None
         self.local_size = strategy.num_processes
+        if strategy.root_device.type == "cpu":
+            check_num_processes(f"devices={devices}", self.local_size)
         self.size = self.local_size * num_nodes
         self.is_first = environment.node_rank() == 0 and environment.local_rank() == 0
         self.device: torch.device = strategy.root_device

@@ -24,7 +24,7 @@ from nsaug.models.noisy_vit import NoisyViT
 from nsaug.models.run_config import Interpolation, TransformersConfig, model_arg_names, model_arg_problem
 from nsaug.models.weights import read_config, read_preprocessing, read_source_config, read_weights
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import Fraction, PositiveFloat, PositiveFraction, PositiveInt, validate_args
+from nsaug.utils.types import CropFraction, Fraction, PositiveFloat, PositiveInt, validate_args
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def build_vit(
     patch_embed: str | None = None,
     mean: tuple[Fraction, Fraction, Fraction] | None = None,
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None,
-    crop_pct: PositiveFraction | None = None,
+    crop_pct: CropFraction | None = None,
     interpolation: Interpolation | None = None,
     drop_path_rate: Annotated[Fraction, Field(lt=1)] = 0.0,
     compile: bool = False,

@@ -22,11 +22,11 @@ from typing_extensions import TypedDict
 
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import (
+    CropFraction,
     Decay,
     Fraction,
     NonNegativeInt,
     PositiveFloat,
-    PositiveFraction,
     Seed,
     check_unique,
     first_problem,
@@ -121,7 +121,7 @@ class Preprocessing(TypedDict, total=False):
     input_size: tuple[Literal[3], Side, Side]
     mean: tuple[Fraction, Fraction, Fraction]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    crop_pct: PositiveFraction
+    crop_pct: CropFraction
     interpolation: Interpolation
 
 

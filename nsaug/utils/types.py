@@ -67,7 +67,9 @@ PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
 NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
 PositiveFraction = Annotated[FiniteFloat, Field(gt=0, le=1)]
-Decay = Annotated[FiniteFloat, Field(gt=0, lt=1)]
+CropFraction = Annotated[FiniteFloat, Field(ge=0.1, le=1)]
+"""Share of an image that a crop keeps; the image is resized to the size of the crop divided by it."""
+Decay = Annotated[float, BeforeValidator(refuse_bool), Field(gt=0, lt=1)]
 """Decay of a moving average."""
 
 PixelEps = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -76,6 +78,8 @@ PixelEps = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Integer = Annotated[int, BeforeValidator(refuse_bool), Field(ge=-(2**63), lt=2**63)]
 NonNegativeInt = Annotated[Integer, Field(ge=0)]
 PositiveInt = Annotated[Integer, Field(ge=1)]
+NumWorkers = Annotated[Integer, Field(ge=0, le=1024)]
+"""Processes that load images; a large number would only fill the memory."""
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 """NumPy's global generator takes 32 bits."""
 

@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from nsaug.cli import evaluate, train
 from nsaug.cli.app import _sort_arguments, entry_point, instantiate, validate_value
 from nsaug.cli.errors import format_error
+from nsaug.data import ImageDataModule
+from nsaug.models.noisy_vit import NoisyViT
 from nsaug.utils.errors import UserError
 from tests.commands import cli_error, run
 from tests.conftest import ROOT
@@ -99,6 +101,12 @@ def test_custom_choices_need_a_class(group):
         ("trainer.precision=float7", "trainer.precision=float7: should be"),
         ("trainer.limit_val_batches=some", "trainer.limit_val_batches=some: should be a valid integer"),
         ("trainer.fast_dev_run=true", "trainer.fast_dev_run writes no checkpoint: type trainer.max_steps=1"),
+        (
+            "trainer.overfit_batches=2",
+            "trainer.overfit_batches would replace the order of the images, which",
+        ),
+        ("ema='0.5'", "ema=0.5: should be a valid number"),
+        ("ema=1/2", "ema=1/2: should be a valid number"),
         ("trainer.logger=false", "trainer.logger cannot be set: choose the loggers with logger=wandb"),
         ("logger.wandb=maybe", "logger.wandb=maybe: should be 'auto', 'online', 'offline' or 'off'"),
         ("seed=-1", "seed=-1: should be greater than or equal to 0"),
@@ -130,6 +138,9 @@ def test_custom_choices_need_a_class(group):
         ("suite=quick", "suite: no such setting; choose among attack, checkpoint"),
         ("hydra/launcher=1", "hydra/launcher=1: no such choice; hydra/launcher is one of processes, slurm"),
         ("seed=choice(0,1)", "seed=choice(0,1): add -m to run every value, or type 'seed=[choice(0,1)]' for a list"),
+        ("~data=0.5", "~data=0.5: type ~data, without a value"),
+        ("data.num_workers=1025", "data.num_workers=1025: should be less than or equal to 1024"),
+        ("model.crop_pct=1e-6", "model.crop_pct=1e-06: should be greater than or equal to 0.1"),
         ("~trainer.strategy", "~trainer.strategy: nothing to remove, there is no such setting"),
         ("+seed=1", "+seed: this setting exists: leave out the +"),
         ("x@y=1", "x@y=1: there is no group x"),
@@ -175,6 +186,8 @@ def test_wrong_setting_is_one_line(override, line):
             "num_nodes=2",
             "num_nodes=2: start the command on each machine with torchrun --nnodes=2 or srun, or",
         ),
+        ("num_nodes='1'", "num_nodes=1: should be a valid integer"),
+        ("batch_size='8'", "batch_size=8: should be a valid integer"),
         ("+suite.attacks.mine={attack: []}", "suite.attacks.mine.[]: no such setting; choose among autoattack, cw,"),
         (
             "+suite.benchmarks.mine._target_=nsaug.Nothing",
@@ -195,7 +208,7 @@ def test_wrong_setting_of_evaluate_is_one_line(override, line):
 @pytest.mark.parametrize(
     "argument",
     ["limit_val_batches=1", "limit_train_batches=0.5", "val_check_interval=0.5", "max_time='00:01:00:00'",
-     "deterministic=warn", "check_val_every_n_epoch=null", "overfit_batches=2", "profiler=simple", "min_steps=3"],
+     "deterministic=warn", "check_val_every_n_epoch=null", "profiler=simple", "min_steps=3"],
 )  # fmt: skip
 def test_arguments_of_lightning_trainer_need_no_plus(argument):
     """Also those that conf/trainer does not list."""
@@ -302,6 +315,13 @@ def test_errors_of_targets_are_one_line():
     )
     with pytest.raises(UserError, match=r"lightning\.Trainer: "):
         instantiate(node)
+
+
+def test_targets_that_build_something_else_are_refused():
+    node = OmegaConf.create({"data": {"_target_": "os.getcwd"}}).data
+    line = r"data\._target_=os\.getcwd: builds a str: name one that builds a NoisyViT or ImageDataModule"
+    with pytest.raises(UserError, match=line):
+        instantiate(node, (NoisyViT, ImageDataModule))
 
 
 @pytest.mark.parametrize("argument", ["hydra.run.dir=", "hydra.sweep.dir="])

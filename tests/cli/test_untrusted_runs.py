@@ -137,6 +137,14 @@ def test_checkpoint_of_another_program_is_not_resumed(run_folder, monkeypatch, t
     assert not (tmp_path / "executed").exists()
 
 
+def test_checkpoint_that_lightning_cannot_restore_is_one_line(run_folder, monkeypatch, capsys):
+    checkpoint = torch.load(run_folder / "last.ckpt", weights_only=True)
+    del checkpoint["pytorch-lightning_version"]
+    torch.save(checkpoint, run_folder / "last.ckpt")
+    line = cli_error(train, monkeypatch, capsys, *SHORT, "method=clean", f"resume={run_folder}")
+    assert line.startswith(f"error: {run_folder}/last.ckpt cannot be restored (KeyError: 'pytorch-lightning_version')")
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -146,7 +154,7 @@ def test_checkpoint_of_another_program_is_not_resumed(run_folder, monkeypatch, t
         ("trainer.gradient_clip_val=true", "trainer.gradient_clip_val=True: should be a valid"),
         ("optim.lr=true", "optim.lr=True: should be a number, not true"),
         ("optim.lr=nan", "optim.lr=nan: should be a finite number"),
-        ("model.crop_pct=0", "model.crop_pct=0: should be greater than 0"),
+        ("model.crop_pct=0", "model.crop_pct=0: should be greater than or equal to 0.1"),
         ("model.std=[-1,1,1]", "model.std=[-1, 1, 1]: should be greater than 0"),
         ("model.std=[0,0,0]", "model.std=[0, 0, 0]: should be greater than 0"),
         ("model.mean=[.nan,1,1]", "model.mean="),

@@ -11,7 +11,7 @@ from nsaug.models.factory import build_vit
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.models.weights import save_config, save_weights
 from nsaug.utils.errors import UserError
-from tests.conftest import SHARED, tiny_vit
+from tests.conftest import SHARED, TINY, tiny_vit
 
 
 def test_unknown_name_suggests_similar_ones():
@@ -151,6 +151,11 @@ def test_rectangular_images(tmp_path):
 @pytest.mark.parametrize(
     ("args", "line"),
     [
+        ({"depth": 10**9}, "model.args.depth=1000000000: should be from -65,536 to 65,536"),
+        ({"depth": -1}, "model.args.depth=-1: should be 1 or more"),
+        ({"depth": None}, "model.args.depth=null: should be a valid integer"),
+        ({"class_token": -7}, "model.args.class_token=-7: should be a valid boolean"),
+        ({"global_pool": "avgx"}, "model.args.global_pool=avgx: should be '', 'avg', "),
         ({"in_chans": 1}, "model.args={in_chans: 1}: images have 3 channels, leave in_chans out"),
         ({"checkpoint_path": "x"}, "model.args={checkpoint_path: ...} is not an option of the model: leave it out"),
     ],
@@ -158,7 +163,13 @@ def test_rectangular_images(tmp_path):
 def test_invalid_model_args_raise(args, line):
     with pytest.raises(UserError) as error:
         tiny_vit(args=args)
-    assert str(error.value) == line
+    assert str(error.value).startswith(line)
+
+
+def test_argument_that_is_set_twice_is_refused():
+    with pytest.raises(UserError, match="patch_size: 4}: model.patch_size=2 says otherwise, set that alone"):
+        tiny_vit(args=TINY | {"patch_size": 4})
+    assert tiny_vit(args=TINY | {"patch_size": 2}).noise_shape() == (16, 24)
 
 
 def test_named_patch_embedding_is_restored_from_a_run(tmp_path):

@@ -131,7 +131,7 @@ def test_config_of_another_program_counts_as_none(tmp_path):
         ("pretrained_cfg.std", [-1, 1, 1], ": pretrained_cfg.std[0]=-1 should be greater than 0"),
         ("pretrained_cfg.mean", [0.5, 0.5], ": pretrained_cfg.mean[2] is missing"),
         ("pretrained_cfg.mean", [float("nan")] * 3, ": pretrained_cfg.mean[0]=nan should be a finite number"),
-        ("pretrained_cfg.crop_pct", 0, ": pretrained_cfg.crop_pct=0 should be greater than 0"),
+        ("pretrained_cfg.crop_pct", 0, ": pretrained_cfg.crop_pct=0 should be greater than or equal to 0.1"),
         ("pretrained_cfg.crop_pct", True, ": pretrained_cfg.crop_pct should be a number, not true"),
         ("pretrained_cfg.input_size", [1, 8, 8], ": pretrained_cfg.input_size[0]=1 should be 3"),
         ("pretrained_cfg.input_size", [3, 8, 10**9], ": pretrained_cfg.input_size[2]=1000000000 should be less"),

@@ -10,7 +10,7 @@ from nsaug.data.dataset import ImageSet, label_set, preview
 from nsaug.data.samplers import default_num_workers
 from nsaug.data.transforms import InputConfig, eval_transform, stored_transform
 from nsaug.utils.errors import UserError
-from nsaug.utils.types import NonNegativeInt, validate_args
+from nsaug.utils.types import NumWorkers, validate_args
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class TestDataset:
     stored_size: ClassVar[int | None] = None
 
     @validate_args
-    def __init__(self, *, num_workers: NonNegativeInt | None = None) -> None:
+    def __init__(self, *, num_workers: NumWorkers | None = None) -> None:
         self.num_workers = default_num_workers() if num_workers is None else num_workers
         self._images: ImageSet | None = None
         self._missing_notes: list[str] = []

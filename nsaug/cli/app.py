@@ -329,12 +329,12 @@ def check_and_instantiate(node: Mapping[str, Any], path: str) -> Any:
     return instantiate(config)
 
 
-def instantiate(node: Any, kind: type | tuple[type, ...] = object, **kwargs: Any) -> Any:
+def instantiate(node: Any, kind: Any = object, **kwargs: Any) -> Any:
     """`hydra.utils.instantiate`; whatever the target raises becomes a UserError in one line, with the node's path.
 
     Args:
         node: the node.
-        kind: what the target has to build.
+        kind: class or classes, as for `isinstance`, of what the target has to build.
         kwargs: further arguments of the target.
     """
     try:

@@ -180,7 +180,6 @@ def test_wrong_setting_is_one_line(override, line):
         ("suite.root=", "suite.root=: should not be empty"),
         ("+suite.image_list=", "suite.image_list=: should not be empty"),
         ("compare=['',a]", "compare=['', 'a']: should not be empty"),
-        ("model.mean=[0,0,0]", "model.mean: no such setting"),
         ("+model.checkpoint=x", "model.checkpoint cannot be set: type checkpoint=PATH"),
         (
             "num_nodes=2",

@@ -57,7 +57,6 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     """
     import lightning as L
 
-    from nsaug.attacks import Attack
     from nsaug.data import ImageDataModule, TestDataset
     from nsaug.methods import Method
     from nsaug.models import weights
@@ -84,7 +83,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     module = Finetuner(
         vit,
         method,
-        attack=instantiate(cfg.attack, Attack) if cfg.val_attack_batches else None,
+        attack=instantiate(cfg.attack, Callable) if cfg.val_attack_batches else None,
         optim=instantiate(cfg.optim, AdamWConfig),
         mixup=instantiate(cfg.mixup, Mixup),
         seed=cfg.seed,

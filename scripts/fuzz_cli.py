@@ -592,10 +592,10 @@ def classify(function: Callable[[], None], folder: Path, limit: int) -> Outcome:
     seconds = time.monotonic() - begin
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # processes that it started
-    output = logs[1].read_text(errors="replace")
-    printed = logs[0].read_text(errors="replace")
+    # A child that died at once has none.
+    printed, output = (log.read_text(errors="replace") if log.exists() else "" for log in logs)
     for log in logs:
-        log.unlink()
+        log.unlink(missing_ok=True)
     return Outcome(kind_of(status, output, printed), output, seconds, usage.ru_maxrss // 1024)
 
 

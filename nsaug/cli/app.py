@@ -164,7 +164,7 @@ def _open_target_nodes() -> None:
 
     Hydra closes all nodes before it applies the command line. A node with a `_target_` need not be closed:
     `validate_config` checks its keys against the target's signature. Nor need `data=checkpoint`, whose keys are checked
-    against the signature of the data that the checkpoint was trained on, and `model=checkpoint`, which has none.
+    against the signature of the data that the checkpoint was trained on.
     """
     apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
 
@@ -173,7 +173,7 @@ def _open_target_nodes() -> None:
             if not isinstance(node, DictConfig) or node._is_none():
                 continue
             # list: `in` would be false for a _target_ that is still missing (???), as in custom.yaml
-            if "_target_" in list(node) or (key in ("data", "model") and not node):
+            if "_target_" in list(node) or (key == "data" and not node):
                 OmegaConf.set_struct(node, False)
         apply_overrides(overrides, cfg)
 
@@ -334,7 +334,7 @@ def instantiate(node: Any, kind: Any = object, **kwargs: Any) -> Any:
 
     Args:
         node: the node.
-        kind: class or classes, as for `isinstance`, of what the target has to build.
+        kind: what the target has to build: a class, or a tuple of classes.
         kwargs: further arguments of the target.
     """
     try:

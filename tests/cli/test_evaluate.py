@@ -512,11 +512,11 @@ def test_class_names_of_transformers(monkeypatch, tmp_path, capsys):
     assert "model.safetensors has no config.json of nsaug or timm beside it: add model=... and data=..." in line
 
 
-@pytest.mark.parametrize("setting", ["model=micro", "model.mean=[0.1,0.1,0.1]", "model.args={depth: 1}"])
+@pytest.mark.parametrize("setting", ["model=micro", "+model.mean=[0.1,0.1,0.1]", "+model.args={depth: 1}"])
 def test_settings_of_a_model_that_is_described_elsewhere_are_refused(trained, monkeypatch, tmp_path, capsys, setting):
     small = ["suite=clean", f"checkpoint={trained}", "accelerator=cpu", "data=digits"]
     line = cli_error(evaluate, monkeypatch, capsys, *small, setting)
-    name = setting.partition("=")[0]
+    name = setting.partition("=")[0].removeprefix("+")
     assert f"has no effect, because {trained}/config.json describes the model: leave it out" in line
     assert line.startswith(f"error: {name}")
 

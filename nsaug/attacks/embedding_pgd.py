@@ -33,20 +33,30 @@ class EmbeddingPGD:
         Args:
             model: the model, in the mode in which it is attacked.
             images: (B, 3, H, W) in [0, 1].
-            labels: class indices (B,).
+            labels: class indices (B,), or class probabilities (B, C).
             rms: rms(u), a scalar.
-            generator: source of the random start, uniform in direction, on the sphere.
+            generator: source of the random start.
         """
-        shape = len(images), *model.noise_shape(self.layer)
-        noise = normal(shape, generator, images)
-        radius = self.eps * float(rms) * noise[0].numel() ** 0.5
-        noise = radius * noise / _norm(noise)
+        radius = self.radius(model, rms)
+        noise = self.random_init(model, images, radius, generator)
         objective = cross_entropy(lambda values: model(images, values, self.layer), labels)
         for _ in range(self.num_steps):
-            ascent = gradient(objective, noise)
-            noise = noise + 2.5 * radius / self.num_steps * ascent / _norm(ascent)
-            noise = noise * (radius / _norm(noise)).clamp(max=1)
+            noise = self.step(noise, gradient(objective, noise), radius)
         return noise.detach()
+
+    def radius(self, model: NoisyViT, rms: Tensor) -> Tensor:
+        """L2 norm of the largest noise of an image, a scalar."""
+        return self.eps * rms * model.noise_shape(self.layer).numel() ** 0.5
+
+    def random_init(self, model: NoisyViT, images: Tensor, radius: Tensor, generator: GeneratorLike = None) -> Tensor:
+        """Noise on the sphere, uniform in direction."""
+        noise = normal((len(images), *model.noise_shape(self.layer)), generator, images)
+        return radius * noise / _norm(noise)
+
+    def step(self, noise: Tensor, gradient: Tensor, radius: Tensor) -> Tensor:
+        """One step along the gradient, projected into the ball."""
+        noise = noise + 2.5 * radius / self.num_steps * gradient / _norm(gradient)
+        return noise * (radius / _norm(noise)).clamp(max=1)
 
 
 def _norm(noise: Tensor) -> Tensor:

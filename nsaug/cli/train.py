@@ -77,9 +77,9 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     check_data(cfg, data)
     vit = instantiate(cfg.model, NoisyViT, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
     method = instantiate(cfg.method, Method)
-    if method.num_views > 1 and not data.augments:
+    if method.num_views > 1 and method.view_augment is None and not data.augments:
         log.warning("%s: identical views: set data.crop, data.hflip or data.auto_augment", method.name)
-    data.configure(vit.data_config, seed=cfg.seed, num_views=method.num_views)
+    data.configure(vit.data_config, seed=cfg.seed, num_views=method.num_views, view_augment=method.view_augment)
     module = Finetuner(
         vit,
         method,

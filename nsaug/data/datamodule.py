@@ -125,13 +125,17 @@ class ImageDataModule(L.LightningDataModule):
         assert self.val_set is not None
         return {"train": record_split(self.train_set.ids), "val": record_split(self.val_set.ids)}
 
-    def configure(self, data_config: dict[str, Any], *, seed: int = 0, num_views: int = 1) -> None:
+    def configure(
+        self, data_config: dict[str, Any], *, seed: int = 0, num_views: int = 1, view_augment: str | None = None
+    ) -> None:
         """Prepare training and validation images for a model, after `setup`.
 
         Args:
             data_config: the model's `NoisyViT.data_config`.
             seed: of the order and the augmentation of training images.
-            num_views: independent augmentations of each training image; more than one give (num_views, 3, H, W).
+            num_views: views of each training image; more than one give (num_views, 3, H, W).
+            view_augment: a policy of timm that augments all views but the first, on the same crop; None: the views are
+                independent augmentations.
         """
         assert self.train_set is not None, "call setup() first"
         assert self.val_set is not None
@@ -140,7 +144,7 @@ class ImageDataModule(L.LightningDataModule):
         self._input_size = config.size
         self.val_set.transform = eval_transform(config)
         self.train_set.transform = train_transform(
-            config, self.crop, self.scale, self.hflip, self.auto_augment, num_views
+            config, self.crop, self.scale, self.hflip, self.auto_augment, num_views, view_augment
         )
 
     def test_dataset(self, split: Literal["test", "val"] = "test") -> TestDataset:

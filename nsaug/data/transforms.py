@@ -55,6 +55,18 @@ class MultiView:
 
 
 @dataclass(frozen=True)
+class AugmentedViews:
+    """Stack an image and random augmentations of it, as tensors: (num_views, 3, H, W)."""
+
+    augment: Callable[[Image.Image], Image.Image]
+    num_views: int
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        views = [image, *(self.augment(image) for _ in range(self.num_views - 1))]
+        return torch.stack([ToTensor()(view) for view in views])
+
+
+@dataclass(frozen=True)
 class CheckSize:
     """Refuse images that differ in size from the published ones."""
 
@@ -76,8 +88,9 @@ def train_transform(
     hflip: float,
     auto_augment: str | None,
     num_views: int = 1,
+    view_augment: str | None = None,
 ) -> Callable[[Image.Image], Tensor]:
-    """Crop, augment and flip at random; for the arguments see `ImageDataModule`.
+    """Crop, augment and flip at random; for the arguments see `ImageDataModule` and its `configure`.
 
     Raises:
         UserError: timm does not know the augmentation policy.
@@ -89,13 +102,16 @@ def train_transform(
         steps = _resize_and_crop(config)
     if auto_augment is not None:
         steps.append(_auto_augment(auto_augment, config))
-    steps.append(ToTensor())
+    if view_augment is None:
+        steps.append(ToTensor())
+    else:  # what follows draws once for all views
+        steps.append(AugmentedViews(_auto_augment(view_augment, config), num_views))
     if crop == "padded":  # on tensors: reflect-padding a PIL image takes three times as long
         steps.append(v2.RandomCrop(config.size, max(config.size) // 8, padding_mode="reflect"))
     if hflip:
         steps.append(v2.RandomHorizontalFlip(hflip))
     transform = v2.Compose(steps)
-    return transform if num_views == 1 else MultiView(transform, num_views)
+    return transform if num_views == 1 or view_augment is not None else MultiView(transform, num_views)
 
 
 def eval_transform(config: InputConfig) -> Callable[[Image.Image], Tensor]:

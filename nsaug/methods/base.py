@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nsaug.attacks.objectives import as_labels
-from nsaug.models.noisy_vit import NoisyViT
+from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT
 from nsaug.nullspace.noise import Batches, ReduceMean
+from nsaug.utils.errors import UserError
 
 LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
 
@@ -16,7 +17,9 @@ class Method(nn.Module):
 
     Attributes:
         name: in tables and dashboards.
-        num_views: independently augmented views of every image that `loss` takes.
+        num_views: views of every image that `loss` takes.
+        view_augment: a policy of timm that augments all views but the first, on the same crop; None: the views are
+            independent augmentations.
         cost: of a step in plain training steps, counting a forward, a backward to activations and a backward to
             weights as 1/3 each; at most. `benchmarks/step_cost.py` measures it.
         duration_factor: by which epochs and steps of a run are multiplied.
@@ -24,6 +27,7 @@ class Method(nn.Module):
 
     name: str
     num_views: int = 1
+    view_augment: str | None = None
     cost: float = 1.0
     duration_factor: float = 1.0
 
@@ -70,3 +74,19 @@ def top1(logits: Tensor, targets: Tensor) -> Tensor:
 def kl_divergence(logits: Tensor, clean_log_probabilities: Tensor) -> Tensor:
     """KL(clean || perturbed) of each image, (B,), from logits (B, C) and log-probabilities (B, C)."""
     return F.kl_div(logits.log_softmax(-1), clean_log_probabilities, reduction="none", log_target=True).sum(-1)
+
+
+def symmetric_kl(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """KL(p || q) + KL(q || p) of each image, (B,), from two sets of logits (B, C)."""
+    log_p, log_q = logits.log_softmax(-1), other_logits.log_softmax(-1)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+
+
+def check_noise_layer(model: NoisyViT, layer: str) -> None:
+    """Raise UserError unless a method can train on noise at this layer."""
+    model.noise_shape(layer)
+    if model.grad_checkpointing and layer != PATCH_EMBED:
+        raise UserError(
+            f"gradient checkpointing recomputes blocks without the noise at {layer}: set"
+            f" model.grad_checkpointing=false, or layer={PATCH_EMBED}"
+        )

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsaug.methods.base import LossAndMetrics, Method, kl_divergence, top1
-from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT
+from nsaug.methods.base import LossAndMetrics, Method, check_noise_layer, kl_divergence, top1
+from nsaug.models.noisy_vit import NoisyViT
 from nsaug.nullspace.noise import Batches, NoiseSource, ReduceMean, root_mean_square
-from nsaug.utils.errors import UserError
 from nsaug.utils.types import NonNegativeFloat, validate_args
 
 
@@ -29,13 +28,7 @@ class NoiseAugmentation(Method):
         self.cost = 5 / 3 + noise.cost
 
     def setup(self, model: NoisyViT) -> None:
-        layer = self.noise.layer
-        model.noise_shape(layer)  # raises UserError for an unknown layer
-        if model.grad_checkpointing and layer != PATCH_EMBED:
-            raise UserError(
-                f"gradient checkpointing recomputes blocks without the noise at {layer}: set"
-                f" model.grad_checkpointing=false, or nullspace.layer={PATCH_EMBED}"
-            )
+        check_noise_layer(model, self.noise.layer)
         if hasattr(self.noise, "setup"):
             self.noise.setup(model)
 

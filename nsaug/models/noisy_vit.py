@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from timm.data import resolve_model_data_config
+from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from nsaug.models.noise_layers import find_noise_layers, is_channels_last, unwrap_tokens
 from nsaug.utils.errors import UserError, first_line
@@ -266,6 +269,24 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+def matches_eval_mode(module: nn.Module) -> bool:
+    """Whether a module computes the same in its present mode as in eval mode: no dropout, no batch statistics."""
+    return not any(part.training and (_drops(part) or isinstance(part, _BatchNorm)) for part in module.modules())
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Whether a module has dropout or stochastic depth with a rate above 0."""
+    return any(_drops(part) for part in module.modules())
+
+
+def _drops(part: Any) -> bool:
+    if isinstance(part, _DropoutNd):
+        return part.p > 0
+    if isinstance(part, DropPath):
+        return part.drop_prob > 0
+    return isinstance(part, PatchDropout | PatchDropoutWithIndices) and part.prob > 0
 
 
 def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

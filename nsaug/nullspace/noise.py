@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
-from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torch import Tensor
 
-from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode
+from nsaug.models.noisy_vit import PATCH_EMBED, NoisyViT, eval_mode, matches_eval_mode
 from nsaug.nullspace.influence import full_precision, influence
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import GeneratorLike, uniform
@@ -157,21 +154,6 @@ def check_images(images: Tensor) -> None:
     low, high = (float(bound) for bound in images.aminmax())
     if not (low >= -PIXEL_TOLERANCE and high <= 1 + PIXEL_TOLERANCE):  # written so that NaN fails too
         raise UserError(f"images have values from {low:g} to {high:g}; expected [0, 1], not normalized")
-
-
-def matches_eval_mode(module: nn.Module) -> bool:
-    """Whether a module computes the same in its present mode as in eval mode: no dropout, no batch statistics."""
-    return not any(part.training and _differs_in_training(part) for part in module.modules())
-
-
-def _differs_in_training(part: Any) -> bool:
-    if isinstance(part, _DropoutNd):
-        return part.p > 0
-    if isinstance(part, DropPath):
-        return part.drop_prob > 0
-    if isinstance(part, PatchDropout | PatchDropoutWithIndices):
-        return part.prob > 0
-    return isinstance(part, _BatchNorm)
 
 
 def root_mean_square(noise: Tensor) -> Tensor:

@@ -9,8 +9,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nsaug.attacks import FGSMRS, PGD
-from nsaug.methods import TRADES, AdversarialTraining, Clean, NoiseAugmentation, TwoViews
+from nsaug.attacks import FGSMRS, PGD, EmbeddingPGD
+from nsaug.methods import (
+    R3F,
+    SMART,
+    TRADES,
+    AdversarialTraining,
+    AugMix,
+    Clean,
+    EmbeddingAdversarial,
+    FreeLB,
+    GaussianNoise,
+    NoiseAugmentation,
+    TwoViews,
+)
+from nsaug.methods.smoothness import START_STD as SMART_START_STD
 from nsaug.methods.trades import START_STD
 from nsaug.nullspace import NullspaceNoise, RandomNoise, embedding_rms
 from nsaug.nullspace.per_image import LEVEL, MAX_STEP
@@ -146,3 +159,92 @@ def test_kl_weight_adds_the_divergence_of_the_predictions(vit, images, labels):
     divergence = torch.distributions.kl_divergence(clean, noisy).mean()
     torch.testing.assert_close(metrics["kl"], divergence)
     torch.testing.assert_close(loss, without + 3.0 * divergence)
+
+
+def draw(sample, shape):
+    return sample(shape, generator=make_generator("cpu", 0), dtype=torch.float64)
+
+
+def symmetric_kl(z, other):
+    p, q = (torch.distributions.Bernoulli(logits=logits) for logits in (z, other))
+    return (torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)).mean()
+
+
+def l2_ascent(vit, images, labels, attack):
+    """The iterates of embedding PGD: the gradient of each image is +a or -a."""
+    _, a = slopes(vit, images)
+    radius = attack.eps * embedding_rms(vit, images) * a.numel() ** 0.5
+    direction = torch.where(labels == 1, -1, 1).view(-1, 1, 1) * a / a.norm()
+    start = draw(torch.randn, (6, *vit.noise_shape()))
+    iterates = [radius * start / start.flatten(1).norm(dim=1).view(-1, 1, 1)]
+    for _ in range(attack.num_steps):
+        moved = iterates[-1] + 2.5 * radius / attack.num_steps * direction
+        norm = moved.flatten(1).norm(dim=1).view(-1, 1, 1)
+        iterates.append(moved * (radius / norm).clamp(max=1))
+    return [(a * noise).sum((1, 2)) for noise in iterates]
+
+
+def test_embedding_pgd(vit, images, labels):
+    attack = EmbeddingPGD(eps=0.3, num_steps=3)
+    loss, metrics = loss_of(EmbeddingAdversarial(attack), vit, images, labels)
+    z = logit(vit, images)
+    attacked = z + l2_ascent(vit, images, labels, attack)[-1]
+    torch.testing.assert_close(loss, cross_entropy(z, labels) + cross_entropy(attacked, labels))
+    assert metrics["adv_top1"] == ((attacked > 0).long() == labels).float().mean()
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_freelb_is_the_mean_over_the_iterates(vit, images, labels, num_steps):
+    attack = EmbeddingPGD(eps=0.3, num_steps=num_steps)
+    loss, _ = loss_of(FreeLB(attack), vit, images, labels)
+    z = logit(vit, images)
+    iterates = l2_ascent(vit, images, labels, attack)[:num_steps]
+    torch.testing.assert_close(loss, sum(cross_entropy(z + change, labels) for change in iterates) / num_steps)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 5])
+def test_smart_adds_the_divergence_at_its_maximizer(vit, images, labels, num_steps):
+    loss, metrics = loss_of(SMART(eps=0.3, num_steps=num_steps, weight=2.0), vit, images, labels)
+    _, a = slopes(vit, images)
+    radius = 0.3 * embedding_rms(vit, images)
+    noise = SMART_START_STD * radius * draw(torch.randn, (6, *vit.noise_shape()))
+    away = (a * noise).sum((1, 2)).sign().view(-1, 1, 1)  # the divergence grows on the side of the start
+    for _ in range(num_steps):
+        step = min(1, 2.5 / num_steps) * radius * away * a / a.abs().max()
+        noise = (noise + step).clamp(-radius, radius)
+    z = logit(vit, images)
+    divergence = symmetric_kl(z, z + (a * noise).sum((1, 2)))
+    torch.testing.assert_close(metrics["kl"], divergence)
+    torch.testing.assert_close(loss, cross_entropy(z, labels) + 2.0 * divergence)
+
+
+def test_r3f_adds_the_divergence_under_uniform_noise(vit, images, labels):
+    loss, _ = loss_of(R3F(scale=0.3, weight=2.0), vit, images, labels)
+    _, a = slopes(vit, images)
+    noise = 0.3 * embedding_rms(vit, images) * (2 * draw(torch.rand, (6, *vit.noise_shape())) - 1)
+    z = logit(vit, images)
+    divergence = symmetric_kl(z, z + (a * noise).sum((1, 2)))
+    torch.testing.assert_close(loss, cross_entropy(z, labels) + 2.0 * divergence)
+
+
+def test_augmix_adds_the_divergence_of_three_views(vit, images, labels):
+    views = torch.stack([images, 1 - images, images.flip(-1)], 1)
+    loss, metrics = loss_of(AugMix(weight=4.0), vit, views, labels)
+    logits = [logit(vit, view) for view in views.unbind(1)]
+    mean = torch.distributions.Bernoulli(sum(z.sigmoid() for z in logits) / 3)
+    distributions = [torch.distributions.Bernoulli(logits=z) for z in logits]
+    divergence = sum(torch.distributions.kl_divergence(p, mean).mean() for p in distributions) / 3
+    torch.testing.assert_close(metrics["js"], divergence)
+    torch.testing.assert_close(loss, cross_entropy(logits[0], labels) + 4.0 * divergence)
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
+def test_gaussian_noise(vit, images, labels, prob):
+    loss, _ = loss_of(GaussianNoise(std=0.1, prob=prob), vit, images, labels)
+    generator = make_generator("cpu", 0)
+    noise = 0.1 * torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    noisy = torch.rand(6, generator=generator, dtype=torch.float64) < prob
+    w, _ = slopes(vit, images)
+    change = (images + noise).clamp(0, 1) - images
+    assert prob != 0.5 or 0 < noisy.sum() < 6
+    torch.testing.assert_close(loss, cross_entropy(logit(vit, images) + noisy * (w * change).sum((1, 2, 3)), labels))

@@ -6,12 +6,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nsaug.attacks import FGSMRS, PGD
-from nsaug.methods import TRADES, AdversarialTraining, Clean, NoiseAugmentation, TwoViews
+from nsaug.attacks import FGSMRS, PGD, EmbeddingPGD
+from nsaug.methods import (
+    R3F,
+    SMART,
+    TRADES,
+    AdversarialTraining,
+    AugMix,
+    Clean,
+    EmbeddingAdversarial,
+    FreeLB,
+    GaussianNoise,
+    NoiseAugmentation,
+    RDrop,
+    TwoViews,
+)
 from nsaug.nullspace import NullspaceNoise, RandomNoise, UniversalNoise
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import make_generator
-from tests.conftest import tiny_vit
+from tests.conftest import TINY, tiny_vit
 
 NOISE = NullspaceNoise(init_scale=0.5, eps=0.02)
 
@@ -64,11 +77,18 @@ METHODS = {
     "pgd": lambda: AdversarialTraining(PGD(eps=0.05, num_steps=3)),
     "fgsm_rs": lambda: AdversarialTraining(FGSMRS(eps=0.05), "fgsm_rs"),
     "trades": lambda: TRADES(PGD(eps=0.05, num_steps=3, random_start=False)),
+    "embedding_pgd": lambda: EmbeddingAdversarial(EmbeddingPGD(eps=0.1, num_steps=3)),
+    "freelb": lambda: FreeLB(EmbeddingPGD(eps=0.1, num_steps=3)),
+    "smart": lambda: SMART(eps=0.1, num_steps=2),
+    "r3f": lambda: R3F(),
+    "augmix": lambda: AugMix(),
+    "gaussian_noise": lambda: GaussianNoise(),
 }
 
 
 def views_of(method, images):
-    return torch.stack([images, images.flip(-1)], 1) if method.num_views == 2 else images
+    views = [images, images.flip(-1), 1 - images][: method.num_views]
+    return torch.stack(views, 1) if method.num_views > 1 else images
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -82,7 +102,7 @@ def test_one_step_lowers_its_own_loss(name, drop_path_rate, images, labels):
     gradients = torch.autograd.grad(before, list(vit.parameters()))
     with torch.no_grad():
         for parameter, gradient in zip(vit.parameters(), gradients, strict=True):
-            parameter -= 1e-3 * gradient
+            parameter -= 1e-4 * gradient
     after, _ = method.loss(vit, images, labels, make_generator("cpu", 0))
     assert after < before
 
@@ -128,29 +148,31 @@ def test_gradients_modes_and_generators_are_unchanged(name, images, labels):
 
 def cost(method, vit, images, labels):
     """A third of the forwards, backwards to activations and backwards to weights of a step, counted at one layer."""
-    count = 0
-
-    def increment(*args):
-        nonlocal count
-        count += 1
-
+    passes = []
     probe = vit.model.blocks[1].mlp.fc1
-    handles = [probe.register_forward_hook(increment), probe.register_full_backward_hook(increment)]
+    handles = [
+        probe.register_forward_hook(lambda module, args, output: passes.append(len(output) / len(labels))),
+        probe.register_full_backward_hook(lambda module, _, grads: passes.append(len(grads[0]) / len(labels))),
+    ]
     loss, _ = method.loss(vit, images, labels, make_generator("cpu", 0))
-    handles.append(probe.weight.register_hook(increment))
+    handles.append(probe.weight.register_hook(lambda gradient: passes.append(1)))
     loss.backward()
     for handle in handles:
         handle.remove()
-    return count / 3
+    return sum(passes) / 3
+
+
+ONE_TERM = {"clean", "clean_same_compute", "pgd", "fgsm_rs", "gaussian_noise"}
+NUM_TERMS = dict.fromkeys(METHODS, 2) | dict.fromkeys(ONE_TERM, 1) | {"freelb": 3, "augmix": 3}
+"""Forwards whose weights the loss reaches."""
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_cost_is_what_is_computed(name, vit, images, labels):
     method = ready(METHODS[name](), vit)
     measured = cost(method, vit, views_of(method, images), labels)
-    two_terms = {"clean_two_views", "nullspace", "trades"} | {key for key in METHODS if key.startswith("random")}
     # The gradients of a weight are summed before its hook is called: once per backward, whatever the number of terms.
-    measured += 1 / 3 if name in two_terms else 0
+    measured += (NUM_TERMS[name] - 1) / 3
     assert measured == pytest.approx(method.cost)
 
 
@@ -158,6 +180,41 @@ def test_plain_finetuning_with_the_compute_of_another_method_has_more_epochs():
     assert Clean().duration_factor == 1
     assert Clean(match_compute_of=NoiseAugmentation(dataclasses.replace(NOISE, num_steps=3))).duration_factor == 4
     assert Clean(match_compute_of=AdversarialTraining(PGD(num_steps=6))).duration_factor == 5
+
+
+def test_r_drop_compares_two_draws_of_dropout(images, labels):
+    vit = tiny_vit(drop_path_rate=0.5).double().train()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        loss, metrics = ready(RDrop(weight=0.6), vit).loss(vit, images, labels, make_generator("cpu", 0))
+        torch.manual_seed(1)
+        first, second = vit(images), vit(images)
+    p, q = (torch.distributions.Categorical(logits=logits) for logits in (first, second))
+    kl = torch.distributions.kl_divergence
+    divergence = (kl(p, q) + kl(q, p)).mean() / 2
+    torch.testing.assert_close(metrics["kl"], divergence.detach())
+    expected = F.cross_entropy(first, labels) + F.cross_entropy(second, labels) + 0.6 * divergence
+    torch.testing.assert_close(loss, expected)
+    assert metrics["kl"] > 0.01
+
+
+def test_r_drop_needs_dropout():
+    with pytest.raises(UserError, match="set model.drop_path_rate=0.1"):
+        RDrop().setup(tiny_vit())
+    RDrop().setup(tiny_vit(args=TINY | {"drop_rate": 0.1}).eval())
+
+
+@pytest.mark.parametrize("method", [EmbeddingAdversarial, FreeLB])
+def test_layer_is_checked(method):
+    with pytest.raises(UserError, match="takes no noise at blocks.9"):
+        method(EmbeddingPGD(layer="blocks.9")).setup(tiny_vit())
+
+
+@pytest.mark.parametrize("method", [SMART, R3F])
+def test_layer_of_smoothness_is_checked(method):
+    vit = tiny_vit(grad_checkpointing=True)
+    with pytest.raises(UserError, match=r"without the noise at blocks\.1"):
+        method(layer="blocks.1").setup(vit)
 
 
 @pytest.mark.parametrize("name", ["pgd", "fgsm_rs", "trades"])

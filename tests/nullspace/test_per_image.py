@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from nsaug.models.factory import build_vit
+from nsaug.models.noisy_vit import matches_eval_mode
 from nsaug.nullspace import NullspaceNoise, embedding_rms, influence, synthesize
-from nsaug.nullspace.noise import matches_eval_mode
 from nsaug.nullspace.per_image import LEVEL, MAX_STEP, newton_step
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import make_generator

@@ -68,9 +68,9 @@ MOMENTS = {
         "setup": Moment("nsaug.cli.train:check_data", 0, kept=0),
         "first step": Moment("nsaug.training.lightning_module:Finetuner.training_step", 0, kept=0),
         "step": Moment("nsaug.training.lightning_module:Finetuner.training_step", 17, kept=16),
-        "validation": Moment("nsaug.training.lightning_module:Finetuner.validation_step", 1, kept=16),
+        "validation": Moment("nsaug.training.lightning_module:Finetuner.validation_step", 2, kept=14),
         "checkpoint": Moment("nsaug.training.checkpointing:torch.save", 6, kept=10, after=True),
-        "export": Moment("nsaug.models.weights:save_weights", 0, kept=27),
+        "export": Moment("nsaug.models.weights:save_weights", 0, kept=24),
     },
     "evaluate": {
         "setup": Moment("nsaug.evaluation:Planner.build", 0, kept=0),

@@ -120,12 +120,13 @@ def synthesize(
     return measure_noise(model, images, noise, clean_logits, config.eps, config.layer, before)
 
 
-def newton_step(noise: Tensor, gradient: Tensor, phi: Tensor, target: float) -> Tensor:
+def newton_step(noise: Tensor, gradient: Tensor, phi: Tensor, target: float | Tensor) -> Tensor:
     """One step of Newton's method for log φ(v) = log target, for each noise v: v - φ log(φ / target) ∇φ / ||∇φ||².
 
     Args:
         noise, gradient: (M, ...), the gradient of each φ to its noise.
         phi: (M,).
+        target: a number, or (M,).
 
     Returns:
         (M, ...). A change of more than MAX_STEP times the norm of the noise is cut to that; noise without a gradient

@@ -1,17 +1,19 @@
 """Does nullspace noise help? Finetune many methods from the same starts, evaluate them, compare.
 
-    python studies/study.py tune      # settings of every method: validation split, seeds 0 to 9
-    python studies/study.py test      # every method as tuned: test split, seeds 100 to 109 (make study)
-    python studies/study.py curves    # over eps, init_scale and num_steps, one at a time; split and seeds as in test
-    python studies/study.py radius    # how large nullspace noise can be, on the finished runs of test and curves
-    python studies/study.py test --data cifar10 --seeds 5 --checkpoint outputs/... data.root=/datasets/cifar10
-    python studies/study.py test --data cifar10 --small ...    # for a CPU: 150 steps, 500 images, see SMALL
-    python studies/study.py test --save                        # also writes studies/results/digits_test.csv
+    python studies/study.py tune --save       # every method at four strengths, on validation images, seed 0, 1, ...
+    python studies/study.py variants --save   # settings and variants of nullspace noise, likewise
+    python studies/study.py test --save       # every method at its best strength, on test images, seed 100, 101, ...
+    python studies/study.py radius --save     # how large nullspace noise can be, on the finished runs of test
 
-On digits, a plain model is pretrained for every seed; on CIFAR-10, all runs start from --checkpoint. Every entry of a
-stage finetunes each start with the same data and number of steps (except `clean_same_compute`), and suite=digits_study
-or cifar10_study evaluates all runs. Settings on the command line apply to every finetuning run or, if they start with
-`suite.`, to the evaluation.
+    python studies/study.py tune --data imagenette --checkpoint vit_tiny_patch16_224.safetensors data.root=...
+
+Entries are those of studies/entries.py. Stage test reads the best strengths from studies/results/DATA_tune.csv, which
+stage tune writes with --save.
+
+On digits, a plain model is pretrained for every seed; on imagenette, a new head is trained on the pretrained
+--checkpoint for every seed; on CIFAR-10, all runs start from --checkpoint. Every entry finetunes each start with the
+same data and number of steps (except `clean_same_compute`), and suite=DATA_study evaluates all runs. Settings on the
+command line apply to every finetuning run or, if they start with `suite.`, to the evaluation.
 
 An interrupted study continues when the same command is typed again: finished runs and cached evaluations are reused,
 and a finished run with other settings is an error. Results are in outputs/study/DATA/STAGE: summary.md, plots, and in
@@ -22,95 +24,44 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from entries import DATA, stage_entries
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from study_report import BASELINE, default_settings, finished_stages, write_report
+from study_report import BASELINE, choose_strengths, write_report
 
 from nsaug.cli import evaluate, train
 from nsaug.cli.errors import format_error
 from nsaug.models.weights import WEIGHTS
 from nsaug.training.resume import diff_configs
 
-ROOT = Path(__file__).resolve().parents[1]
+STUDIES = Path(__file__).resolve().parent
+ROOT = STUDIES.parent
 
-METHODS = {
-    "clean": "method=clean",
-    "clean_two_views": "method=clean_two_views",
-    "clean_same_compute": "method=clean_same_compute",
-    "nullspace": "method=nullspace",
-    "nullspace_paper": "method=nullspace nullspace=universal",
-    "random_noise": "method=random_noise",
-    "random_noise_influence": "method=random_noise method.noise.match=influence",
-    "random_noise_init": "method=random_noise method.noise.match=init nullspace.init_scale=1",  # its best size
-    "fgsm_rs": "method=fgsm_rs",
-    "pgd": "method=pgd attack.eps={best}",
-    "pgd_3_steps": "method=pgd attack.eps={best} method.attack.num_steps=3",  # costs less than the noise
-    "trades": "method=trades",
-}
-"""Entries of stage test."""
-
-NOISE_SETTINGS = [
-    *((eps, init_scale, 1) for eps in (0.03, 0.1, 0.3) for init_scale in (0.1, 0.25)),
-    *((eps, init_scale, 3) for eps in (0.03, 0.1, 0.3) for init_scale in (0.1, 0.25, 0.5)),
-    *((0.03, 0.1, 6), (0.03, 1, 3)),
+RUN_SETTINGS = [
+    *("logger=csv", "logger.num_images=0", "trainer.enable_progress_bar=false", "val_attack_batches=0"),
+    "trainer.limit_val_batches=0",
 ]
-"""eps, init_scale and num_steps of nullspace noise in stage tune."""
-TUNING_RUNS = {
-    "clean": "method=clean",
-    **{
-        f"eps_{eps:g}_init_{scale:g}_steps_{steps}": (
-            f"method=nullspace nullspace.eps={eps:g} nullspace.init_scale={scale:g} nullspace.num_steps={steps}"
-        )
-        for eps, scale, steps in NOISE_SETTINGS
-    },
-    "per_batch": "method=nullspace nullspace=per_batch",
-    "paper": "method=nullspace nullspace=universal",
-    "kl_1": "method=nullspace method.kl_weight=1",
-    "kl_3": "method=nullspace method.kl_weight=3",
-    "random_init_1": "method=random_noise method.noise.match=init nullspace.init_scale=1",
-    "random_influence": "method=random_noise method.noise.match=influence",
-    "random_influence_eps_0.3": "method=random_noise method.noise.match=influence nullspace.eps=0.3",
-    "random_norm": "method=random_noise",
-    "pgd": "method=pgd",
-    "pgd_half": "method=pgd attack.eps={half}",
-    "pgd_double": "method=pgd attack.eps={double}",
-    "pgd_3_steps": "method=pgd method.attack.num_steps=3",
-    "pgd_3_steps_half": "method=pgd method.attack.num_steps=3 attack.eps={half}",
-    "pgd_3_steps_double": "method=pgd method.attack.num_steps=3 attack.eps={double}",
-    "trades": "method=trades",
-    "trades_half": "method=trades attack.eps={half}",
-    "trades_double": "method=trades attack.eps={double}",
+PRETRAINING = {  # settings of the start of every seed
+    "digits": ["experiment=digits_pretrain", "data.val_fraction=0.25"],
+    "imagenette": ["experiment=imagenette_probe"],
 }
-"""Entries of stage tune."""
-
-CURVES = {
-    "eps": (0.01, 0.03, 0.1, 0.3, 0.6, 1.0),
-    "init_scale": (0.05, 0.1, 0.25, 0.5, 1.0),
-    "num_steps": (1, 3, 6, 10),
-}
-"""Values of the settings of nullspace noise in stage curves; the others keep their defaults."""
-
-ATTACK_RADII = {
-    "digits": {"half": "4/255", "double": "16/255", "best": "16/255"},
-    "cifar10": {"half": "1/510", "double": "2/255", "best": "1/255"},
-}
-"""Radii of adversarial training, relative to that of conf/experiment, and the best one in stage tune.
-
-On CIFAR-10, stage tune was run with the default radius and half of it only, with three steps.
-"""
-
-RUN_SETTINGS = ["logger=csv", "logger.num_images=0", "trainer.enable_progress_bar=false", "val_attack_batches=0"]
 SMALL = [
-    *("trainer.max_epochs=-1", "trainer.max_steps=150", "trainer.limit_val_batches=0"),
+    *("trainer.max_epochs=-1", "trainer.max_steps=150"),
     *("suite.max_images=500", "suite.attacks.pgd.eps=[1/255]", "suite.severities=[3]"),
 ]
+TUNING_SUITE = {  # what is cheaper in stages tune and variants than in stage test
+    "imagenette": [
+        *("suite.max_images=200", "suite.attacks.pgd.num_steps=5", "suite.attacks.pgd.eps=[0.25/255,0.5/255,1/255]"),
+        *("~suite.attacks.pgd_l2", "~suite.attacks.embedding_pgd"),
+    ]
+}
 RADIUS_SUITE = [
     "suite=nullspace",
     *(f"~suite.analyses.{name}" for name in ("noise", "transfer", "exact")),
@@ -118,38 +69,24 @@ RADIUS_SUITE = [
 ]
 
 
-def stage_entries(stage: str, data: str) -> dict[str, list[str]]:
-    """Settings of train.py for every entry of a stage, by name."""
-    if stage == "curves":
-        default = default_settings()
-        entries = {"clean": "method=clean", "nullspace": "method=nullspace"}
-        for key, values in CURVES.items():
-            for value in values:
-                if value != default[key]:  # that is the entry nullspace
-                    entries[f"{key}_{value:g}"] = f"method=nullspace nullspace.{key}={value:g}"
-    else:
-        entries = METHODS if stage == "test" else TUNING_RUNS
-    return {name: settings.format(**ATTACK_RADII[data]).split() for name, settings in entries.items()}
-
-
 @dataclass(frozen=True)
 class Study:
     """One stage of the study on one data set.
 
     Attributes:
-        data: digits or cifar10.
-        stage: tune, test, curves or radius.
+        data: one of DATA.
+        stage: tune, variants, test or radius.
         entries: settings of train.py by the name of the entry.
         seeds: of the finetuning runs.
         split: the images to evaluate on, val or test.
-        checkpoint: the start of all runs; None: a pretrained model for every seed.
-        settings: additional settings of every finetuning run and, with `suite.`, of the evaluation.
+        checkpoint: the start of all runs or, for a data set of PRETRAINING, of their starts.
+        settings: additional settings of every run and, with `suite.`, of the evaluation.
         processes: number of processes that run at the same time.
     """
 
     data: str
     stage: str
-    entries: dict[str, list[str]]
+    entries: Mapping[str, str]
     seeds: range
     split: str
     checkpoint: str | None = None
@@ -166,29 +103,42 @@ class Study:
 
     @property
     def suite(self) -> list[str]:
-        suite = RADIUS_SUITE if self.stage == "radius" else [f"suite={self.data}_study"]
-        return [*suite, *(setting for setting in self.settings if setting.startswith("suite."))]
+        suite = [f"suite={self.data}_study"]
+        if self.stage == "radius":
+            suite = RADIUS_SUITE
+        elif self.stage != "test":
+            suite += TUNING_SUITE.get(self.data, [])
+        return [*suite, *(setting for setting in self.settings if setting.lstrip("~+").startswith("suite."))]
+
+    @property
+    def pretrained(self) -> Path:
+        return self.root / "pretrained"
 
     def training_settings(self) -> dict[Path, list[str]]:
         """Settings of train.py without the seed, by the folder of the runs; the pretrained starts come first."""
-        trainer = "trainer=cpu" if self.data == "digits" else "trainer=auto"  # digits are slower on a GPU
+        trainer = "trainer=auto" if self.data == "cifar10" else "trainer=cpu"  # digits are slower on a GPU
+        extra = [setting for setting in self.settings if not setting.lstrip("~+").startswith("suite.")]
         common = [trainer, *RUN_SETTINGS]
-        by_folder = {}
-        start = self.checkpoint
-        if start is None:
-            start = f"{self.root}/pretrained/seed${{seed}}"
-            by_folder[self.root / "pretrained"] = [*common, "experiment=digits_pretrain", "data.val_fraction=0.25"]
+        by_folder, start = {}, self.checkpoint
+        if self.data in PRETRAINING:
+            given = [] if start is None else [f'checkpoint="{start}"']
+            data = [setting for setting in extra if setting.startswith(("data.", "trainer.precision"))]
+            by_folder[self.pretrained] = [*common, *PRETRAINING[self.data], *given, *data]
+            start = f"{self.pretrained}/seed${{seed}}"
         common += [f"experiment={self.data}_study", f'checkpoint="{start}"']
-        extra = [setting for setting in self.settings if not setting.startswith("suite.")]
         for name, settings in self.entries.items():
-            by_folder[self.folder / name] = [*common, f"name={name}", *settings, *extra]
+            by_folder[self.folder / name] = [*common, f"name={name}", *settings.split(), *extra]
         return by_folder
 
     def finetune(self) -> None:
         """Finetune every entry from the start of every seed, and evaluate all runs."""
         self.check_settings()
-        self.run_parallel(self.finetune_seeds, list(self.seeds))
-        self.evaluate_seeds(self.seeds, "results")  # one table of all; everything is cached by now
+        folders = list(self.training_settings())
+        if self.pretrained in folders:
+            self.run_parallel(lambda seed: self.train(self.pretrained, [seed]), self.seeds)
+            folders.remove(self.pretrained)
+        self.run_parallel(self.train_and_evaluate, folders)
+        self.evaluate_runs([folder / f"seed{seed}" for folder in folders for seed in self.seeds], "results")
 
     def check_settings(self) -> None:
         """Exit with one line if a command would fail, or if a finished run was trained with other settings."""
@@ -200,60 +150,53 @@ class Study:
                     config.seed = seed
                     check_same_settings(folder / f"seed{seed}", config)
 
-    def finetune_seeds(self, seeds: list[int]) -> None:
-        for folder, settings in self.training_settings().items():
-            missing = [seed for seed in seeds if not is_finished(folder / f"seed{seed}")]
-            if missing:
-                seed_setting = f"seed={','.join(map(str, missing))}"
-                sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=seed${seed}"]
-                self.run_script("train.py", "-m", seed_setting, *settings, *sweep)
-                print(f"trained {folder.relative_to(self.root)}, {seed_setting}", flush=True)
-        self.evaluate_seeds(seeds, f"part{seeds[0]}")
+    def train(self, folder: Path, seeds: Sequence[int]) -> None:
+        """Run what is missing of an entry."""
+        missing = [seed for seed in seeds if not is_finished(folder / f"seed{seed}")]
+        if missing:
+            seed_setting = f"seed={','.join(map(str, missing))}"
+            sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=seed${seed}"]
+            self.run_script("train.py", "-m", seed_setting, *self.training_settings()[folder], *sweep)
+            print(f"trained {folder.relative_to(self.root)}, {seed_setting}", flush=True)
 
-    def evaluate_seeds(self, seeds: Sequence[int], output: str) -> None:
-        runs = [self.folder / name / f"seed{seed}" for name in self.entries for seed in seeds]
-        self.evaluate_runs(runs, output, f"split={self.split}")
+    def train_and_evaluate(self, folder: Path) -> None:
+        self.train(folder, self.seeds)
+        self.evaluate_runs([folder / f"seed{seed}" for seed in self.seeds], f"parts/{folder.name}")
 
     def measure_radius(self) -> None:
-        """Evaluate the finished runs of test and curves on the radius of their nullspace."""
+        """Evaluate the finished runs of stage test on the radius of their nullspace."""
         compose_config(evaluate, *self.suite)
-        runs: dict[tuple[str, str], Path] = {}
-        for stage in finished_stages(self.root):
-            for seed in self.seeds:
-                for file in sorted(stage.glob(f"*/seed{seed}/{WEIGHTS}")):
-                    entry, run = file.parts[-3:-1]
-                    runs.setdefault((entry, run), file.parent)  # both stages have clean and nullspace
+        files = sorted((self.root / "test").glob(f"*/seed*/{WEIGHTS}"))
+        runs = [file.parent for file in files if file.parent.name in {f"seed{seed}" for seed in self.seeds}]
         if not runs:
-            fail("stage radius needs finished runs: run the stage test or curves first")
-        folders = list(runs.values())
-        self.run_parallel(lambda share: self.evaluate_runs(share, f"part{folders.index(share[0])}"), folders)
-        self.evaluate_runs(folders, "results")
+            fail("stage radius needs finished runs: run the stage test first")
+        self.run_parallel(lambda run: self.evaluate_runs([run], f"parts/{run.parent.name}_{run.name}"), runs)
+        self.evaluate_runs(runs, "results")
 
-    def evaluate_runs(self, runs: Sequence[Path], output: str, *settings: str) -> None:
+    def evaluate_runs(self, runs: Sequence[Path], output: str) -> None:
         self.run_script(
             "evaluate.py",
             f"checkpoint=[{','.join(map(str, runs))}]",
             *self.suite,
-            *settings,
-            *("tracking.wandb=off", "batch_size=360", f"accelerator={'cpu' if self.data == 'digits' else 'auto'}"),
-            *(f"cache={self.root}/cache", f"hydra.run.dir={self.folder}/{output}"),
+            *("tracking.wandb=off", "batch_size=360", f"accelerator={'auto' if self.data == 'cifar10' else 'cpu'}"),
+            *(f"split={self.split}", f"cache={self.root}/cache", f"hydra.run.dir={self.folder}/{output}"),
         )
 
-    def run_parallel(self, work: Callable[[list[Any]], None], items: list[Any]) -> None:
-        """Call `work` in `processes` threads, with a share of the items each."""
-        shares = [share for first in range(self.processes) if (share := items[first :: self.processes])]
+    def run_parallel(self, work: Callable[[Any], None], items: Sequence[Any]) -> None:
+        """Call `work` for every item, in `processes` threads."""
         with ThreadPoolExecutor(self.processes) as pool:
-            list(pool.map(work, shares))
+            list(pool.map(work, items))
 
     def run_script(self, script: str, *settings: str) -> None:
         """Run a script of this checkout in a process of its own; its output goes to log.txt."""
         log = self.root / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(ROOT / script), *settings]
+        environment = os.environ | {"PYTHONPATH": str(STUDIES)}  # for variants.py
         with open(log, "a") as file:
             print("$ python", script, *settings, file=file, flush=True)
             start = file.tell()
-            returncode = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+            returncode = subprocess.run(command, stdout=file, stderr=file, check=False, env=environment).returncode
         if returncode:
             lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
             errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -307,12 +250,12 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["tune", "test", "curves", "radius"])
+    parser.add_argument("stage", choices=["tune", "variants", "test", "radius"])
     parser.add_argument("settings", nargs="*", help="settings of every run of train.py, or suite.*")
-    parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
+    parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--checkpoint", help="start of all runs (default on digits: a pretrained model for every seed)")
     parser.add_argument("--small", action="store_true", help="CIFAR-10 in a few hours of a CPU")
-    parser.add_argument("--seeds", type=at_least(2), default=10, help="number of seeds; two or more, for intervals")
+    parser.add_argument("--seeds", type=at_least(1), help="number of seeds (default: 10 on digits, 3 on others)")
     parser.add_argument("--processes", type=at_least(1), default=2, help="number of parallel processes")
     parser.add_argument("--entries", type=lambda text: text.split(","), help="only these: clean,nullspace")
     parser.add_argument("--save", action="store_true", help="write the table to studies/results/DATA_STAGE.csv")
@@ -322,30 +265,31 @@ def parse_args() -> argparse.Namespace:
 
 def make_study(args: argparse.Namespace) -> Study:
     """The study of a command line; exits with one line if arguments do not fit together."""
+    entries: dict[str, str] = {}
     if args.stage == "radius":
         other = [setting for setting in args.settings if not setting.startswith("suite.")]
         if other or args.entries or args.checkpoint or args.small:
-            fail("stage radius evaluates the runs of test and curves: only suite.* settings apply")
-        entries = {}
+            fail("stage radius evaluates the runs of test: only suite.* settings apply")
     else:
-        if args.data == "cifar10" and args.checkpoint is None:
-            fail("--checkpoint is missing: name a run of experiment=cifar10_pretrain")
+        if args.data != "digits" and args.checkpoint is None:
+            start = "a run of experiment=cifar10_pretrain" if args.data == "cifar10" else "weights of ViT-Ti/16"
+            fail(f"--checkpoint is missing: name {start}")
         if args.small and args.data != "cifar10":
             fail("--small applies to CIFAR-10: add --data cifar10, or remove it")
-        available = stage_entries(args.stage, args.data)
+        available = choose_strengths(args.data) if args.stage == "test" else stage_entries(args.stage, args.data)
         names = args.entries or list(available)
         if unknown := set(names) - set(available):
             fail(f"--entries {min(unknown)}: choose among {', '.join(available)}")
-        for needed in (BASELINE, "nullspace") if args.stage == "curves" else (BASELINE,):
-            if needed not in names:
-                fail(f"--entries has no {needed}, which the others are compared with: add it")
+        if BASELINE not in names:
+            fail(f"--entries has no {BASELINE}, which the others are compared with: add it")
         entries = {name: available[name] for name in names}
-    first_seed, split = (0, "val") if args.stage == "tune" else (100, "test")
+    first_seed, split = (0, "val") if args.stage in ("tune", "variants") else (100, "test")
+    num_seeds = args.seeds or (10 if args.data == "digits" else 3)
     return Study(
         data=args.data,
         stage=args.stage,
         entries=entries,
-        seeds=range(first_seed, first_seed + args.seeds),
+        seeds=range(first_seed, first_seed + num_seeds),
         split=split,
         checkpoint=args.checkpoint,
         settings=[*(SMALL if args.small else ()), *args.settings],

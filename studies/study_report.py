@@ -1,28 +1,33 @@
-"""Tables and plots of a study. study.py calls it at the end of a stage; on its own:
+"""Tables and figures of a study. study.py calls it at the end of a stage; on its own:
 
-    python studies/study_report.py outputs/study/digits/test           # writes summary.md and plots there
+    python studies/study_report.py outputs/study/digits/test           # writes summary.md and figures there
     python studies/study_report.py outputs/study/digits/test --save    # and studies/results/digits_test.csv
     python studies/study_report.py studies/results/digits_test.csv     # prints the tables of a saved CSV
+    python studies/study_report.py --docs       # writes the tables and figures of docs/results.md from studies/results
 
 Intervals are 95 % intervals over seeds (Student's t); differences are paired by seed.
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from entries import METHODS
 from matplotlib import pyplot as plt
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
+from nsaug.cli.app import instantiate
 from nsaug.evaluation.reporting.plots import colors
 from nsaug.evaluation.statistics import Interval, t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "studies" / "results"
+DOCS = ROOT / "docs"
 
 COLUMNS = [
     *("entry", "metric", "mean", "low", "high"),
@@ -30,27 +35,36 @@ COLUMNS = [
 ]
 """Of the table of a stage: the mean of an entry, and its difference to the entry `reference`, with their intervals.
 
-Accuracies in points (%), the radius in rms(u), `CORRELATIONS` as they are.
+Accuracies and calibration errors in points (%), the radius in rms(u), the others as they are.
 """
-METRICS = {"clean": "clean images", "pgd": "PGD", "corruptions": "corruptions", "score": "score"}
+ACCURACIES = {
+    "clean": "clean images",
+    "robustness": "PGD",
+    "l2": "PGD, L2",
+    "embedding": "embedding PGD",
+    "corruptions": "corruptions",
+    "score": "score",
+}
+METRICS = ACCURACIES | {"ece": "ECE", "influence": "influence", "cost": "cost"}
+"""Metrics of a run, and their titles.
+
+PGD is the expected robustness: the mean over the radii of the suite and 0. The score is the mean of PGD and
+corruptions, ECE the calibration error on clean images, influence the mean of the noise that the run trained on, and
+cost that of a step in plain steps.
+"""
 BASELINE = "clean"
 """The entry that all others are compared with."""
-
-PLAIN = ("clean", "clean_two_views", "clean_same_compute")
-RANDOM = ("random_noise", "random_noise_influence", "random_noise_init")
-ADVERSARIAL = ("fgsm_rs", "pgd", "pgd_3_steps", "trades")
-CLAIMS = [
-    ("better than plain finetuning", "nullspace", PLAIN, "score"),
-    ("no worse on clean images", "nullspace", ("clean",), "clean"),
-    ("the paper's recipe is better than plain finetuning", "nullspace_paper", ("clean",), "score"),
-    ("better than random noise", "nullspace", RANDOM, "score"),
-    ("as robust as adversarial training", "nullspace", ADVERSARIAL, "score"),
-    ("at a lower cost on clean images", "nullspace", ADVERSARIAL, "clean"),
-]
-"""The paper's claims, and differences that test them: claim, entry, references, metric."""
-
-SWEPT = {"eps": "ε", "init_scale": "init_scale", "num_steps": "K"}
-"""Settings of nullspace noise in stage curves, and their names in tables and plots."""
+DEFAULT = "nullspace"
+"""The entry that stage test compares with all others."""
+MAX_CLEAN_LOSS = 1.0
+"""Points of accuracy on clean images that the best strength of a method may lose against BASELINE."""
+FAMILIES = {
+    "nullspace noise": ("nullspace", "nullspace_per_batch", "nullspace_paper"),
+    "random noise": ("random_noise_init", "random_noise_norm", "random_noise_influence", "r3f"),
+    "ascent on embeddings": ("embedding_pgd", "freelb", "smart"),
+    "attacks on images": ("fgsm_rs", "pgd_3_steps", "trades_3_steps"),
+    "augmentation": ("augmix", "gaussian_noise", "r_drop"),
+}
 CORRELATIONS = {"rank_correlation_of_runs": "all runs", "rank_correlation_of_entries": "entries, mean over seeds"}
 """Entries in the table of stage radius that hold correlations of a metric with the radius."""
 
@@ -58,7 +72,7 @@ Row = dict[str, Any]
 
 
 def write_report(folder: Path, save: bool = False) -> str:
-    """Write the summary and the plots of a stage.
+    """Write the summary and the figures of a stage.
 
     Args:
         folder: of the stage, such as outputs/study/digits/test.
@@ -75,10 +89,9 @@ def write_report(folder: Path, save: bool = False) -> str:
         plot_radius(runs, folder / "radius.png")
     else:
         table = compare_runs(read_runs(folder), stage)
-        if stage == "curves":
-            plot_curves(table, folder / "curves.png")
-            plot_training(folder, sweep_values(table["entry"], "eps"), folder / "training.png")
-    text = to_markdown(table, stage)
+        if stage == "tune":
+            plot_frontiers(table, folder.parent.name, folder / "frontiers.png")
+    text = to_markdown(table, stage, folder.parent.name)
     (folder / "summary.md").write_text(text)
     if save:
         RESULTS.mkdir(exist_ok=True)
@@ -86,53 +99,66 @@ def write_report(folder: Path, save: bool = False) -> str:
     return text
 
 
-def default_settings() -> DictConfig:
-    """The defaults of per-image nullspace noise."""
-    config = OmegaConf.load(ROOT / "conf" / "nullspace" / "per_image.yaml")
-    assert isinstance(config, DictConfig)
-    return config
-
-
-def finished_stages(root: Path) -> list[Path]:
-    """Folders of the stages test and curves that have results."""
-    return [root / stage for stage in ("test", "curves") if (root / stage / "results" / "results.csv").exists()]
-
-
 # Tables
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
-    """Accuracies of every run of a stage, in points.
-
-    Returns:
-        One column for each of METRICS, indexed by (name, seed); PGD and corruptions are means over strengths.
-    """
+    """The metrics of every run of a stage, indexed by (name, seed); accuracies and calibration errors in points."""
     rows = pd.read_csv(folder / "results" / "results.csv")
-    rows = rows[rows["metric"].isin(["top1", "score"]) & (rows["over"] == "images")]
-    metric = rows["benchmark"].where(rows["benchmark"].isin(METRICS), "corruptions")
-    runs = rows.drop(columns="metric").assign(metric=metric)
-    return 100 * runs.pivot_table(index=["name", "seed"], columns="metric", values="value", sort=False)[list(METRICS)]
+    rows = rows[rows["over"] == "images"]
+    top1 = rows["metric"] == "top1"
+    selected = {
+        "clean": top1 & (rows["benchmark"] == "clean"),
+        "robustness": (rows["metric"] == "expected_robustness") & (rows["benchmark"] == "pgd"),
+        "l2": top1 & (rows["benchmark"] == "pgd_l2"),
+        "embedding": top1 & (rows["benchmark"] == "embedding_pgd"),
+        "corruptions": top1 & (rows["condition"] == "corrupted"),
+        "ece": (rows["metric"] == "ece") & (rows["benchmark"] == "clean"),
+    }
+    if not selected["robustness"].any():  # a single radius
+        selected["robustness"] = top1 & (rows["benchmark"] == "pgd")
+    key = ["name", "seed"]
+    runs = pd.DataFrame({metric: 100 * rows[mask].groupby(key)["value"].mean() for metric, mask in selected.items()})
+    runs["score"] = (runs["robustness"] + runs["corruptions"]) / 2
+    folders = rows.groupby(key)["checkpoint"].first().map(lambda file: Path(file).parent)
+    runs["influence"] = folders.map(mean_influence)
+    runs["cost"] = folders.map(step_cost)
+    return runs.reindex([tuple(row) for row in rows[key].drop_duplicates().to_numpy()]).dropna(axis=1, how="all")
+
+
+def mean_influence(run: Path) -> float:
+    """Mean influence of the noise over the steps that a run logged; NaN for other methods."""
+    file = run / "metrics.csv"
+    log = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    return float(log["train/influence"].mean()) if "train/influence" in log else float("nan")
+
+
+def step_cost(run: Path) -> float:
+    """Cost of a run in plain runs of as many steps, as its method declares it; NaN without its configuration."""
+    file = run / ".hydra" / "config.yaml"
+    if not file.is_file():
+        return float("nan")
+    config = OmegaConf.load(file)
+    method = instantiate(config.method)
+    return float(method.cost * method.duration_factor)
 
 
 def compare_runs(runs: pd.DataFrame, stage: str) -> pd.DataFrame:
-    """The table of a stage, columns as in COLUMNS: every entry against BASELINE, then the other comparisons."""
+    """The table of a stage, all entries against BASELINE, in stage test also DEFAULT against all."""
     entries = list(runs.index.get_level_values("name").unique())
-    comparisons = [(entry, metric, BASELINE) for entry in entries for metric in METRICS]
-    if stage == "test":
-        comparisons += [(entry, metric, reference) for _, entry, reference, metric in claims(entries)]
-    if stage == "curves":
-        scores = runs["score"].groupby("name").mean()
-        comparisons += [(high, "score", low) for _, _, high, low in sweep_extremes(entries, scores)]
-    rows = [compare(runs, *comparison) for comparison in dict.fromkeys(comparisons)]
-    return to_table(rows)
+    metrics = [metric for metric in METRICS if metric in runs]
+    comparisons = [(entry, metric, BASELINE) for entry in entries for metric in metrics]
+    if stage == "test" and DEFAULT in entries:
+        comparisons += [(DEFAULT, metric, entry) for entry in entries for metric in metrics if metric in ACCURACIES]
+    return to_table([compare(runs, *comparison) for comparison in dict.fromkeys(comparisons)])
 
 
 def compare(runs: pd.DataFrame, entry: str, metric: str, reference: str) -> Row:
     """The mean of an entry over seeds, and its paired difference to another entry."""
     values = runs[metric].loc[entry]
     differences = (values - runs[metric].loc[reference]).dropna()
-    difference = t_interval(differences.to_numpy())
-    return make_row(entry, metric, t_interval(values.to_numpy()), len(differences)) | {
+    difference = t_interval(differences.to_numpy()) if len(differences) else Interval(*[float("nan")] * 3)
+    return make_row(entry, metric, t_interval(values.to_numpy()), len(values)) | {
         "reference": reference,
         "difference": difference.value,
         "difference_low": difference.low,
@@ -155,62 +181,73 @@ def read_table(file: Path) -> pd.DataFrame:
     return pd.read_csv(file).fillna({"reference": ""})
 
 
-def claims(entries: Iterable[str]) -> list[tuple[str, str, str, str]]:
-    """The comparisons of CLAIMS between these entries: claim, entry, reference, metric."""
-    present = set(entries)
-    return [
-        (claim, entry, reference, metric)
-        for claim, entry, references, metric in CLAIMS
-        for reference in references
-        if {entry, reference} <= present
-    ]
+def means(table: pd.DataFrame) -> pd.DataFrame:
+    """Means by entry, in the order of the table, and metric."""
+    first = table.drop_duplicates(["entry", "metric"])
+    return first.pivot(index="entry", columns="metric", values="mean").reindex(first["entry"].unique())
 
 
-def sweep_values(entries: Iterable[str], key: str) -> list[tuple[float, str]]:
-    """The values of a setting in stage curves, ascending, with their entries; `nullspace` has the default."""
-    others = [(float(entry.removeprefix(f"{key}_")), entry) for entry in set(entries) if entry.startswith(f"{key}_")]
-    return sorted([*others, (float(default_settings()[key]), "nullspace")])
+# Choice of strengths
 
 
-def sweep_extremes(
-    entries: Iterable[str], scores: "pd.Series[float]"
-) -> list[tuple[str, list[tuple[float, str]], str, str]]:
-    """For every setting with several values: its name, its values, the entries with the highest and lowest score."""
-    extremes = []
-    for key in SWEPT:
-        values = sweep_values(entries, key)
-        names = [entry for _, entry in values]
-        if len(names) > 1:
-            extremes.append((key, values, max(names, key=scores.__getitem__), min(names, key=scores.__getitem__)))
-    return extremes
+def choose_strengths(data: str) -> dict[str, str]:
+    """Settings of train.py for every method at its best strength in stage tune, by method.
+
+    Raises:
+        SystemExit: stage tune was not saved.
+    """
+    file = RESULTS / f"{data}_tune.csv"
+    if not file.is_file():
+        raise SystemExit(
+            f"error: stage test needs the best strengths of {file.relative_to(ROOT)}: type python studies/study.py tune"
+            f" --data {data} --save first"
+        )
+    table = means(read_table(file))
+    chosen = {}
+    for method in METHODS:
+        candidates = method_entries(method, data)
+        if measured := [entry for entry in candidates if entry in table.index]:
+            chosen[method] = candidates[best_strength(table, measured)]
+    return chosen
+
+
+def method_entries(method: str, data: str) -> dict[str, str]:
+    """Settings of train.py for the strengths of a method in stage tune, by entry."""
+    baseline = {BASELINE: "method=clean"} if method == BASELINE else {}
+    return baseline | METHODS[method].entries(method, data)
+
+
+def best_strength(table: pd.DataFrame, entries: Sequence[str]) -> str:
+    """The entry with the highest score among those that lose at most MAX_CLEAN_LOSS on clean images, else the least."""
+    candidates = table.loc[list(entries)]
+    allowed = candidates[candidates["clean"] >= table["clean"][BASELINE] - MAX_CLEAN_LOSS]
+    return str(allowed["score"].idxmax() if len(allowed) else candidates["clean"].idxmax())
+
+
+# Radius
 
 
 def read_radius_runs(folder: Path) -> pd.DataFrame:
-    """The radius of every run of stage radius, and its accuracies in the stage that trained it.
-
-    Returns:
-        Columns name, seed, radius (in rms(u)) and METRICS.
-    """
+    """The radius of every run, and its metrics in stage test: columns name, seed, radius, METRICS."""
     rows = pd.read_csv(folder / "results" / "results.csv")
     rows = rows[(rows["condition"] == "learned") & (rows["metric"] == "relative radius")]
     radii = rows.groupby(["name", "seed"])["value"].mean().rename("radius")
-    stages = finished_stages(folder.parent)
-    if not stages:
-        raise SystemExit(f"error: {folder} needs the results of test or curves beside it: run one of these stages")
-    runs = pd.concat([read_runs(stage) for stage in stages])
-    runs = runs[~runs.index.duplicated()]  # both stages have clean and nullspace
-    return runs.join(radii, how="inner").reset_index()
+    test = folder.parent / "test"
+    if not (test / "results" / "results.csv").is_file():
+        raise SystemExit(f"error: {folder} needs the results of stage test beside it: run that stage first")
+    return read_runs(test).join(radii, how="inner").reset_index()
 
 
 def radius_table(runs: pd.DataFrame) -> pd.DataFrame:
     """The table of stage radius: means of every entry, largest radius first, and rank correlations."""
+    metrics = [metric for metric in ACCURACIES if metric in runs]
     rows = []
     for entry in runs.groupby("name")["radius"].mean().sort_values(ascending=False).index:
         entry_runs = runs[runs["name"] == entry]
-        for metric in ("radius", *METRICS):
+        for metric in ("radius", *metrics):
             rows.append(make_row(entry, metric, t_interval(entry_runs[metric].to_numpy()), len(entry_runs)))
     num_seeds = runs["seed"].nunique()
-    for metric in METRICS:
+    for metric in metrics:
         for entry, interval in zip(CORRELATIONS, rank_correlation(runs, "radius", metric), strict=True):
             rows.append(make_row(entry, metric, interval, num_seeds))
     return to_table(rows)
@@ -239,68 +276,74 @@ def rank_correlation(runs: pd.DataFrame, x: str, y: str) -> tuple[Interval, Inte
 # Markdown
 
 
-def to_markdown(table: pd.DataFrame, stage: str) -> str:
+def to_markdown(table: pd.DataFrame, stage: str, data: str) -> str:
     """The summary of a stage from its table."""
     cells = {(row.entry, row.metric, row.reference): row for row in table.itertuples()}
     if stage == "radius":
-        parts = radius_summary(table, cells)
-    else:
-        parts = [accuracy_summary(table, cells)]
-        if stage == "test":
-            parts.append(claim_summary(table, cells))
-        if stage == "curves" and (summary := sweep_summary(table, cells)):
-            parts.append(summary)
+        return "\n\n".join(radius_summary(table, cells)) + "\n"
+    parts = [accuracy_summary(table, cells)]
+    if stage == "test" and (DEFAULT, "score", DEFAULT) in cells:
+        parts.append(comparison_summary(table, cells))
+    if stage == "tune":
+        parts.append(choice_summary(table, data))
     return "\n\n".join(parts) + "\n"
 
 
 def accuracy_summary(table: pd.DataFrame, cells: dict[Any, Any]) -> str:
-    """Mean accuracies of all entries, best score first, and differences to BASELINE."""
-    scores = mean_scores(table)
+    """Means of all entries, best score first, and differences to BASELINE."""
+    values = means(table)
+    metrics = [metric for metric in METRICS if metric in values]
     num_seeds = cells[BASELINE, "score", BASELINE].num_seeds
     rows = []
-    for entry in scores.sort_values(ascending=False).index:
-        means = [f"{cells[entry, metric, BASELINE].mean:.1f}" for metric in METRICS]
+    for entry in values["score"].sort_values(ascending=False).index:
+        row = [format_value(metric, values.loc[entry, metric]) for metric in metrics]
         compared = ["", ""]
         if entry != BASELINE:
             compared = [format_difference(cells[entry, metric, BASELINE]) for metric in ("score", "clean")]
-        rows.append([entry, *means, *compared])
-    header = ["entry", *METRICS.values(), f"score - {BASELINE}", f"clean images - {BASELINE}"]
-    caption = f"Top-1 in %, {num_seeds} seeds; in brackets 95 % t intervals over seeds of paired differences in points."
-    return f"{caption}\n\n{markdown_table(header, rows)}"
+        rows.append([entry, *row, *compared])
+    titles = [METRICS[metric] for metric in metrics]
+    header = ["entry", *titles, f"score - {BASELINE}", f"clean images - {BASELINE}"]
+    return f"{caption(num_seeds)}\n\n{markdown_table(header, rows)}"
 
 
-def claim_summary(table: pd.DataFrame, cells: dict[Any, Any]) -> str:
-    """The paper's claims with the differences that test them."""
+def caption(num_seeds: int) -> str:
+    if num_seeds == 1:
+        return "Top-1 in %, 1 seed; differences in points."
+    return f"Top-1 in %, {num_seeds} seeds; in brackets 95 % t intervals over seeds of paired differences in points."
+
+
+def comparison_summary(table: pd.DataFrame, cells: dict[Any, Any]) -> str:
+    """DEFAULT against every other entry; bold where the interval excludes 0."""
+    metrics = [metric for metric in ACCURACIES if (DEFAULT, metric, BASELINE) in cells]
     rows = []
-    for claim, entry, reference, metric in claims(table["entry"]):
-        row = cells[entry, metric, reference]
-        verdict = "higher" if row.difference_low > 0 else "lower" if row.difference_high < 0 else "no clear difference"
-        rows.append([claim, METRICS[metric], f"{entry} - {reference}", format_difference(row), verdict])
-    return markdown_table(["claim", "metric", "difference", "points", "result"], rows, text_columns=(0, 1, 2, 4))
+    for entry in means(table)["score"].sort_values(ascending=False).index:
+        if entry != DEFAULT:
+            differences = [cells[DEFAULT, metric, entry] for metric in metrics]
+            rows.append([f"{DEFAULT} - {entry}", *(format_difference(row, emphasize=True) for row in differences)])
+    text = "Differences between nullspace noise and every other entry; bold if the interval excludes 0."
+    return f"{text}\n\n{markdown_table(['', *(ACCURACIES[metric] for metric in metrics)], rows)}"
 
 
-def sweep_summary(table: pd.DataFrame, cells: dict[Any, Any]) -> str:
-    """How much the score depends on every setting: highest minus lowest; empty if there is no setting to compare.
-
-    The two entries are selected by the scores that are compared, so the difference is biased upwards.
-    """
-    rows = []
-    for key, values, high, low in sweep_extremes(table["entry"], mean_scores(table)):
-        text = ", ".join(f"{value:g}" for value, _ in values)
-        rows.append([SWEPT[key], text, f"{high} - {low}", format_difference(cells[high, "score", low])])
-    header = ["setting", "values", "highest - lowest score", "points"]
-    return markdown_table(header, rows, text_columns=(0, 1, 2)) if rows else ""
+def choice_summary(table: pd.DataFrame, data: str) -> str:
+    """The best strength of every method."""
+    values = means(table)
+    chosen = []
+    for method in METHODS:
+        if measured := [entry for entry in method_entries(method, data) if entry in values.index]:
+            chosen.append(best_strength(values, measured))
+    return "Best strengths: " + ", ".join(chosen) + "."
 
 
 def radius_summary(table: pd.DataFrame, cells: dict[Any, Any]) -> list[str]:
     """Rank correlations of the radius with accuracies, and means of all entries."""
     radii = table[table["metric"] == "radius"]
+    metrics = [metric for metric in ACCURACIES if metric in set(table["metric"])]
     correlations = [
         [METRICS[metric], *(format_correlation(cells[entry, metric, ""]) for entry in CORRELATIONS)]
-        for metric in METRICS
+        for metric in metrics
     ]
-    means = [
-        [entry, f"{cells[entry, 'radius', ''].mean:.2f}", *(f"{cells[entry, key, ''].mean:.1f}" for key in METRICS)]
+    rows = [
+        [entry, f"{cells[entry, 'radius', ''].mean:.2f}", *(f"{cells[entry, key, ''].mean:.1f}" for key in metrics)]
         for entry in radii["entry"]
     ]
     num_runs = radii["num_seeds"].sum()
@@ -309,17 +352,20 @@ def radius_summary(table: pd.DataFrame, cells: dict[Any, Any]) -> list[str]:
         " % intervals over seeds.",
         markdown_table(["top-1 on", *CORRELATIONS.values()], correlations),
         "Means over seeds; the radius in rms(u), top-1 in %.",
-        markdown_table(["entry", "radius", *METRICS.values()], means),
+        markdown_table(["entry", "radius", *(METRICS[metric] for metric in metrics)], rows),
     ]
 
 
-def mean_scores(table: pd.DataFrame) -> "pd.Series[float]":
-    return table[table["metric"] == "score"].drop_duplicates("entry").set_index("entry")["mean"]
+def format_value(metric: str, value: float) -> str:
+    if np.isnan(value):
+        return ""
+    return f"{value:.2f}" if metric in ("influence", "cost") else f"{value:.1f}"
 
 
-def format_difference(row: Any) -> str:
-    interval = f" ({row.difference_low:+.1f} to {row.difference_high:+.1f})"
-    return f"{row.difference:+.1f}" + ("" if np.isnan(row.difference_low) else interval)
+def format_difference(row: Any, emphasize: bool = False) -> str:
+    low, high = row.difference_low, row.difference_high
+    text = f"{row.difference:+.1f}" + ("" if np.isnan(low) else f" ({low:+.1f} to {high:+.1f})")
+    return f"**{text}**" if emphasize and (low > 0 or high < 0) else text
 
 
 def format_correlation(row: Any) -> str:
@@ -333,11 +379,34 @@ def markdown_table(header: list[str], rows: list[list[str]], text_columns: Itera
     return "\n".join([lines[0], f"|{'|'.join(alignment)}|", *lines[1:]])
 
 
-# Plots
+# Docs
+
+
+def update_docs(text: str) -> str:
+    """Replace what stands between `<!-- DATA_STAGE.csv -->` and `<!-- end -->` by the tables of that CSV."""
+
+    def tables(match: re.Match[str]) -> str:
+        file = RESULTS / match[1]
+        data, _, stage = file.stem.rpartition("_")
+        return f"<!-- {match[1]} -->\n\n{to_markdown(read_table(file), stage, data)}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+\.csv) -->.*?<!-- end -->", tables, text, flags=re.DOTALL)
+
+
+def write_docs() -> None:
+    """Write the tables and the frontiers of docs/results.md from studies/results."""
+    page = DOCS / "results.md"
+    page.write_text(update_docs(page.read_text()))
+    for file in sorted(RESULTS.glob("*_tune.csv")):
+        data = file.stem.removesuffix("_tune")
+        plot_frontiers(read_table(file), data, DOCS / f"frontiers_{data}.png")
+
+
+# Figures
 
 
 def save_figure(path: Path, num_panels: int, draw: Callable[[list[Any]], None]) -> None:
-    figure, axes = plt.subplots(1, num_panels, figsize=(4.2 * num_panels, 3.4), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, num_panels, figsize=(4.2 * num_panels, 3.6), layout="constrained", squeeze=False)
     draw(list(axes[0]))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -347,53 +416,25 @@ def add_legend(axes: Any) -> None:
     axes.legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
 
 
-def plot_curves(table: pd.DataFrame, path: Path) -> None:
-    """Plot differences to BASELINE over ε, init_scale and K; bands are intervals."""
-    cells = {(row.entry, row.metric, row.reference): row for row in table.itertuples()}
+def plot_frontiers(table: pd.DataFrame, data: str, path: Path) -> None:
+    """Plot accuracy under attack and corruption over that on clean images, a line for the strengths of a method."""
+    values = means(table)
+    styles = dict(zip(FAMILIES, colors(list(FAMILIES)).values(), strict=True))
 
     def draw(panels: list[Any]) -> None:
-        for axes in panels[1:]:
-            axes.sharey(panels[0])
-        for axes, (key, label) in zip(panels, SWEPT.items(), strict=True):
-            values = sweep_values(table["entry"], key)
-            x = [value for value, _ in values]
-            for metric, color in colors(list(METRICS)).items():
-                rows: list[Any] = [cells[entry, metric, BASELINE] for _, entry in values]
-                low, high = ([getattr(row, f"difference_{bound}") for row in rows] for bound in ("low", "high"))
-                axes.plot(x, [row.difference for row in rows], "o-", markersize=4, color=color, label=METRICS[metric])
-                axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-            axes.axhline(0, color="grey", linewidth=1, linestyle="--")
-            axes.set_xscale("log")
-            axes.set_xticks(x, [f"{value:g}" for value in x])
-            axes.minorticks_off()
-            axes.set_xlabel(label)
-        panels[0].set_ylabel("top-1 - plain finetuning, points")
-        add_legend(panels[-1])
-
-    save_figure(path, len(SWEPT), draw)
-
-
-def plot_training(folder: Path, values: list[tuple[float, str]], path: Path) -> None:
-    """Plot influence (at the start of synthesis dotted) and rms of the noise over training; means over seeds."""
-
-    def draw(panels: list[Any]) -> None:
-        influence, rms = panels
-        for (value, entry), color in zip(values, colors([entry for _, entry in values]).values(), strict=True):
-            logs = [pd.read_csv(file) for file in sorted(folder.glob(f"{entry}/seed*/metrics.csv"))]
-            means = pd.concat(logs).groupby("step").mean(numeric_only=True)
-            for axes, key, line in (
-                (influence, "influence_before", ":"),
-                (influence, "influence", "-"),
-                (rms, "noise_rms", "-"),
-            ):
-                series = means[f"train/{key}"].dropna()
-                axes.plot(series.index, series, line, color=color, label=f"ε {value:g}")
-        influence.set_yscale("log")
-        influence.set_ylabel("influence")
-        rms.set_ylabel("rms of the noise")
-        for axes in panels:
-            axes.set_xlabel("step")
-        add_legend(rms)
+        for axes, metric in zip(panels, ("robustness", "corruptions"), strict=True):
+            baseline = values.loc[BASELINE]
+            axes.plot(baseline["clean"], baseline[metric], "k*", markersize=11, label=BASELINE, zorder=3)
+            for family, methods in FAMILIES.items():
+                for method, marker in zip(methods, "os^D", strict=False):
+                    points = values.loc[[entry for entry in method_entries(method, data) if entry in values.index]]
+                    if len(points):
+                        label = f"{method} ({points['cost'].iloc[0]:.1f})" if "cost" in points else method
+                        x, y = points["clean"], points[metric]
+                        axes.plot(x, y, marker=marker, markersize=4, linewidth=1, color=styles[family], label=label)
+            axes.set_xlabel("top-1 on clean images, %")
+            axes.set_ylabel(f"top-1, %, {METRICS[metric]}")
+        add_legend(panels[1])
 
     save_figure(path, 2, draw)
 
@@ -403,8 +444,8 @@ def plot_radius(runs: pd.DataFrame, path: Path) -> None:
     families = runs["name"].map(method_family)
 
     def draw(panels: list[Any]) -> None:
-        for axes, metric in zip(panels, ("pgd", "corruptions"), strict=True):
-            for family, color in colors(["nullspace noise", "random noise", "adversarial", "plain"]).items():
+        for axes, metric in zip(panels, ("robustness", "corruptions"), strict=True):
+            for family, color in colors([*FAMILIES, "plain"]).items():
                 selected = runs[families == family]
                 axes.plot(selected["radius"], selected[metric], "o", markersize=3, color=color, label=family)
             axes.set_xlabel("radius, in rms(u)")
@@ -415,20 +456,21 @@ def plot_radius(runs: pd.DataFrame, path: Path) -> None:
 
 
 def method_family(entry: str) -> str:
-    for family, entries in (("plain", PLAIN), ("random noise", RANDOM), ("adversarial", ADVERSARIAL)):
-        if entry in entries:
-            return family
-    return "nullspace noise"
+    return next((family for family, methods in FAMILIES.items() if entry in methods), "plain")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="folder of a finished stage, or a CSV of studies/results")
+    parser.add_argument("path", type=Path, nargs="?", help="folder of a finished stage, or a CSV of studies/results")
     parser.add_argument("--save", action="store_true", help="write the table to studies/results/DATA_STAGE.csv")
+    parser.add_argument("--docs", action="store_true", help="write the tables and figures of docs/results.md")
     args = parser.parse_args()
-    if args.path.suffix == ".csv" and args.path.is_file():
-        print(to_markdown(read_table(args.path), stage=args.path.stem.rpartition("_")[2]))
-    elif (args.path / "results" / "results.csv").is_file():
+    if args.docs:
+        write_docs()
+    elif args.path is not None and args.path.suffix == ".csv" and args.path.is_file():
+        data, _, stage = args.path.stem.rpartition("_")
+        print(to_markdown(read_table(args.path), stage, data))
+    elif args.path is not None and (args.path / "results" / "results.csv").is_file():
         print(write_report(args.path, args.save))
     else:
         raise SystemExit(

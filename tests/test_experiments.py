@@ -55,7 +55,8 @@ def test_finetune_reads_a_folder(overrides):
 def test_finetune_trains_from_a_local_checkpoint(monkeypatch, tmp_path, imagenet):
     run(
         train, monkeypatch, *FAST, "experiment=finetune", f"data.root={imagenet}", f"checkpoint={CHECKPOINT}",
-        "model=vit_ti", "model.pretrained=false", "data.batch_size=4", "data.num_workers=0", "trainer.max_steps=2",
+        "model=vit_ti", "model.pretrained=false", "data.batch_size=4", "data.num_workers=0", "data.val_fraction=0.3",
+        "trainer.max_steps=2",
         f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 12
@@ -66,7 +67,7 @@ def test_finetune_trains_from_a_local_checkpoint(monkeypatch, tmp_path, imagenet
 def test_imagenet_trains_on_real_images(monkeypatch, tmp_path, imagenet, model):
     run(
         train, monkeypatch, *FAST, "experiment=imagenet", f"model={model}", "trainer.max_steps=2",
-        "nullspace.num_passes=1", f"data.root={imagenet}", "data.batch_size=2", "data.val_fraction=0.1",
+        "nullspace.num_passes=1", f"data.root={imagenet}", "data.batch_size=2", "data.val_fraction=0.3",
         "model.pretrained=false", f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000

@@ -214,12 +214,16 @@ def test_vit_s_trains_at_224_px(monkeypatch, tmp_path, imagenet):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
-    ["clean", "clean_two_views", "clean_same_compute", "nullspace", "random_noise", "pgd", "fgsm_rs", "trades"],
+    [
+        *("clean", "clean_two_views", "clean_same_compute", "nullspace", "random_noise", "pgd", "fgsm_rs", "trades"),
+        *("embedding_pgd", "freelb", "smart", "r3f", "augmix", "gaussian_noise", "r_drop model.drop_path_rate=0.1"),
+    ],
 )
 def test_methods_train_vit_s_on_imagenet(monkeypatch, tmp_path, imagenet, method):
     run(
-        train, monkeypatch, *FAST, "trainer.max_steps=1", "model=vit_s", f"method={method}", f"data.root={imagenet}",
-        "data.batch_size=2", "data.val_fraction=0.1", "model.pretrained=false", f"hydra.run.dir={tmp_path}",
+        train, monkeypatch, *FAST, "trainer.max_steps=1", "model=vit_s", *f"method={method}".split(),
+        f"data.root={imagenet}", "data.batch_size=2", "data.val_fraction=0.3", "model.pretrained=false",
+        f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 1000
 

@@ -199,8 +199,8 @@ def choose_strengths(data: str) -> dict[str, str]:
     file = RESULTS / f"{data}_tune.csv"
     if not file.is_file():
         raise SystemExit(
-            f"error: stage test needs the best strengths of {file.relative_to(ROOT)}: type python studies/study.py tune"
-            f" --data {data} --save first"
+            f"error: stage test needs the best strengths of studies/results/{file.name}: type"
+            f" python studies/study.py tune --data {data} --save first"
         )
     table = means(read_table(file))
     chosen = {}

@@ -137,9 +137,13 @@ class Summary:
 
 
 def format_strength(strength: float, condition: str) -> str:
-    """A strength as text; an attack's radius in 1/255 if it is a whole number of them, or a small short one."""
+    """A strength as text; an attack's radius in 1/255 if it is a whole number of them, or a small short one.
+
+    Radii with two decimals, such as 0.02, stay as they are: those of attacks on embeddings are in rms(u).
+    """
     levels = 255 * strength
     decimals = 2 if levels < 1 else 1 if levels < 10 else 0
-    if condition == "attacked" and 0 < levels < 255 and abs(levels - round(levels, decimals)) < 1e-6:
+    is_fraction = round(strength, 2) != strength and abs(levels - round(levels, decimals)) < 1e-6
+    if condition == "attacked" and 0 < levels < 255 and is_fraction:
         return f"{round(levels, decimals):g}/255"
     return f"{strength:g}"

@@ -16,9 +16,9 @@ EMBEDDING_RADII = {  # in rms(u)
     "imagenette": ("0.005", "0.01", "0.02", "0.05"),
 }
 SMART_RADII = {  # in rms(u), of an L-inf ball, which few elements of the noise touch
-    "digits": ("0.1", "0.3", "1", "3"),
-    "cifar10": ("0.03", "0.1", "0.3", "1"),
-    "imagenette": ("0.01", "0.03", "0.1", "0.3"),
+    "digits": ("0.03", "0.1", "0.2", "0.3"),
+    "cifar10": ("0.01", "0.03", "0.1", "0.3"),
+    "imagenette": ("0.003", "0.01", "0.03", "0.1"),
 }
 LEARNING_RATES = {  # besides that of conf/experiment, which all methods have
     "digits": ("3e-4", "3e-3", "1e-2"),

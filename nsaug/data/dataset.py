@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,11 +56,13 @@ def read_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
             extremely long.
     """
     try:
-        if isinstance(file, str | Path):
-            with open_regular(file) as opened, Image.open(opened, formats=FORMATS) as image:
-                return _to_rgb(image)
-        with Image.open(file, formats=FORMATS) as image:
+        with (
+            open_regular(file) if isinstance(file, str | Path) else nullcontext(file) as opened,
+            Image.open(opened, formats=FORMATS) as image,
+        ):
             return _to_rgb(image)
+    except MemoryError:  # says nothing about the image
+        raise
     except Exception as error:  # decoders raise almost any error for damaged files
         unknown = isinstance(error, UnidentifiedImageError)
         reason = f"it is not an image of {', '.join(FORMATS)}" if unknown else os_reason(error)

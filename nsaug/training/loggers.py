@@ -106,6 +106,9 @@ class _MetricsFile(ExperimentWriter):
         self.metrics = [{key: value for key, value in row.items() if value} for row in rows]
         self._num_saved = 0
 
+    def log_hparams(self, params: Mapping[str, Any]) -> None:
+        """Do nothing: config.json records the settings."""
+
     def save(self) -> None:
         if not self.metrics or (len(self.metrics) == self._num_saved and self.path.is_file()):
             return

@@ -1,7 +1,6 @@
 """Reading of regular files only, atomic writing, and locks on folders."""
 
 import errno
-import fcntl
 import os
 import secrets
 import stat
@@ -93,6 +92,8 @@ def lock_folder(folder: Path, purpose: str) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock, or the folder cannot be written.
     """
+    import fcntl  # here: Windows has none, and reading weights and data does not need it
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / f".{purpose}.lock", "a")  # noqa: SIM115  (closed below)

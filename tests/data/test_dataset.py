@@ -176,6 +176,15 @@ def test_unreadable_paths(tmp_path):
         assert str(error.value) == f"x.png cannot be read: {reason}"
 
 
+def test_lack_of_memory_is_not_a_fault_of_the_image(monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        read_image(io.BytesIO(DEEP["png"][0]), "x.png")
+
+
 def test_names_in_messages_are_one_line():
     with pytest.raises(UnreadableImage, match=r"^a\\nb\\udcff cannot be read: No such file or directory$"):
         read_image("gone.png", "a\nb\udcff")

@@ -11,7 +11,8 @@ def test_plain_values_stay_plain():
 
 
 @pytest.mark.parametrize(
-    "value", ["a=b", "a,b", "0 1", "it's", 'say "x"', r"back\slash", "end\\", '\\"', "[1", "$HOME", "{a}", "#1", "*"]
+    "value",
+    ["a=b", "a,b", "0 1", "it's", 'say "x"', r"back\slash", "end\\", '\\"', "[1", "$HOME", "{a}", "#1", "*", "é", "a~b"],
 )
 def test_special_characters_survive_shell_and_hydra(value):
     (argument,) = shlex.split(as_setting("checkpoint", value))

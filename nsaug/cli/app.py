@@ -208,18 +208,18 @@ def _check_node(node: Any, path: str) -> None:
     if not isinstance(node, DictConfig):
         return
     target = _target(node, path) if "_target_" in node else None
-    parameters = _parameters(target) if target else None
+    known = parameters(target) if target else None
     for key in map(str, node):
         name, value = f"{path}.{key}" if path else key, node[key]
         if not OmegaConf.is_interpolation(node, key):  # ${nullspace} is checked as cfg.nullspace
             _check_node(value, name)
-        if parameters is None or key.startswith("_"):
+        if known is None or key.startswith("_"):
             continue
-        if key not in parameters:
-            raise UserError(unknown_key(name, parameters))
+        if key not in known:
+            raise UserError(unknown_key(name, known))
         if not _is_target(value):
             plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            validate_value(name, plain, parameters[key], is_converted=_converts(target))
+            validate_value(name, plain, known[key], is_converted=_converts(target))
 
 
 def _is_target(value: Any) -> bool:
@@ -298,7 +298,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
         return TypeAdapter(annotation)
 
 
-def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
+def parameters(target: Callable[..., Any]) -> dict[str, Any]:
     """Parameter names and annotations of a callable, including those that **kwargs passes to base classes."""
     if hasattr(target, "__pydantic_fields__"):
         hints = typing.get_type_hints(target, include_extras=True)
@@ -306,7 +306,7 @@ def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
-    parameters: dict[str, Any] = {}
+    annotations: dict[str, Any] = {}
     for function in functions:
         signature = inspect.signature(function)
         try:
@@ -316,10 +316,10 @@ def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
         kinds = [parameter.kind for parameter in signature.parameters.values()]
         for name, parameter in signature.parameters.items():
             if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                parameters.setdefault(name, hints.get(name, Any))
+                annotations.setdefault(name, hints.get(name, Any))
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
-    return parameters
+    return annotations
 
 
 def check_and_instantiate(node: Mapping[str, Any], path: str) -> Any:

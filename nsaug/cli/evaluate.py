@@ -283,7 +283,7 @@ def check_validation_split(name: str | None, data: "TestDataset", model: "EvalMo
     from nsaug.data.splits import record_split, split_changes
 
     splits = model.metadata.get("splits")
-    if splits is None or name not in (None, model.metadata["data"]["name"]):
+    if splits is None or name not in (None, model.metadata.get("data", {}).get("name")):
         return
     if changes := split_changes(splits, {"val": record_split(data.images.ids)}, ["val"]):
         raise UserError(
@@ -403,8 +403,8 @@ def seconds_per_cost(cfg: DictConfig, plan: "Plan", device: "torch.device") -> f
 
     job = next(job for job in plan.jobs if job.units)
     vit = load_vit(cfg, device, plan.models[job.model])
-    image, _, _ = plan.image_sets[job.image_set][job.positions[0]]
-    batch = image.to(device).expand(min(cfg.batch_size, 32), -1, -1, -1)
+    # Not an image of the data: the first one may be unreadable.
+    batch = torch.rand(min(cfg.batch_size, 32), *vit.data_config["input_size"], device=device)
     times = []
     with torch.no_grad():
         for _ in range(2):  # the first call compiles and allocates

@@ -251,14 +251,22 @@ def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], No
     """Lightning's callbacks; those of `trainer.callbacks` come last."""
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-    from nsaug.training.callbacks import NoiseImageLogger, NoiseMonitor, Progress, ProgressLines, ValidateAtEnd
+    from nsaug.training.callbacks import (
+        NoiseImageLogger,
+        NoiseMonitor,
+        Progress,
+        ProgressLines,
+        UnreadableImages,
+        ValidateAtEnd,
+    )
     from nsaug.training.checkpointing import LastCheckpoint
 
     callbacks: list[Any] = []
     if cfg.save == "best":  # before LastCheckpoint, which saves the state of the other callbacks
         options: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
         callbacks.append(ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", **options))
-    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), ValidateAtEnd(), NoiseMonitor()]
+    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), ValidateAtEnd()]
+    callbacks += [UnreadableImages(), NoiseMonitor()]
     if cfg.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))  # some buffers are integer indices
     if num_images:
@@ -287,6 +295,7 @@ def as_list(value: Any) -> list[Any]:
 @contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what can stop training into one line that says how to continue."""
+    import torch
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.training.lightning_module import NonFiniteLoss
@@ -309,7 +318,7 @@ def one_line_errors(folder: Path) -> Iterator[None]:
         except UserError:
             raise
         except Exception as error:
-            if not is_restoring(error):
+            if not is_restoring(error) or isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
                 raise
             raise UserError(
                 f"{folder / LAST} cannot be restored ({with_type(error)}): start the run again, without resume"

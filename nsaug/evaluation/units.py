@@ -191,7 +191,9 @@ class Planner:
         unreadable = frozenset(
             image for image, text in self._fingerprints.items() if text.rpartition("\0")[2] == UNREADABLE
         )
-        return Plan(self.models, self._class_names, digests, self._jobs, image_sets, units, self.subset.seed, unreadable)
+        return Plan(
+            self.models, self._class_names, digests, self._jobs, image_sets, units, self.subset.seed, unreadable
+        )
 
     @staticmethod
     def _requires(entry: Entry) -> str | None:

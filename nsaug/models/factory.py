@@ -121,6 +121,8 @@ def build_vit(
         model_args,
         {"img_size": img_size, "patch_size": patch_size, "drop_path_rate": drop_path_rate or None},
     )
+    img_size = img_size or model_args.get("img_size")
+    patch_size = patch_size or model_args.get("patch_size")
     run_config = (read_config(checkpoint) if checkpoint else None) or {}
     source = run_config.get("pretrained_cfg", {})
     norm_eps = run_config.get("nsaug", {}).get("norm_eps")

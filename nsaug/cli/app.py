@@ -19,13 +19,13 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
+from pydantic import ValidationError
 
 from nsaug.cli.errors import config_dir, format_error, report, unknown_key
 from nsaug.cli.faults import exit_interrupted, flush_stdout, raise_on_signals
 from nsaug.cli.sweeps import name_sweep_folders
 from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.types import adapter, problem, shown
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -218,8 +218,12 @@ def _check_node(node: Any, path: str) -> None:
         if key not in known:
             raise UserError(unknown_key(name, known))
         if not _is_target(value):
-            plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            validate_value(name, plain, known[key], is_converted=_converts(target))
+            validate_value(name, to_container(value), known[key], is_converted=_converts(target))
+
+
+def to_container(value: Any) -> Any:
+    """Resolve a node to plain dicts and lists; return other values unchanged."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _is_target(value: Any) -> bool:
@@ -233,7 +237,7 @@ def _target(node: DictConfig, path: str) -> Any:
     name = node["_target_"]
     advice = "name an installed module, or one in the current folder"
     if not isinstance(name, str) or not name:
-        raise UserError(f"{path}._target_={_shown(name)}: should be the name of a class or function: {advice}")
+        raise UserError(f"{path}._target_={shown(name)}: should be the name of a class or function: {advice}")
     try:
         target = get_object(name)
     except Exception as error:
@@ -268,7 +272,7 @@ def validate_value(name: str, value: Any, annotation: Any, *, is_converted: bool
         name: of the setting.
         value: its value.
         annotation: the type.
-        is_converted: whether the receiver converts it by pydantic; otherwise '1' is no number.
+        is_converted: whether the receiver converts it by pydantic; otherwise '1' is not a number.
 
     Raises:
         UserError: the value is not of the type, in one line.
@@ -276,26 +280,10 @@ def validate_value(name: str, value: Any, annotation: Any, *, is_converted: bool
     try:
         # A number given as true is a mistake, whatever the class.
         strict = True if isinstance(value, bool) or (isinstance(value, str) and not is_converted) else None
-        _adapter(annotation).validate_python(value, strict=strict)
+        adapter(annotation).validate_python(value, strict=strict)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        reasons = dict.fromkeys("lacks a value" if d["type"] == "missing" else d["msg"] for d in details)
-        text = " or ".join(reasons).replace("Input should be", "should be").replace("Value error, ", "")
-        text = text.replace("a valid tuple", "a list, such as [a,b]").replace("Tuple should", "the list should")
-        text = text.replace(" after validation", "")
-        raise UserError(f"{name}={_shown(value)}: {text}") from error
-
-
-def _shown(value: Any) -> str:
-    """A value as it is typed, approximately."""
-    return str(value).replace("None", "null")
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # validated dataclasses have a configuration already
-        return TypeAdapter(annotation)
+        reasons = dict.fromkeys(map(problem, error.errors(include_url=False)))
+        raise UserError(f"{name}={shown(value)}: {' or '.join(reasons)}") from error
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, Any]:
@@ -344,7 +332,7 @@ def instantiate(node: Any, kind: Any = object, **kwargs: Any) -> Any:
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, ValidationError):  # settings that contradict each other
-            reason = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in cause.errors())
+            reason = "; ".join(map(problem, cause.errors()))
         elif isinstance(cause, Exception):  # for example lightning.Trainer without the device
             reason = first_line(cause)
         else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +20,7 @@ from nsaug.cli.app import (
     check_num_nodes,
     entry_point,
     instantiate,
+    to_container,
     validate_config,
     validate_value,
 )
@@ -62,7 +63,7 @@ def evaluate(cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]") -> N
 
     shard = parse_shard(cfg.shard)
     cache = ResultCache(Path(cfg.cache))
-    workers = Workers(cfg.accelerator, to_plain(cfg.devices), cfg.num_nodes)
+    workers = Workers(cfg.accelerator, to_container(cfg.devices), cfg.num_nodes)
 
     # The first process lists the images and checks every model and benchmark before the others are started.
     prepared = prepare(cfg, suite, entries, workers.device) if workers.is_first else Prepared()
@@ -131,7 +132,7 @@ def prepare(cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]", devic
     from nsaug.evaluation import Planner, Subset, find_models
 
     entries, missing = drop_missing_datasets(entries, suite.require_data)
-    candidates, damaged = find_models(to_plain(cfg.checkpoint), cfg.model.get("name"))
+    candidates, damaged = find_models(to_container(cfg.checkpoint), cfg.model.get("name"))
     unreadable = [model.reason for model in damaged]
     get_data = make_data_loader(cfg)
     models = []
@@ -188,16 +189,12 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
         "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt], "num_nodes": PositiveInt,
     }  # fmt: skip
     for key, annotation in types.items():
-        validate_value(key, to_plain(cfg[key]), annotation, is_converted=False)
+        validate_value(key, to_container(cfg[key]), annotation, is_converted=False)
     check_num_nodes("num_nodes", cfg.num_nodes)
     if cfg.model.get("checkpoint") is not None:
         raise UserError("model.checkpoint cannot be set: type checkpoint=PATH")
     suite = build_suite_config(cfg)
     return suite, expand(suite, check_and_instantiate)
-
-
-def to_plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def build_suite_config(cfg: DictConfig) -> "SuiteConfig":
@@ -208,7 +205,7 @@ def build_suite_config(cfg: DictConfig) -> "SuiteConfig":
     from nsaug.utils.types import validation_message
 
     try:
-        return SuiteConfig(**to_plain(cfg.suite))
+        return SuiteConfig(**to_container(cfg.suite))
     except ValidationError as error:
         raise UserError(validation_message(error, "suite", SuiteConfig.__dataclass_fields__)) from error
 
@@ -262,7 +259,7 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
             if named:
                 data = instantiate(cfg.data, (ImageDataModule, TestDataset))
             else:  # such as +data.root=PATH
-                data = data_from_metadata(model.metadata, to_plain(cfg.data), source=model.config_file)
+                data = data_from_metadata(model.metadata, to_container(cfg.data), source=model.config_file)
             loaded[key] = as_test_dataset(data, split=cfg.split)
             loaded[key].setup("test")
         if cfg.split == "val":
@@ -418,7 +415,7 @@ def compare_evaluations(cfg: DictConfig) -> None:
     """Join the results of earlier evaluations, and report them as one; their checkpoints are not needed."""
     from nsaug.evaluation.reporting.archive import compare
 
-    saved = compare(to_plain(cfg.compare))
+    saved = compare(to_container(cfg.compare))
     report(cfg, saved.results, saved.weights, {"suite": "comparison"})
 
 

@@ -24,7 +24,7 @@ from nsaug.models.noisy_vit import NoisyViT
 from nsaug.models.run_config import Interpolation, TransformersConfig, model_arg_names, model_arg_problem
 from nsaug.models.weights import read_config, read_preprocessing, read_source_config, read_weights
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import CropFraction, Fraction, PositiveFloat, PositiveInt, validate_args
+from nsaug.utils.types import CropFraction, Fraction, PositiveFloat, PositiveInt, shown, validate_args
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _check_args(architecture: str, args: dict[str, Any], settings: dict[str, Any
                 f"model.args={{{key}: {value}}}: model.{key}={settings[key]} says otherwise, set that alone"
             )
         if reason := model_arg_problem(architecture, key, value):
-            raise UserError(f"model.args.{key}={value}: {reason}".replace("None", "null"))
+            raise UserError(f"model.args.{key}={shown(value)}: {reason}")
 
 
 def _as_pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -364,7 +364,7 @@ def compose(script: str, arguments: tuple[str, ...]) -> Any:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from nsaug.cli.errors import config_dir
+    from nsaug.cli.command_line import config_dir
 
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:

@@ -21,7 +21,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ValidationError
 
-from nsaug.cli.errors import config_dir, format_error, report, unknown_key
+from nsaug.cli.command_line import config_dir
+from nsaug.cli.errors import format_error, print_error, unknown_key
 from nsaug.cli.faults import exit_interrupted, flush_stdout, raise_on_signals
 from nsaug.cli.sweeps import name_sweep_folders
 from nsaug.utils.errors import UserError, first_line
@@ -58,7 +59,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                         raise
                     if os.getpid() != main_process:  # a launcher's process: Hydra passes the error on
                         raise UserError(format_error(error)) from None
-                    report(error)
+                    print_error(error)
                     failed = True
                     if HydraConfig.get().mode != RunMode.MULTIRUN:
                         sys.exit(1)
@@ -69,7 +70,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 warnings.filterwarnings("error", "provider=.* is not available")  # a folder in hydra.searchpath
                 try:
                     arguments = _sort_arguments(sys.argv[1:])
-                    sys.argv[1:] = [*arguments, *name_sweep_folders(arguments, config_dir())]
+                    sys.argv[1:] = [*arguments, *name_sweep_folders(arguments)]
                     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
                 except KeyboardInterrupt as error:
                     if _show_tracebacks():
@@ -80,7 +81,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                         raise
                     if isinstance(error, OSError) and not isinstance(error, HydraException) and not started:
                         error = _unwritable(error)
-                    report(error, config_name, () if started else arguments)
+                    print_error(error, config_name, None if started else arguments)
                     sys.exit(1)
                 finally:
                     flush_stdout()
@@ -247,16 +248,6 @@ def _target(node: DictConfig, path: str) -> Any:
     if not callable(target):
         raise UserError(f"{path}._target_={name}: is a {type(target).__name__}, not a class or function: {advice}")
     return target
-
-
-def check_num_nodes(name: str, num_nodes: int) -> None:
-    """Raise UserError if nothing tells this process which of the machines it is on: it would wait for the others."""
-    known = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-    if num_nodes > 1 and not any(variable in os.environ for variable in known):
-        raise UserError(
-            f"{name}={num_nodes}: start the command on each machine with torchrun --nnodes={num_nodes} or srun, or set"
-            " MASTER_ADDR and NODE_RANK"
-        )
 
 
 def _converts(target: Any) -> bool:

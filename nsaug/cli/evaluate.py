@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from nsaug.cli.app import (
     check_and_instantiate,
-    check_num_nodes,
     entry_point,
     instantiate,
     to_container,
@@ -27,6 +26,7 @@ from nsaug.cli.app import (
 from nsaug.cli.faults import one_line_faults
 from nsaug.utils.errors import UserError
 from nsaug.utils.files import lock_folder
+from nsaug.utils.processes import check_num_nodes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -335,8 +335,8 @@ def load_vit(cfg: DictConfig, device: "torch.device", model: "EvalModel") -> "No
 
 def check_classes(vit: "NoisyViT", data: "TestDataset", model: "EvalModel") -> None:
     """Raise UserError if the classes of a model are not those of the data."""
-    from nsaug.data.dataset import preview
     from nsaug.data.names import compare_class_order
+    from nsaug.utils.text import preview
 
     if vit.model.num_classes != data.num_classes:
         raise UserError(
@@ -346,7 +346,8 @@ def check_classes(vit: "NoisyViT", data: "TestDataset", model: "EvalModel") -> N
     recorded = model.metadata.get("class_names", data.class_names)
     if recorded != data.class_names:
         raise UserError(
-            f"{model.checkpoint} was trained on other classes ({recorded[:3]} ...) than {data.class_names[:3]} ..."
+            f"{model.checkpoint} was trained on other classes ({preview(recorded)}) than those of the data"
+            f" ({preview(data.class_names)}): set data=... to the data it was trained on"
         )
     stated = model.label_names
     if stated and compare_class_order(stated, data.class_names) == "different":

@@ -15,9 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import check_num_nodes, entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
 from nsaug.utils.errors import UserError, as_setting, with_type
+from nsaug.utils.files import is_file, lock_folder
+from nsaug.utils.processes import check_num_nodes, check_num_processes
 
 if TYPE_CHECKING:
     from nsaug.data import ImageDataModule
@@ -40,7 +42,6 @@ def main(cfg: DictConfig) -> None:
     # Imported here, so that a wrong setting is reported at once.
     from nsaug.training.loggers import is_rank_zero
     from nsaug.training.resume import find_resume_checkpoint
-    from nsaug.utils.files import lock_folder
 
     folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
     with lock_folder(folder, "train") if is_rank_zero() else nullcontext(), one_line_errors(folder):
@@ -68,7 +69,6 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     from nsaug.training.loggers import LoggerConfig, finish, is_rank_zero, wandb_run_info
     from nsaug.training.mixup import Mixup
     from nsaug.training.resume import LAST, check_checkpoint, check_same_config
-    from nsaug.utils.processes import check_num_processes
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -132,7 +132,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     if trainer.is_global_zero:
         # From the file: it holds the moving average, also when a finished run was resumed.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") if cfg.save == "best" else ""
-        if best and not Path(best).is_file():
+        if best and not is_file(best):
             raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
         state = weights.read_weights(best or folder / LAST)
         vit.load_state_dict(select_model(state, vit.state_dict()).weights)

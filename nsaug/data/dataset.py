@@ -17,7 +17,6 @@ from torch.utils.data import Dataset
 from nsaug.data.fingerprints import fingerprints
 from nsaug.utils.errors import UserError, os_reason
 from nsaug.utils.files import open_regular
-from nsaug.utils.text import printable
 
 Label = int | tuple[int, ...]
 """The correct class index, or all of them where several are correct."""
@@ -183,8 +182,3 @@ def _unwrap(load: Loader, positions: Sequence[int]) -> tuple[Loader, list[int]]:
 
 def label_set(label: Label) -> tuple[int, ...]:
     return label if isinstance(label, tuple) else (label,)
-
-
-def preview(names: Sequence[str]) -> str:
-    """The first three names, as text of one line."""
-    return printable(", ".join(names[:3])) + (", ..." if len(names) > 3 else "")

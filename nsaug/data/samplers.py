@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage, preview
+from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import Stream, make_generator, seed_all, seed_scope
+from nsaug.utils.text import preview
 
 log = logging.getLogger(__name__)
 

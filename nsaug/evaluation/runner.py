@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage, preview
+from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage
 from nsaug.data.fingerprints import UNREADABLE
 from nsaug.evaluation.analyses import Analysis, AnalysisImages
 from nsaug.evaluation.benchmarks import Batch, Constants, ImageBenchmark
@@ -24,6 +24,7 @@ from nsaug.evaluation.results import AnalysisResult, BenchmarkResult, PerImageRe
 from nsaug.evaluation.units import NUM_SAMPLES, Job, Plan, Unit
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.utils.errors import UserError, first_line, log_failure
+from nsaug.utils.text import preview
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nsaug.data import TestDataset
-from nsaug.data.dataset import ImageSet, preview
+from nsaug.data.dataset import ImageSet
 from nsaug.data.fingerprints import UNREADABLE
 from nsaug.data.names import compare_class_order, wnids
 from nsaug.evaluation.analyses import Analysis
@@ -22,6 +22,7 @@ from nsaug.evaluation.results import format_strength
 from nsaug.evaluation.subset import Subset
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.utils.errors import UserError, log_failure
+from nsaug.utils.text import preview
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nsaug.data.dataset import UnreadableImage, preview, read_image
+from nsaug.data.dataset import UnreadableImage, read_image
+from nsaug.utils.text import preview
 
 SIDE = 16
 LEVELS = np.linspace(0, 65535, SIDE * SIDE).round().astype(np.uint16).reshape(SIDE, SIDE)

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nsaug.cli.command_line import config_dir, parse
 from nsaug.utils.errors import UserError, as_setting, first_line, unknown_name, with_type
+from nsaug.utils.files import is_dir
 from nsaug.utils.text import printable
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def _composition_error(error: Exception, config_name: str, arguments: Sequence[s
         if group in _groups(config_name):
             if line := _not_a_choice(error, override):
                 return line
-        elif NOT_A_CHOICE.match(str(error)) and ((config_dir() / group).is_dir() or group == "hydra"):
+        elif NOT_A_CHOICE.match(str(error)) and (is_dir(config_dir() / group) or group == "hydra"):
             return f"{override.input_line}: {group} is not a group of this command: leave it out"
     own = [str(override.input_line) for override in overrides if override.key_or_group.startswith("hydra.")]
     if arguments and own and not isinstance(error, HydraException | OmegaConfBaseException):  # logging, for example

@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from nsaug.cli.command_line import config_dir, parse
+from nsaug.utils.files import is_dir
 
 MAX_LENGTH = 150
 """Of the name of a folder, in characters; file systems allow 255 bytes."""
@@ -43,5 +44,5 @@ def name_sweep_folders(arguments: Sequence[str]) -> list[str]:
 def _value(override: Override) -> str:
     """Interpolation of the value of a setting in a run."""
     key = override.key_or_group
-    source = f"hydra:runtime.choices.{key}" if (config_dir() / key).is_dir() else key
+    source = f"hydra:runtime.choices.{key}" if is_dir(config_dir() / key) else key
     return f"${{nsaug.filename:${{{source}}},{MAX_VALUE_LENGTH}}}"

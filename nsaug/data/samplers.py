@@ -22,17 +22,16 @@ log = logging.getLogger(__name__)
 class Unreadable:
     """The images of a split that could not be read, counted once each, also by worker processes.
 
+    Args:
+        images: of the split.
+        title: of the split in messages, such as "training images".
+        consequence: what becomes of unreadable images.
+
     Attributes:
         flags: whether the image at a position could not be read; in shared memory.
     """
 
     def __init__(self, images: ImageSet, title: str, consequence: str) -> None:
-        """
-        Args:
-            images: of the split.
-            title: of the split in messages, such as "training images".
-            consequence: what becomes of unreadable images.
-        """
         self.flags = torch.zeros(len(images), dtype=torch.bool).share_memory_()
         self._ids = images.ids
         self._title = title

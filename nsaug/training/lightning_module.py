@@ -103,7 +103,7 @@ class Finetuner(L.LightningModule):
         self.skipped = 0
         num_classes = vit.model.num_classes
         accuracy = partial(MulticlassAccuracy, num_classes=num_classes, average="micro", ignore_index=PAD_LABEL)
-        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy="disable")  # by default it would leave out NaN
         self.val_top1 = accuracy()
         self.val_adv_top1 = accuracy()
 

@@ -81,5 +81,6 @@ def test_seventeen_settings_fit_a_folder_name():
 def test_a_given_name_is_kept():
     assert name_sweep_folders(["-m", "seed=1,2", "hydra.sweep.subdir=${seed}"]) == []
     assert name_sweep_folders(["seed=1"]) == [], "a single run"
+    assert name_sweep_folders(["-m", f"{'x' * 300}=1,2"]) != [], "no folder can have this name"
     assert name_sweep_folders(["seed=1,2", "hydra.mode=MULTIRUN"]) == name_sweep_folders(["-m", "seed=1,2"]) != []
     assert name_sweep_folders(["-m", "seed=[1"]) == [], "reported by Hydra"

@@ -121,9 +121,9 @@ def cases() -> Iterator[Case]:
             yield case(fault, middle, code, num_workers=2)
             for moment in MOMENTS[command]:
                 yield case(fault, moment, code)
-        yield case("SIGINT twice", middle, 130, num_workers=2)
+        yield case("SIGINT repeated", middle, 130, num_workers=2)
         for moment in ("setup", writing, last, *(["validation"] if command == "train" else [])):
-            yield case("SIGINT twice", moment, 130)
+            yield case("SIGINT repeated", moment, 130)
         for moment in (middle, "setup", f"first {middle}", last):
             yield case("full disk", moment)
         yield case("output folder removed", middle, code=0)
@@ -152,7 +152,7 @@ def replace_cache() -> None:
     Path("cache").write_text("")
 
 
-def send_twice() -> None:
+def send_repeatedly() -> None:
     """Send SIGINT three times, as an impatient user does."""
     loop = f"for i in 1 2 3; do kill -INT -{os.getpgrp()}; sleep 0.1; done"
     with subprocess.Popen(["sh", "-c", loop], start_new_session=True):
@@ -168,7 +168,7 @@ def start_second(command: str, folder: str) -> None:
 
 FAULTS: dict[str, Callable[[str], Any]] = {
     "SIGINT": lambda command: os.killpg(0, signal.SIGINT),  # a terminal sends it to all processes of a command
-    "SIGINT twice": lambda command: send_twice(),
+    "SIGINT repeated": lambda command: send_repeatedly(),
     "SIGTERM": lambda command: os.kill(os.getpid(), signal.SIGTERM),
     "SIGKILL": lambda command: os.kill(os.getpid(), signal.SIGKILL),
     # The kernel refuses to write more, as on a full disk or under ulimit -f.

@@ -353,17 +353,18 @@ def groups() -> dict[str, list[str]]:
     folder = ROOT / "conf"
     names = {path.parent.relative_to(folder).as_posix() for path in folder.glob("*/**/*.yaml")}
     return {
-        name: sorted({path.stem for path in (folder / name).glob("*.yaml")} - LARGE.get(name, set())) for name in names
+        name: sorted({path.stem for path in (folder / name).glob("*.yaml")} - LARGE.get(name, set()))
+        for name in sorted(names)
     }
 
 
 @functools.cache
 def compose(script: str, arguments: tuple[str, ...]) -> Any:
-    """The configuration of a command, without Hydra's own; of the default command if there is none."""
+    """The configuration of a command, with Hydra's own settings."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from nsaug.cli.errors import config_dir
+    from nsaug.cli.command_line import config_dir
 
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
@@ -378,13 +379,13 @@ def hidden_keys(script: str, arguments: tuple[str, ...]) -> frozenset[str]:
     from hydra.utils import get_object
     from omegaconf import DictConfig
 
-    from nsaug.cli.app import _parameters
+    from nsaug.cli.app import parameters
 
     keys = set()
     cfg = compose(script, arguments)
     for group, node in cfg.items_ex(resolve=False):
         if isinstance(node, DictConfig) and not node._is_none() and node.get("_target_"):
-            keys |= {f"{group}.{name}" for name in _parameters(get_object(node["_target_"])) if name not in node}
+            keys |= {f"{group}.{name}" for name in parameters(get_object(node["_target_"])) if name not in node}
     return frozenset(keys)
 
 
@@ -447,7 +448,7 @@ def damage(folder: Path, command: Command) -> None:
     """Damage a file as the command says."""
     assert command.damage is not None
     pattern, kind = command.damage
-    path, rng = next(folder.glob(pattern)), random.Random(command.seed)
+    path, rng = min(folder.glob(pattern)), random.Random(command.seed)
     content = path.read_bytes()
     path.unlink()
     position = rng.randrange(len(content))

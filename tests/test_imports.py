@@ -51,12 +51,13 @@ def test_imports_point_downwards():
 
 
 def test_lower_layers_import_without_lightning_hydra_and_wandb():
+    """Nor fcntl, which Windows does not have."""
     code = """
 import importlib, pkgutil, sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("lightning", "hydra", "omegaconf", "wandb"):
+        if name.partition(".")[0] in ("lightning", "hydra", "omegaconf", "wandb", "fcntl"):
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocker())

@@ -19,13 +19,14 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
+from pydantic import ValidationError
 
-from nsaug.cli.errors import config_dir, format_error, report, unknown_key
+from nsaug.cli.command_line import config_dir
+from nsaug.cli.errors import format_error, print_error, unknown_key
 from nsaug.cli.faults import exit_interrupted, flush_stdout, raise_on_signals
 from nsaug.cli.sweeps import name_sweep_folders
 from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.types import adapter, problem, shown
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -58,7 +59,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                         raise
                     if os.getpid() != main_process:  # a launcher's process: Hydra passes the error on
                         raise UserError(format_error(error)) from None
-                    report(error)
+                    print_error(error)
                     failed = True
                     if HydraConfig.get().mode != RunMode.MULTIRUN:
                         sys.exit(1)
@@ -69,7 +70,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 warnings.filterwarnings("error", "provider=.* is not available")  # a folder in hydra.searchpath
                 try:
                     arguments = _sort_arguments(sys.argv[1:])
-                    sys.argv[1:] = [*arguments, *name_sweep_folders(arguments, config_dir())]
+                    sys.argv[1:] = [*arguments, *name_sweep_folders(arguments)]
                     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
                 except KeyboardInterrupt as error:
                     if _show_tracebacks():
@@ -80,7 +81,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                         raise
                     if isinstance(error, OSError) and not isinstance(error, HydraException) and not started:
                         error = _unwritable(error)
-                    report(error, config_name, () if started else arguments)
+                    print_error(error, config_name, None if started else arguments)
                     sys.exit(1)
                 finally:
                     flush_stdout()
@@ -208,18 +209,22 @@ def _check_node(node: Any, path: str) -> None:
     if not isinstance(node, DictConfig):
         return
     target = _target(node, path) if "_target_" in node else None
-    parameters = _parameters(target) if target else None
+    known = parameters(target) if target else None
     for key in map(str, node):
         name, value = f"{path}.{key}" if path else key, node[key]
         if not OmegaConf.is_interpolation(node, key):  # ${nullspace} is checked as cfg.nullspace
             _check_node(value, name)
-        if parameters is None or key.startswith("_"):
+        if known is None or key.startswith("_"):
             continue
-        if key not in parameters:
-            raise UserError(unknown_key(name, parameters))
+        if key not in known:
+            raise UserError(unknown_key(name, known))
         if not _is_target(value):
-            plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            validate_value(name, plain, parameters[key], is_converted=_converts(target))
+            validate_value(name, to_container(value), known[key], is_converted=_converts(target))
+
+
+def to_container(value: Any) -> Any:
+    """Resolve a node to plain dicts and lists; return other values unchanged."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _is_target(value: Any) -> bool:
@@ -233,7 +238,7 @@ def _target(node: DictConfig, path: str) -> Any:
     name = node["_target_"]
     advice = "name an installed module, or one in the current folder"
     if not isinstance(name, str) or not name:
-        raise UserError(f"{path}._target_={_shown(name)}: should be the name of a class or function: {advice}")
+        raise UserError(f"{path}._target_={shown(name)}: should be the name of a class or function: {advice}")
     try:
         target = get_object(name)
     except Exception as error:
@@ -243,16 +248,6 @@ def _target(node: DictConfig, path: str) -> Any:
     if not callable(target):
         raise UserError(f"{path}._target_={name}: is a {type(target).__name__}, not a class or function: {advice}")
     return target
-
-
-def check_num_nodes(name: str, num_nodes: int) -> None:
-    """Raise UserError if nothing tells this process which of the machines it is on: it would wait for the others."""
-    known = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-    if num_nodes > 1 and not any(variable in os.environ for variable in known):
-        raise UserError(
-            f"{name}={num_nodes}: start the command on each machine with torchrun --nnodes={num_nodes} or srun, or set"
-            " MASTER_ADDR and NODE_RANK"
-        )
 
 
 def _converts(target: Any) -> bool:
@@ -268,7 +263,7 @@ def validate_value(name: str, value: Any, annotation: Any, *, is_converted: bool
         name: of the setting.
         value: its value.
         annotation: the type.
-        is_converted: whether the receiver converts it by pydantic; otherwise '1' is no number.
+        is_converted: whether the receiver converts it by pydantic; otherwise '1' is not a number.
 
     Raises:
         UserError: the value is not of the type, in one line.
@@ -276,29 +271,13 @@ def validate_value(name: str, value: Any, annotation: Any, *, is_converted: bool
     try:
         # A number given as true is a mistake, whatever the class.
         strict = True if isinstance(value, bool) or (isinstance(value, str) and not is_converted) else None
-        _adapter(annotation).validate_python(value, strict=strict)
+        adapter(annotation).validate_python(value, strict=strict)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        reasons = dict.fromkeys("lacks a value" if d["type"] == "missing" else d["msg"] for d in details)
-        text = " or ".join(reasons).replace("Input should be", "should be").replace("Value error, ", "")
-        text = text.replace("a valid tuple", "a list, such as [a,b]").replace("Tuple should", "the list should")
-        text = text.replace(" after validation", "")
-        raise UserError(f"{name}={_shown(value)}: {text}") from error
+        reasons = dict.fromkeys(map(problem, error.errors(include_url=False)))
+        raise UserError(f"{name}={shown(value)}: {' or '.join(reasons)}") from error
 
 
-def _shown(value: Any) -> str:
-    """A value as it is typed, approximately."""
-    return str(value).replace("None", "null")
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # validated dataclasses have a configuration already
-        return TypeAdapter(annotation)
-
-
-def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
+def parameters(target: Callable[..., Any]) -> dict[str, Any]:
     """Parameter names and annotations of a callable, including those that **kwargs passes to base classes."""
     if hasattr(target, "__pydantic_fields__"):
         hints = typing.get_type_hints(target, include_extras=True)
@@ -306,7 +285,7 @@ def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
-    parameters: dict[str, Any] = {}
+    annotations: dict[str, Any] = {}
     for function in functions:
         signature = inspect.signature(function)
         try:
@@ -316,10 +295,10 @@ def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
         kinds = [parameter.kind for parameter in signature.parameters.values()]
         for name, parameter in signature.parameters.items():
             if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                parameters.setdefault(name, hints.get(name, Any))
+                annotations.setdefault(name, hints.get(name, Any))
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
-    return parameters
+    return annotations
 
 
 def check_and_instantiate(node: Mapping[str, Any], path: str) -> Any:
@@ -344,7 +323,7 @@ def instantiate(node: Any, kind: Any = object, **kwargs: Any) -> Any:
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, ValidationError):  # settings that contradict each other
-            reason = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in cause.errors())
+            reason = "; ".join(map(problem, cause.errors()))
         elif isinstance(cause, Exception):  # for example lightning.Trainer without the device
             reason = first_line(cause)
         else:

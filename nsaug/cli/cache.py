@@ -5,13 +5,13 @@ python -m nsaug.cli.cache outputs/evaluate/cache --clear   delete all results of
 """
 
 import argparse
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
 from nsaug.evaluation.cache import VERSION, ResultCache
 from nsaug.utils.errors import os_reason
+from nsaug.utils.files import is_dir
 from nsaug.utils.text import printable
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.error = lambda message: parser.exit(1, f"error: {message}: see --help\n")  # type: ignore[method-assign]
     args = parser.parse_args()
     cache = ResultCache(args.folder)
-    if not os.path.isdir(cache.folder):
+    if not is_dir(cache.folder):
         parser.exit(1, f"error: {args.folder} is not a cache of this version: it has no folder {VERSION}\n")
     if args.clear:
         try:

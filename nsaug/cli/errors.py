@@ -5,17 +5,16 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nsaug.cli.command_line import config_dir, parse
 from nsaug.utils.errors import UserError, as_setting, first_line, unknown_name, with_type
+from nsaug.utils.files import is_dir
 from nsaug.utils.text import printable
 
 log = logging.getLogger(__name__)
@@ -26,36 +25,29 @@ NOT_A_CHOICE = re.compile(r"Config group override must be a string or a list\. G
 """Hydra's words for `method=null` and `method=1`."""
 
 
-def config_dir() -> Path:
-    """The folder of YAML files: `nsaug/conf` in an installed wheel, the top-level `conf` in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
-
-
-def report(error: Exception, config_name: str = "", arguments: Sequence[str] = ()) -> None:
-    """Print an exception in one line on stderr."""
+def print_error(error: Exception, config_name: str = "", arguments: Sequence[str] | None = None) -> None:
+    """Print an exception in one line on stderr; see `format_error`."""
     line = printable(format_error(error, config_name, arguments))
     if len(line) > MAX_LENGTH:
         line = f"{line[: MAX_LENGTH // 2]} ... {line[-MAX_LENGTH // 2 :]}"
     print(f"error: {line}", file=sys.stderr)
 
 
-def format_error(error: Exception, config_name: str = "", arguments: Sequence[str] = ()) -> str:
+def format_error(error: Exception, config_name: str = "", arguments: Sequence[str] | None = None) -> str:
     """One line for an exception, whatever raised it.
 
     Args:
         error: of nsaug, of Hydra or OmegaConf, or of a library that a setting was handed to. Anything else is a bug of
             nsaug: the line says so, and the traceback is logged at debug level.
         config_name: the primary configuration of the command, such as `train`.
-        arguments: as they were typed; given while the configuration is composed, because Hydra's own errors do not
-            always name the setting.
+        arguments: as they were typed, while the configuration is composed, because Hydra's own errors do not always
+            name the setting; None later, when the command has a log file.
     """
     if isinstance(error, UserError):
         return str(error)
     if "are you indeed on a slurm cluster?" in str(error):  # submitit's words
         return "hydra/launcher=slurm: srun is not installed, so this machine cannot submit Slurm jobs"
-    if line := _composition_error(error, config_name, arguments):
+    if line := _composition_error(error, config_name, arguments or ()):
         return line
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _hydra_error(error, config_name)
@@ -69,10 +61,9 @@ def format_error(error: Exception, config_name: str = "", arguments: Sequence[st
     if type(error).__module__.startswith("lightning."):  # MisconfigurationException
         return f"trainer: {first_line(error)}"
     log.debug("internal error", exc_info=error)
-    return (
-        f"internal error: {with_type(error)}; the log file of this run and HYDRA_FULL_ERROR=1"
-        " show the traceback: please report it"
-    )
+    both = "the log file of this run and HYDRA_FULL_ERROR=1 show"
+    source = both if arguments is None else "HYDRA_FULL_ERROR=1 shows"
+    return f"internal error: {with_type(error)}; {source} the traceback: please report it"
 
 
 def _composition_error(error: Exception, config_name: str, arguments: Sequence[str]) -> str | None:
@@ -81,7 +72,7 @@ def _composition_error(error: Exception, config_name: str, arguments: Sequence[s
         name, _, value = str(error.override).partition("=")
         hint = f"; to quote special characters, type {as_setting(name, value)}" if value else ""
         return f"{error.override}: cannot be read as name=value{hint}"
-    overrides, is_sweep = _parse(arguments)
+    overrides, is_sweep = parse(arguments)
     for override in overrides:
         if override.is_sweep_override() and not is_sweep:
             name, _, values = str(override.input_line).partition("=")
@@ -94,23 +85,12 @@ def _composition_error(error: Exception, config_name: str, arguments: Sequence[s
         if group in _groups(config_name):
             if line := _not_a_choice(error, override):
                 return line
-        elif NOT_A_CHOICE.match(str(error)) and ((config_dir() / group).is_dir() or group == "hydra"):
-            return f"{override.input_line}: {group} is no group of this command: leave it out"
+        elif NOT_A_CHOICE.match(str(error)) and (is_dir(config_dir() / group) or group == "hydra"):
+            return f"{override.input_line}: {group} is not a group of this command: leave it out"
     own = [str(override.input_line) for override in overrides if override.key_or_group.startswith("hydra.")]
     if arguments and own and not isinstance(error, HydraException | OmegaConfBaseException):  # logging, for example
         return f"{' '.join(own)}: {first_line(_root(error))}"
     return None
-
-
-def _parse(arguments: Sequence[str]) -> tuple[list[Override], bool]:
-    """The settings among the arguments, and whether there is -m."""
-    if not arguments:
-        return [], False
-    options = get_args_parser().parse_args(arguments)
-    try:
-        return OverridesParser.create().parse_overrides(options.overrides), options.multirun
-    except OverrideParseException:
-        return [], False
 
 
 def _not_a_choice(error: Exception, override: Override) -> str | None:
@@ -162,9 +142,6 @@ def _hydra_error(error: Exception, config_name: str) -> str:
             parent = getattr(cause, "parent_node", None)
             return unknown_key(key, [str(name) for name in parent] if isinstance(parent, DictConfig) else [])
         return f"{key}: {first_line(cause)}"
-    if match := re.match(r"Ambiguous value for argument '([^=]*)=(.*)'", text):
-        name, values = match.groups()
-        return f"{name}={values}: add -m to run every value, or type '{name}=[{values}]' for a list"
     if match := re.match(r"Could not override '(.*?)(?:@.*)?'\. No match in the defaults list", text):
         if not match[1]:
             return "=: a setting has the form name=value"

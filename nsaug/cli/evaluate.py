@@ -10,22 +10,23 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from nsaug.cli.app import (
     check_and_instantiate,
-    check_num_nodes,
     entry_point,
     instantiate,
+    to_container,
     validate_config,
     validate_value,
 )
 from nsaug.cli.faults import one_line_faults
 from nsaug.utils.errors import UserError
 from nsaug.utils.files import lock_folder
+from nsaug.utils.processes import check_num_nodes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,7 @@ def evaluate(cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]") -> N
 
     shard = parse_shard(cfg.shard)
     cache = ResultCache(Path(cfg.cache))
-    workers = Workers(cfg.accelerator, to_plain(cfg.devices), cfg.num_nodes)
+    workers = Workers(cfg.accelerator, to_container(cfg.devices), cfg.num_nodes)
 
     # The first process lists the images and checks every model and benchmark before the others are started.
     prepared = prepare(cfg, suite, entries, workers.device) if workers.is_first else Prepared()
@@ -131,7 +132,7 @@ def prepare(cfg: DictConfig, suite: "SuiteConfig", entries: "list[Entry]", devic
     from nsaug.evaluation import Planner, Subset, find_models
 
     entries, missing = drop_missing_datasets(entries, suite.require_data)
-    candidates, damaged = find_models(to_plain(cfg.checkpoint), cfg.model.get("name"))
+    candidates, damaged = find_models(to_container(cfg.checkpoint), cfg.model.get("name"))
     unreadable = [model.reason for model in damaged]
     get_data = make_data_loader(cfg)
     models = []
@@ -188,16 +189,12 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
         "accelerator": str, "devices": PositiveInt | str | list[NonNegativeInt], "num_nodes": PositiveInt,
     }  # fmt: skip
     for key, annotation in types.items():
-        validate_value(key, to_plain(cfg[key]), annotation, is_converted=False)
+        validate_value(key, to_container(cfg[key]), annotation, is_converted=False)
     check_num_nodes("num_nodes", cfg.num_nodes)
     if cfg.model.get("checkpoint") is not None:
         raise UserError("model.checkpoint cannot be set: type checkpoint=PATH")
     suite = build_suite_config(cfg)
     return suite, expand(suite, check_and_instantiate)
-
-
-def to_plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def build_suite_config(cfg: DictConfig) -> "SuiteConfig":
@@ -208,7 +205,7 @@ def build_suite_config(cfg: DictConfig) -> "SuiteConfig":
     from nsaug.utils.types import validation_message
 
     try:
-        return SuiteConfig(**to_plain(cfg.suite))
+        return SuiteConfig(**to_container(cfg.suite))
     except ValidationError as error:
         raise UserError(validation_message(error, "suite", SuiteConfig.__dataclass_fields__)) from error
 
@@ -262,7 +259,7 @@ def make_data_loader(cfg: DictConfig) -> "Callable[[EvalModel], TestDataset]":
             if named:
                 data = instantiate(cfg.data, (ImageDataModule, TestDataset))
             else:  # such as +data.root=PATH
-                data = data_from_metadata(model.metadata, to_plain(cfg.data), source=model.config_file)
+                data = data_from_metadata(model.metadata, to_container(cfg.data), source=model.config_file)
             loaded[key] = as_test_dataset(data, split=cfg.split)
             loaded[key].setup("test")
         if cfg.split == "val":
@@ -283,7 +280,7 @@ def check_validation_split(name: str | None, data: "TestDataset", model: "EvalMo
     from nsaug.data.splits import record_split, split_changes
 
     splits = model.metadata.get("splits")
-    if splits is None or name not in (None, model.metadata["data"]["name"]):
+    if splits is None or name not in (None, model.metadata.get("data", {}).get("name")):
         return
     if changes := split_changes(splits, {"val": record_split(data.images.ids)}, ["val"]):
         raise UserError(
@@ -338,8 +335,8 @@ def load_vit(cfg: DictConfig, device: "torch.device", model: "EvalModel") -> "No
 
 def check_classes(vit: "NoisyViT", data: "TestDataset", model: "EvalModel") -> None:
     """Raise UserError if the classes of a model are not those of the data."""
-    from nsaug.data.dataset import preview
     from nsaug.data.names import compare_class_order
+    from nsaug.utils.text import preview
 
     if vit.model.num_classes != data.num_classes:
         raise UserError(
@@ -349,7 +346,8 @@ def check_classes(vit: "NoisyViT", data: "TestDataset", model: "EvalModel") -> N
     recorded = model.metadata.get("class_names", data.class_names)
     if recorded != data.class_names:
         raise UserError(
-            f"{model.checkpoint} was trained on other classes ({recorded[:3]} ...) than {data.class_names[:3]} ..."
+            f"{model.checkpoint} was trained on other classes ({preview(recorded)}) than those of the data"
+            f" ({preview(data.class_names)}): set data=... to the data it was trained on"
         )
     stated = model.label_names
     if stated and compare_class_order(stated, data.class_names) == "different":
@@ -403,8 +401,8 @@ def seconds_per_cost(cfg: DictConfig, plan: "Plan", device: "torch.device") -> f
 
     job = next(job for job in plan.jobs if job.units)
     vit = load_vit(cfg, device, plan.models[job.model])
-    image, _, _ = plan.image_sets[job.image_set][job.positions[0]]
-    batch = image.to(device).expand(min(cfg.batch_size, 32), -1, -1, -1)
+    # Not an image of the data: the first one may be unreadable.
+    batch = torch.rand(min(cfg.batch_size, 32), *vit.data_config["input_size"], device=device)
     times = []
     with torch.no_grad():
         for _ in range(2):  # the first call compiles and allocates
@@ -418,7 +416,7 @@ def compare_evaluations(cfg: DictConfig) -> None:
     """Join the results of earlier evaluations, and report them as one; their checkpoints are not needed."""
     from nsaug.evaluation.reporting.archive import compare
 
-    saved = compare(to_plain(cfg.compare))
+    saved = compare(to_container(cfg.compare))
     report(cfg, saved.results, saved.weights, {"suite": "comparison"})
 
 

@@ -73,7 +73,7 @@ def exit_interrupted(error: KeyboardInterrupt) -> None:
 
 
 def as_interrupted(error: KeyboardInterrupt, advice: str = "") -> Interrupted:
-    """The error with an advice; a plain KeyboardInterrupt is SIGINT."""
+    """The error with advice; a plain KeyboardInterrupt is SIGINT."""
     if isinstance(error, Interrupted):
         return Interrupted(error.number, error.advice or advice)
     return Interrupted(advice=advice)
@@ -108,23 +108,23 @@ def one_line_faults(advice: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
-class _Optional(logging.Handler):
+class _IgnoresWriteErrors(logging.Handler):
     """Drops messages that cannot be written: neither a full disk nor a closed pipe stops a command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
-            super().emit(record)  # opens the file
+            super().emit(record)  # of LogFile: opens the file
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
-class Console(_Optional, logging.StreamHandler[Any]):
+class StreamLog(_IgnoresWriteErrors, logging.StreamHandler[Any]):
     """Messages on a stream."""
 
 
-class LogFile(_Optional, logging.FileHandler):
+class LogFile(_IgnoresWriteErrors, logging.FileHandler):
     """Messages in a file."""
 
 

@@ -15,9 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import check_num_nodes, entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
 from nsaug.utils.errors import UserError, as_setting, with_type
+from nsaug.utils.files import is_file, lock_folder
+from nsaug.utils.processes import check_num_nodes, check_num_processes
 
 if TYPE_CHECKING:
     from nsaug.data import ImageDataModule
@@ -40,7 +42,6 @@ def main(cfg: DictConfig) -> None:
     # Imported here, so that a wrong setting is reported at once.
     from nsaug.training.loggers import is_rank_zero
     from nsaug.training.resume import find_resume_checkpoint
-    from nsaug.utils.files import lock_folder
 
     folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
     with lock_folder(folder, "train") if is_rank_zero() else nullcontext(), one_line_errors(folder):
@@ -68,7 +69,6 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     from nsaug.training.loggers import LoggerConfig, finish, is_rank_zero, wandb_run_info
     from nsaug.training.mixup import Mixup
     from nsaug.training.resume import LAST, check_checkpoint, check_same_config
-    from nsaug.utils.processes import check_num_processes
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -132,7 +132,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     if trainer.is_global_zero:
         # From the file: it holds the moving average, also when a finished run was resumed.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") if cfg.save == "best" else ""
-        if best and not Path(best).is_file():
+        if best and not is_file(best):
             raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
         state = weights.read_weights(best or folder / LAST)
         vit.load_state_dict(select_model(state, vit.state_dict()).weights)
@@ -251,14 +251,22 @@ def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], No
     """Lightning's callbacks; those of `trainer.callbacks` come last."""
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-    from nsaug.training.callbacks import NoiseImageLogger, NoiseMonitor, Progress, ProgressLines, ValidateAtEnd
+    from nsaug.training.callbacks import (
+        NoiseImageLogger,
+        NoiseMonitor,
+        Progress,
+        ProgressLines,
+        UnreadableImages,
+        ValidateAtEnd,
+    )
     from nsaug.training.checkpointing import LastCheckpoint
 
     callbacks: list[Any] = []
     if cfg.save == "best":  # before LastCheckpoint, which saves the state of the other callbacks
         options: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
         callbacks.append(ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", **options))
-    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), ValidateAtEnd(), NoiseMonitor()]
+    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), ValidateAtEnd()]
+    callbacks += [UnreadableImages(), NoiseMonitor()]
     if cfg.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))  # some buffers are integer indices
     if num_images:
@@ -287,6 +295,7 @@ def as_list(value: Any) -> list[Any]:
 @contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what can stop training into one line that says how to continue."""
+    import torch
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.training.lightning_module import NonFiniteLoss
@@ -309,7 +318,7 @@ def one_line_errors(folder: Path) -> Iterator[None]:
         except UserError:
             raise
         except Exception as error:
-            if not is_restoring(error):
+            if not is_restoring(error) or isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
                 raise
             raise UserError(
                 f"{folder / LAST} cannot be restored ({with_type(error)}): start the run again, without resume"

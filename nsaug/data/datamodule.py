@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import lightning as L
 import torch
 from pydantic import AfterValidator
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nsaug.data.dataset import ImageSet
 from nsaug.data.samplers import (
-    CountingDataLoader,
     EvenSampler,
     PaddedDataset,
     ResumableDataLoader,
@@ -39,8 +39,8 @@ def _check_range(bounds: tuple[float, float]) -> tuple[float, float]:
 class ImageDataModule(L.LightningDataModule):
     """Training and validation images for Lightning, and a test set for evaluation.
 
-    The validation split is a part of the source's training images; it serves to choose checkpoints and settings. An
-    image's id decides whether it belongs to it, so that added or removed images do not move others.
+    The validation split is a part of the source's training images; it serves to choose checkpoints and settings.
+    Whether an image is in it depends on the image's id alone, so adding or removing images does not move others.
 
     A subclass implements `read` and sets `class_names`.
 
@@ -169,16 +169,14 @@ class ImageDataModule(L.LightningDataModule):
         sampler = ResumableSampler(
             count, self.seed, self.batch_size, drop_last, lambda: self.progress, world_size, rank
         )
-        return ResumableDataLoader(
-            images, sampler=sampler, drop_last=drop_last, unreadable=self._unreadable["train"], **self._loader_options
-        )
+        return ResumableDataLoader(images, sampler=sampler, drop_last=drop_last, **self._loader_options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         if not self.val_set:
             return []
         images = PaddedDataset(self.val_set, self._input_size, self._unreadable["val"].flags)
         sampler = EvenSampler(images, *self._world)
-        return CountingDataLoader(images, sampler=sampler, unreadable=self._unreadable["val"], **self._loader_options)
+        return DataLoader(images, sampler=sampler, **self._loader_options)
 
     @property
     def _world(self) -> tuple[int, int]:
@@ -202,15 +200,32 @@ class ImageDataModule(L.LightningDataModule):
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return self.trainer.current_epoch, batches.processed
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Raise UserError if more than `max_unreadable` of the images are unreadable."""
+    def check_unreadable(self, finished: Literal["train", "val"] | None = None) -> None:
+        """Count the unreadable images of all processes, which have to call this together.
+
+        Args:
+            finished: the split whose images have all been read; the first process warns of unreadable ones, once.
+
+        Raises:
+            UserError: more than `max_unreadable` of the images are unreadable; raised in all processes.
+        """
+        world_size, rank = self._world
+        if world_size > 1:
+            for split in self._unreadable.values():
+                split.merge(self._max_over_processes)
         splits = [split for split in self._unreadable.values() if split.count]
         if splits and sum(split.count for split in splits) > self.max_unreadable * self._num_images:
             raise UserError(
                 f"{' and '.join(map(str, splits))}, more than data.max_unreadable={self.max_unreadable:g}: repair or"
                 " remove them, or raise the limit"
             )
-        return batch
+        if finished and rank == 0:
+            self._unreadable[finished].warn()
+
+    def _max_over_processes(self, flags: Tensor) -> Tensor:
+        assert self.trainer is not None
+        strategy = self.trainer.strategy
+        return strategy.reduce(flags.to(strategy.root_device), reduce_op="max")
 
     @property
     def _num_images(self) -> int:

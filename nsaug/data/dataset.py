@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,6 @@ from torch.utils.data import Dataset
 from nsaug.data.fingerprints import fingerprints
 from nsaug.utils.errors import UserError, os_reason
 from nsaug.utils.files import open_regular
-from nsaug.utils.text import printable
 
 Label = int | tuple[int, ...]
 """The correct class index, or all of them where several are correct."""
@@ -55,11 +55,13 @@ def read_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
             extremely long.
     """
     try:
-        if isinstance(file, str | Path):
-            with open_regular(file) as opened, Image.open(opened, formats=FORMATS) as image:
-                return _to_rgb(image)
-        with Image.open(file, formats=FORMATS) as image:
+        with (
+            open_regular(file) if isinstance(file, str | Path) else nullcontext(file) as opened,
+            Image.open(opened, formats=FORMATS) as image,
+        ):
             return _to_rgb(image)
+    except MemoryError:  # says nothing about the image
+        raise
     except Exception as error:  # decoders raise almost any error for damaged files
         unknown = isinstance(error, UnidentifiedImageError)
         reason = f"it is not an image of {', '.join(FORMATS)}" if unknown else os_reason(error)
@@ -180,8 +182,3 @@ def _unwrap(load: Loader, positions: Sequence[int]) -> tuple[Loader, list[int]]:
 
 def label_set(label: Label) -> tuple[int, ...]:
     return label if isinstance(label, tuple) else (label,)
-
-
-def preview(names: Sequence[str]) -> str:
-    """The first three names, as text of one line."""
-    return printable(", ".join(names[:3])) + (", ..." if len(names) > 3 else "")

@@ -12,10 +12,11 @@ from pathlib import Path
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from nsaug.data.dataset import Label, preview, read_image
+from nsaug.data.dataset import Label, read_image
 from nsaug.data.fingerprints import Stamp, file_version, hash_file
 from nsaug.utils.errors import UserError, os_reason
-from nsaug.utils.text import decodable
+from nsaug.utils.files import is_dir, is_file
+from nsaug.utils.text import decodable, preview
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def folder_names(folder: Path) -> list[str]:
         UserError: the folder cannot be listed.
     """
     # Not torchvision's find_classes: it counts hidden folders, such as .ipynb_checkpoints, as classes.
-    return [entry.name for entry in visible_entries(folder) if os.path.isdir(entry.path)]  # also a link to a folder
+    return [entry.name for entry in visible_entries(folder) if is_dir(entry.path)]  # also a link to a folder
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
@@ -103,7 +104,7 @@ def find_images_in(folders: Sequence[Path]) -> tuple[list[list[str]], Counter[st
         for entry in visible_entries(folder):  # sorted: the same link wins on every machine
             if not entry.is_symlink() and entry.is_dir():
                 pending.appendleft((entry.path, own_images))
-            elif entry.is_symlink() and os.path.isdir(entry.path):
+            elif entry.is_symlink() and is_dir(entry.path):
                 pending.append((entry.path, own_images))
             elif is_image_name(entry.name) and _is_regular(entry):
                 own_images.append(entry.path)
@@ -123,7 +124,7 @@ def visible_entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:
     if entry.is_symlink():
-        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+        return is_file(entry.path) or not os.path.exists(entry.path)
     return entry.is_file()
 
 
@@ -161,7 +162,7 @@ def labeled_files(folder: Path, index: Mapping[str, Label | None]) -> tuple[list
     for (_, label), own_images in zip(classes, images, strict=True):
         paths += own_images
         labels += [label] * len(own_images)
-    loose = sum(is_image_name(entry.name) and not os.path.isdir(entry.path) for entry in visible_entries(folder))
+    loose = sum(is_image_name(entry.name) and not is_dir(entry.path) for entry in visible_entries(folder))
     warn_of_skipped(folder, skipped + Counter({OUTSIDE: loose}))
     return paths, labels
 

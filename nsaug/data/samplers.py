@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage, preview
+from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import Stream, make_generator, seed_all, seed_scope
+from nsaug.utils.text import preview
 
 log = logging.getLogger(__name__)
 
@@ -21,18 +22,16 @@ log = logging.getLogger(__name__)
 class Unreadable:
     """The images of a split that could not be read, counted once each, also by worker processes.
 
+    Args:
+        images: of the split.
+        title: of the split in messages, such as "training images".
+        consequence: what becomes of unreadable images.
+
     Attributes:
         flags: whether the image at a position could not be read; in shared memory.
     """
 
     def __init__(self, images: ImageSet, title: str, consequence: str) -> None:
-        """Start without any.
-
-        Args:
-            images: of the split.
-            title: of the split in messages, such as "training images".
-            consequence: what becomes of unreadable images.
-        """
         self.flags = torch.zeros(len(images), dtype=torch.bool).share_memory_()
         self._ids = images.ids
         self._title = title
@@ -46,6 +45,14 @@ class Unreadable:
     def __str__(self) -> str:
         names = [self._ids[position] for position in self.flags.nonzero()[:, 0].tolist()]
         return f"{len(names):,} of {len(self._ids):,} {self._title} cannot be read ({preview(names)})"
+
+    def merge(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Add the images that other processes could not read.
+
+        Args:
+            reduce: returns the maximum over all processes.
+        """
+        self.flags[reduce(self.flags.byte()).cpu() > 0] = True
 
     def warn(self) -> None:
         """Log a warning, once, if there are any."""
@@ -159,26 +166,15 @@ class ResumableSampler(DistributedSampler[Any]):
         return iter([(epoch, position) for position in positions[num_done % num_batches * self.batch_size :]])
 
 
-class CountingDataLoader(DataLoader[Any]):
-    """Warns about unreadable images after a pass over the data, also an incomplete one."""
-
-    def __init__(self, *args: Any, unreadable: Unreadable, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.unreadable = unreadable
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        finally:
-            self.unreadable.warn()
-
-
-class ResumableDataLoader(CountingDataLoader):
+class ResumableDataLoader(DataLoader[Any]):
     """Resumes mid-epoch by itself; the empty state_dict marks it as resumable for Lightning.
 
     As a generator, it asks the sampler on its first batch: Lightning creates the iterator before it restores the
     progress.
     """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         return {}

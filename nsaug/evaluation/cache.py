@@ -14,7 +14,7 @@ import numpy as np
 from nsaug.evaluation.results import AnalysisResult, PerImageResult
 from nsaug.evaluation.serialization import DAMAGE, OutputValues, decode, encode
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.files import atomic_write
+from nsaug.utils.files import atomic_write, is_file
 
 VERSION = "v3"
 """Subfolder of the entries. Raise it whenever the same settings would give a different result or file format."""
@@ -45,7 +45,7 @@ class ResultCache:
             ) from error
 
     def __contains__(self, key: str) -> bool:
-        return self._path(key).is_file()
+        return is_file(self._path(key))
 
     def load(self, key: str) -> PerImageResult | AnalysisResult | None:
         """Return a result; None if it is missing or damaged."""

@@ -18,13 +18,14 @@ from nsaug.models.run_config import CONFIG, RunConfig, label_names
 from nsaug.models.weights import (
     FOLDER_FILES,
     SUFFIXES,
+    find_transformers_config,
     find_weights,
     read_config,
-    read_source_config,
     resolve_path,
     run_name,
 )
 from nsaug.utils.errors import UserError, as_setting
+from nsaug.utils.files import is_dir, is_file
 from nsaug.utils.types import flatten
 
 log = logging.getLogger(__name__)
@@ -151,19 +152,19 @@ def find_models(
 def _read_model(file: Path) -> EvalModel:
     config = read_config(file)
     metadata: Any = (config or {}).get("nsaug", {})
-    names = label_names(config or read_source_config(file))
+    names = label_names(config or find_transformers_config(file))
     return EvalModel(str(file), config, metadata, run_name(file, metadata), names)
 
 
 def _expand(pattern: str) -> list[Path]:
-    if not glob.has_magic(pattern) or Path(pattern).exists():
+    if not glob.has_magic(pattern) or is_file(pattern) or is_dir(pattern):
         return [resolve_path(pattern)]
     paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
     runs = [path for path in paths if _has_weights(path)]
     if not runs:
         raise UserError(f"checkpoint={pattern} matches no run folder and no weights file ({len(paths)} other paths)")
     for path in paths:
-        if (path / CONFIG).is_file() and path not in runs:
+        if is_file(path / CONFIG) and path not in runs:
             setting = as_setting("checkpoint", path / "last.ckpt")
             log.warning("skipping %s: its run did not finish (to evaluate it: %s)", path, setting)
     return [resolve_path(path) for path in runs]
@@ -171,7 +172,7 @@ def _expand(pattern: str) -> list[Path]:
 
 def _has_weights(path: Path) -> bool:
     """Whether a path is a finished run's folder, its weights, or a weights file outside a run's folder."""
-    if path.is_dir():
+    if is_dir(path):
         return find_weights(path) is not None
     return path.name in FOLDER_FILES or (path.suffix in SUFFIXES and find_weights(path.parent) is None)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage, preview
+from nsaug.data.dataset import PAD_LABEL, ImageSet, UnreadableImage
 from nsaug.data.fingerprints import UNREADABLE
 from nsaug.evaluation.analyses import Analysis, AnalysisImages
 from nsaug.evaluation.benchmarks import Batch, Constants, ImageBenchmark
@@ -24,6 +24,7 @@ from nsaug.evaluation.results import AnalysisResult, BenchmarkResult, PerImageRe
 from nsaug.evaluation.units import NUM_SAMPLES, Job, Plan, Unit
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.utils.errors import UserError, first_line, log_failure
+from nsaug.utils.text import preview
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Runner:
         self.num_workers = num_workers
         self._failures: dict[int, str] = {}
         self._unsaved: dict[str, PerImageResult | AnalysisResult] = {}
-        self._warned = False
+        self._warned = self._warned_of_changes = False
         self._provisional: set[Any] = set()
         self._load = lru_cache(MAX_LOADED_MODELS)(lambda number: load_model(plan.models[number]).eval())
         self._constants = lru_cache(MAX_LOADED_MODELS)(self._make_constants)
@@ -123,8 +124,12 @@ class Runner:
         if result is None:
             return
         # The key depends on the content of all images: a result without one that was removed since then is not it.
-        if self._lost(unit.image_set, unit.positions, images) or self._constants_key(job, unit) in self._provisional:
+        changed = self._have_changed(unit.image_set, unit.positions, images)
+        if changed or self._constants_key(job, unit) in self._provisional:
             self._unsaved[unit.key] = result
+            if not self._warned_of_changes:
+                log.warning("images were removed or restored since the start: results on them are not cached")
+            self._warned_of_changes = True
         else:
             self._save(unit.key, title, result)
 
@@ -140,11 +145,18 @@ class Runner:
             self._warned = True
             self._unsaved[key] = result
 
-    def _lost(self, image_set: int, positions: Sequence[int], images: Images | None) -> bool:
-        """Whether images were not read, although their files are not damaged: they are missing, or readable again."""
+    def _have_changed(self, image_set: int, positions: Sequence[int], images: Images | None) -> bool:
+        """Whether images are missing that could be opened when the plan was made, or could be read only since then."""
         available = self.plan.image_sets[image_set]
         read = set(images.ids) if images else set()
-        return any(not _is_damaged(available, index) for index in positions if available.ids[index] not in read)
+
+        def has_changed(position: int) -> bool:
+            was_unreadable = (image_set, position) in self.plan.unreadable
+            if available.ids[position] in read:
+                return was_unreadable
+            return not was_unreadable and not _is_damaged(available, position)
+
+        return any(map(has_changed, positions))
 
     @staticmethod
     def _constants_key(job: Job, unit: Unit) -> Any:
@@ -194,7 +206,7 @@ class Runner:
                 raise images.error
             if images is None:
                 raise UserError(f"none of {len(reference)} images can be read")
-            if self._lost(image_set, reference, images):
+            if self._have_changed(image_set, reference, images):
                 self._provisional.add((number, image_set, classes, reference))
             return images.images, to_subset(images.labels, classes, model.model.num_classes)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nsaug.data import TestDataset
-from nsaug.data.dataset import ImageSet, preview
+from nsaug.data.dataset import ImageSet
+from nsaug.data.fingerprints import UNREADABLE
 from nsaug.data.names import compare_class_order, wnids
 from nsaug.evaluation.analyses import Analysis
 from nsaug.evaluation.benchmarks import ImageBenchmark
@@ -21,6 +22,7 @@ from nsaug.evaluation.results import format_strength
 from nsaug.evaluation.subset import Subset
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.utils.errors import UserError, log_failure
+from nsaug.utils.text import preview
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +116,7 @@ class Plan:
         image_sets: images with the transform of a model.
         units: all units, the most expensive first, those that require other results last.
         seed: seed of all random draws.
+        unreadable: (image set, position) of images that could not be opened; the keys of their units say so.
     """
 
     models: Sequence[EvalModel]
@@ -123,6 +126,7 @@ class Plan:
     image_sets: Sequence[ImageSet]
     units: Sequence[Unit]
     seed: int
+    unreadable: frozenset[tuple[int, int]] = frozenset()
 
 
 Loaded = tuple[NoisyViT, TestDataset]
@@ -185,7 +189,12 @@ class Planner:
         image_sets = [images for _, images, _ in self._image_sets.values()]
         digests = [self._digests.get(number, "") for number in range(len(self.models))]
         units = [unit for _, unit in ranked]
-        return Plan(self.models, self._class_names, digests, self._jobs, image_sets, units, self.subset.seed)
+        unreadable = frozenset(
+            image for image, text in self._fingerprints.items() if text.rpartition("\0")[2] == UNREADABLE
+        )
+        return Plan(
+            self.models, self._class_names, digests, self._jobs, image_sets, units, self.subset.seed, unreadable
+        )
 
     @staticmethod
     def _requires(entry: Entry) -> str | None:

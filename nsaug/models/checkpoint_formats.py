@@ -1,6 +1,6 @@
 """Formats of checkpoints: find the model in one, and rename its weights to timm's keys.
 
-Everything works on a flat state dict, tensors by dotted path: `flatten` makes one of whatever a file holds,
+Everything works on a flat state dict, tensors by dotted path: `flatten_tensors` makes one of whatever a file holds,
 `to_timm_keys` renames the weights of transformers, CLIP and DINOv2, and `select_model` cuts out the part that fits a
 given timm model. DINO, MAE and timm's own checkpoints have timm's keys already.
 """
@@ -108,7 +108,7 @@ class SelectedModel:
     unused: list[str]
 
 
-def flatten(content: Any, path: str = "", depth: int = 0) -> dict[str, Tensor]:
+def flatten_tensors(content: Any, path: str = "", depth: int = 0) -> dict[str, Tensor]:
     """Collect the tensors in nested dictionaries, by dotted path.
 
     Entries whose key is not a string, such as the state of an optimizer, are left out, and so are path components
@@ -120,7 +120,7 @@ def flatten(content: Any, path: str = "", depth: int = 0) -> dict[str, Tensor]:
     if isinstance(content, dict) and depth < MAX_DEPTH:
         for key, value in content.items():
             if isinstance(key, str):
-                tensors |= flatten(value, f"{path}.{key}" if path else key, depth + 1)
+                tensors |= flatten_tensors(value, f"{path}.{key}" if path else key, depth + 1)
     return tensors
 
 

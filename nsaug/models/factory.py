@@ -22,9 +22,10 @@ from nsaug.models.checkpoint_formats import (
 )
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.models.run_config import Interpolation, TransformersConfig, model_arg_names, model_arg_problem
-from nsaug.models.weights import read_config, read_preprocessing, read_source_config, read_weights
+from nsaug.models.weights import find_transformers_config, read_config, read_preprocessing, read_weights
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.types import CropFraction, Fraction, PositiveFloat, PositiveInt, validate_args
+from nsaug.utils.text import preview
+from nsaug.utils.types import CropFraction, Fraction, PositiveFloat, PositiveInt, shown, validate_args
 
 log = logging.getLogger(__name__)
 
@@ -121,15 +122,17 @@ def build_vit(
         model_args,
         {"img_size": img_size, "patch_size": patch_size, "drop_path_rate": drop_path_rate or None},
     )
+    img_size = img_size or model_args.get("img_size")
+    patch_size = patch_size or model_args.get("patch_size")
     run_config = (read_config(checkpoint) if checkpoint else None) or {}
     source = run_config.get("pretrained_cfg", {})
     norm_eps = run_config.get("nsaug", {}).get("norm_eps")
-    if checkpoint and (source_config := read_source_config(checkpoint)):
+    if checkpoint and (transformers_config := find_transformers_config(checkpoint)):
         source = read_preprocessing(checkpoint)
-        model_args = _source_args(source_config, config["architecture"], checkpoint) | model_args
-        norm_eps = source_config.get("layer_norm_eps")
-        img_size = img_size or source_config.get("image_size")
-        patch_size = patch_size or source_config.get("patch_size")
+        model_args = _transformers_args(transformers_config, config["architecture"], checkpoint) | model_args
+        norm_eps = transformers_config.get("layer_norm_eps")
+        img_size = img_size or transformers_config.get("image_size")
+        patch_size = patch_size or transformers_config.get("patch_size")
     settings = {"mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation}
     overlay: dict[str, Any] = {
         key: value if value is not None else source.get(key)
@@ -186,7 +189,7 @@ def _check_args(architecture: str, args: dict[str, Any], settings: dict[str, Any
                 f"model.args={{{key}: {value}}}: model.{key}={settings[key]} says otherwise, set that alone"
             )
         if reason := model_arg_problem(architecture, key, value):
-            raise UserError(f"model.args.{key}={value}: {reason}".replace("None", "null"))
+            raise UserError(f"model.args.{key}={shown(value)}: {reason}")
 
 
 def _as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -223,7 +226,7 @@ def _find_config(name: str) -> dict[str, Any]:
     return config.to_dict()
 
 
-def _source_args(config: TransformersConfig, architecture: str, checkpoint: str) -> dict[str, Any]:
+def _transformers_args(config: TransformersConfig, architecture: str, checkpoint: str) -> dict[str, Any]:
     """Arguments of timm's model that config.json of transformers states and the weights do not show."""
     args: dict[str, Any] = {"num_heads": config.get("num_attention_heads")}
     if "hidden_act" in config and not config.get("use_swiglu_ffn"):
@@ -265,12 +268,12 @@ def _load_checkpoint(
         taken, *copies = (ascii(prefix or "no prefix")[1:-1] for prefix in (selected.prefix, *selected.copies))
         log.info("%s holds several models: took %s, not %s", checkpoint, taken, ", ".join(copies))
     if selected.unused:
-        log.info("%s: %s", checkpoint, _preview("not used", selected.unused))
+        log.info("%s: %d not used (%s)", checkpoint, len(selected.unused), preview(selected.unused))
     loaded = model.state_dict()
     resampled = [key for key, value in selected.weights.items() if key in loaded and value.shape != loaded[key].shape]
     if resampled:
-        log.info("%s: %s: %s", checkpoint, _preview("resampled", resampled), RESAMPLED)
-    if has_transformers_keys(tensors) and read_source_config(checkpoint) is None:
+        log.info("%s: %d resampled (%s): %s", checkpoint, len(resampled), preview(resampled), RESAMPLED)
+    if has_transformers_keys(tensors) and find_transformers_config(checkpoint) is None:
         log.warning("%s has no config.json of transformers beside it: %s", checkpoint, TRANSFORMERS_ASSUMED)
     if has_openai_clip_keys(tensors) and "quickgelu" not in name and "act_layer" not in args:
         log.warning("%s: %s", checkpoint, CLIP_ASSUMED)
@@ -325,16 +328,11 @@ def _summarize_load_error(message: str) -> str:
         for kind in ("missing", "unexpected")
     }
     keys["with another shape"] = re.findall(r"size mismatch for ([^:]+):", message)
-    parts = [_preview(kind, names) for kind, names in keys.items() if names]
+    parts = [f"{len(names)} {kind} ({preview(names)})" for kind, names in keys.items() if names]
     hints = [hint for key, hint in HINTS.items() if any(name.endswith(key) for name in keys["unexpected"])]
     if hints and parts:
         parts.append(f"try {' and '.join(hints)}")
     return "; ".join(parts) or message.splitlines()[0]
-
-
-def _preview(kind: str, keys: list[str]) -> str:
-    names = [ascii(key)[1:-1] for key in keys[:3]]  # on one line
-    return f"{len(keys)} {kind} ({', '.join(names)}{', ...' if len(keys) > 3 else ''})"
 
 
 def _count_head_classes(state: dict[str, Tensor], classifier: str | tuple[str, ...] | None) -> int:

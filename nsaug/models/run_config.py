@@ -9,10 +9,10 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import timm
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, TypeAdapter, ValidationError, with_config
@@ -20,7 +20,8 @@ from timm.models import build_model_with_cfg, model_entrypoint
 from torch import nn
 from typing_extensions import TypedDict
 
-from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.errors import UserError, os_reason
+from nsaug.utils.files import open_regular
 from nsaug.utils.types import (
     CropFraction,
     Decay,
@@ -28,8 +29,10 @@ from nsaug.utils.types import (
     NonNegativeInt,
     PositiveFloat,
     Seed,
+    adapter,
     check_unique,
     first_problem,
+    problem,
 )
 
 CONFIG = "config.json"
@@ -60,7 +63,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_check_text)]
+ShortText = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_check_text)]
 Plain = Annotated[JsonValue, AfterValidator(_check_text)]
 Side = Annotated[int, Field(ge=1, le=MAX_ARG)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
@@ -100,7 +103,7 @@ ModelArg = Annotated[JsonValue, AfterValidator(_check_model_arg)]
 
 
 NormEps = Annotated[float, Field(ge=0, lt=1)]
-Label = Annotated[str, Field(max_length=1000), AfterValidator(_check_text)]
+ClassName = Annotated[str, Field(max_length=1000), AfterValidator(_check_text)]
 
 
 def _by_index(value: Any) -> Any:
@@ -111,7 +114,7 @@ def _by_index(value: Any) -> Any:
     return [] if None in names else names
 
 
-ClassNames = Annotated[list[Label], BeforeValidator(_by_index)]
+ClassNames = Annotated[list[ClassName], BeforeValidator(_by_index)]
 """By class index. Names may occur twice, as in ImageNet's."""
 
 
@@ -128,8 +131,8 @@ class Preprocessing(TypedDict, total=False):
 class RecordedData(TypedDict):
     """A data set: its name in `nsaug.data.registry`, and the arguments of its class."""
 
-    name: Text
-    args: dict[Text, Plain]
+    name: ShortText
+    args: dict[ShortText, Plain]
 
 
 class SplitRecord(TypedDict):
@@ -165,22 +168,22 @@ class Settings(TypedDict, total=False):
 class RunMetadata(TypedDict, total=False):
     """What a training run records about itself."""
 
-    name: Text
-    method: Text
+    name: ShortText
+    method: ShortText
     seed: Seed
     data: RecordedData
     splits: Splits
-    class_names: Annotated[list[Text], Field(min_length=1), AfterValidator(check_unique)]
+    class_names: Annotated[list[ShortText], Field(min_length=1), AfterValidator(check_unique)]
     settings: Annotated[Settings, AfterValidator(_check_text)]
     wandb: WandbRun | None
-    patch_embed: Text
+    patch_embed: ShortText
     norm_eps: NormEps
 
 
 class RunConfig(TypedDict, total=False):
     """The content of config.json."""
 
-    architecture: Text
+    architecture: ShortText
     label_names: ClassNames
     model_args: dict[str, ModelArg]
     pretrained_cfg: Preprocessing
@@ -191,7 +194,7 @@ class VisionConfig(TypedDict, total=False):
     """What the weights of a vision transformer of transformers do not show."""
 
     num_attention_heads: Side
-    hidden_act: Text
+    hidden_act: ShortText
     layer_norm_eps: NormEps
     use_swiglu_ffn: bool
     image_size: Side
@@ -201,7 +204,7 @@ class VisionConfig(TypedDict, total=False):
 class TransformersConfig(VisionConfig, total=False):
     """The content of config.json that transformers writes."""
 
-    model_type: Text
+    model_type: ShortText
     id2label: ClassNames
     vision_config: VisionConfig | None
 
@@ -232,11 +235,20 @@ TRANSFORMERS_DEFAULTS: dict[str, VisionConfig] = {
 }
 """What a config.json of transformers leaves out where it is the default."""
 
-_TRANSFORMERS: TypeAdapter[TransformersConfig] = TypeAdapter(TransformersConfig)
-_PROCESSOR: TypeAdapter[ImageProcessor] = TypeAdapter(ImageProcessor)
-_SHARDS: TypeAdapter[ShardIndex] = TypeAdapter(ShardIndex)
-_CONFIG: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
-_METADATA: TypeAdapter[RunMetadata] = TypeAdapter(RunMetadata)
+T = TypeVar("T")
+
+
+@with_config(extra="allow")
+class JsonObject(TypedDict):
+    """Any entries."""
+
+
+_OBJECT = TypeAdapter(JsonObject)
+_TRANSFORMERS = TypeAdapter(TransformersConfig)
+_PROCESSOR = TypeAdapter(ImageProcessor)
+_SHARDS = TypeAdapter(ShardIndex)
+_CONFIG = TypeAdapter(RunConfig)
+_METADATA = TypeAdapter(RunMetadata)
 
 
 def read_run_config(file: Path) -> RunConfig | None:
@@ -245,16 +257,10 @@ def read_run_config(file: Path) -> RunConfig | None:
     Raises:
         UserError: an entry is missing or invalid; the message names the file and the entry.
     """
-    content = _read_bytes(file)
-    if content is None:
+    config = _read(file, _CONFIG, keys={"architecture", "nsaug"})
+    if config is None:
         return None
-    try:
-        config = _CONFIG.validate_json(content, strict=True)
-    except ValidationError as error:
-        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
     if "architecture" not in config:
-        if "nsaug" not in config:
-            return None
         raise UserError(f"{file}: architecture is missing: {ADVICE}")
     architecture = config["architecture"]
     if "." in architecture or not timm.is_model(architecture):
@@ -273,14 +279,8 @@ def read_transformers_config(file: Path) -> TransformersConfig | None:
     Raises:
         UserError: an entry is invalid; the message names the file and the entry.
     """
-    content = _read_bytes(file)
-    if content is None:
-        return None
-    try:
-        config = _TRANSFORMERS.validate_json(content, strict=True)
-    except ValidationError as error:
-        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
-    if "model_type" not in config:
+    config = _read(file, _TRANSFORMERS, keys={"model_type"})
+    if config is None:
         return None
     defaults = TRANSFORMERS_DEFAULTS.get(config["model_type"], {})
     merged: Any = defaults | config | (config.get("vision_config") or {})
@@ -293,13 +293,7 @@ def read_preprocessor_config(file: Path) -> Preprocessing:
     Raises:
         UserError: an entry is invalid; the message names the file and the entry.
     """
-    content = _read_bytes(file)
-    if content is None:
-        return {}
-    try:
-        config = _PROCESSOR.validate_json(content)
-    except ValidationError as error:
-        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
+    config = _read(file, _PROCESSOR, strict=None) or {}
     if not config.get("do_normalize", True):
         config |= {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
     preprocessing: Preprocessing = {}
@@ -311,22 +305,19 @@ def read_preprocessor_config(file: Path) -> Preprocessing:
 
 
 def read_shard_names(file: Path) -> list[str]:
-    """Read the names of the files that hold the weights of a large model of transformers.
+    """Read the names of the files that hold the weights of a large model of transformers; none without an index.
 
     Raises:
         UserError: invalid index; files elsewhere are refused.
     """
-    try:
-        index = _SHARDS.validate_json(_read_bytes(file) or b"", strict=True)
-    except ValidationError as error:
-        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
-    return sorted(set(index["weight_map"].values()))
+    index = _read(file, _SHARDS)
+    return sorted(set(index["weight_map"].values())) if index else []
 
 
 def label_names(config: RunConfig | TransformersConfig | None) -> list[str] | None:
     """The class names by index that a config.json of timm or transformers states; None without any.
 
-    The names LABEL_0, LABEL_1, ..., which transformers writes by default, are none.
+    The names LABEL_0, LABEL_1, ..., which transformers writes by default, do not count as names.
     """
     content: Any = config or {}
     names = content.get("label_names") or content.get("id2label")
@@ -343,17 +334,36 @@ def check_metadata(metadata: dict[str, Any], file: Path) -> None:
         raise UserError(f"{file} cannot record this run: {first_problem(error)}") from error
 
 
-def _read_bytes(file: Path) -> bytes | None:
+def _read(file: Path, schema: TypeAdapter[T], *, keys: Collection[str] = (), strict: bool | None = True) -> T | None:
+    """Read and check a JSON file.
+
+    Args:
+        file: its path.
+        schema: the type of its content.
+        keys: what only files of one program have.
+        strict: as in `TypeAdapter.validate_json`.
+
+    Returns:
+        The content; None if there is no such file, or if it has none of the keys.
+
+    Raises:
+        UserError: it cannot be read, or is invalid; the message names the file and the entry.
+    """
     try:
-        if not file.exists():
-            return None
-        if not file.is_file():  # reading a pipe would wait for ever
-            raise UserError(f"{file} is not a regular file: {ADVICE}")
-        if file.stat().st_size > MAX_BYTES:
-            raise UserError(f"{file} is larger than {MAX_BYTES // 2**20} MB: {ADVICE}")
-        return file.read_bytes()
+        with open_regular(file) as opened:
+            content = opened.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}): {ADVICE}") from error
+        raise UserError(f"{file} cannot be read ({os_reason(error)}): {ADVICE}") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{file} is larger than {MAX_BYTES // 2**20} MB: {ADVICE}")
+    try:
+        if keys and not _OBJECT.validate_json(content).keys() & keys:
+            return None
+        return schema.validate_json(content, strict=strict)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}: {ADVICE}") from error
 
 
 @cache
@@ -390,8 +400,8 @@ def model_arg_problem(architecture: str, name: str, value: Any) -> str | None:
     if name in ("depth", "embed_dim", "num_heads") and isinstance(value, int) and value < 1:
         return "should be 1 or more"
     try:
-        adapter = TypeAdapter(model_arg_types(architecture).get(name, Any), config={"arbitrary_types_allowed": True})
-        adapter.validate_python(value, strict=True if isinstance(value, bool) else None)
+        stated = adapter(model_arg_types(architecture).get(name, Any))
+        stated.validate_python(value, strict=True if isinstance(value, bool) else None)
     except ValidationError as error:
-        return str(error.errors()[0]["msg"]).replace("Input should be", "should be")
+        return problem(error.errors()[0])
     return None

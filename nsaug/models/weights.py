@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
-from nsaug.models.checkpoint_formats import flatten
+from nsaug.models.checkpoint_formats import flatten_tensors
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.models.run_config import (
     CONFIG,
@@ -33,7 +33,7 @@ from nsaug.models.run_config import (
     read_transformers_config,
 )
 from nsaug.utils.errors import UserError, first_line
-from nsaug.utils.files import atomic_write
+from nsaug.utils.files import atomic_write, is_file
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def save_weights(folder: str | Path, model: Any) -> None:
 
 def find_weights(folder: Path) -> Path | None:
     """Return the weights file in the folder of a run or of transformers' `save_pretrained`; None if there is none."""
-    return next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
+    return next((folder / name for name in FOLDER_FILES if is_file(folder / name)), None)
 
 
 def resolve_path(path: str | Path) -> Path:
@@ -86,7 +86,7 @@ def resolve_path(path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
+        is_folder, is_regular, exists = path.is_dir(), path.is_file(), path.exists()
         in_folder = find_weights(path) if is_folder else None
     except OSError as error:  # a name that is too long, or a folder that may not be opened
         raise UserError(f"checkpoint={path} cannot be read ({first_line(error)})") from error
@@ -94,7 +94,7 @@ def resolve_path(path: str | Path) -> Path:
         if in_folder is None:
             raise UserError(f"checkpoint={path} is a folder without {WEIGHTS}: name a run's output folder or a file")
         return in_folder
-    if not is_file:
+    if not is_regular:
         reason = "is not a regular file" if exists else "does not exist"
         raise UserError(f"checkpoint={path} {reason}: name a run's output folder or a {', '.join(SUFFIXES)} file")
     if path.suffix not in SUFFIXES and path.name not in FOLDER_FILES:
@@ -111,7 +111,7 @@ def read_config(path: str | Path) -> RunConfig | None:
     return read_run_config(resolve_path(path).with_name(CONFIG))
 
 
-def read_source_config(path: str | Path) -> TransformersConfig | None:
+def find_transformers_config(path: str | Path) -> TransformersConfig | None:
     """Read the config.json of transformers beside the weights at `path`; None if there is none.
 
     Raises:
@@ -154,7 +154,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = resolve_path(path)
     tensors: dict[str, Tensor] = {}
     for file in _shards(path) if path.name.endswith(SHARDS) else [path]:
-        tensors |= flatten(_load(file))
+        tensors |= flatten_tensors(_load(file))
     if not tensors:
         raise UserError(f"checkpoint={path} holds no state dict: expected tensors by name, or under model/state_dict")
     return tensors
@@ -184,6 +184,6 @@ def _shards(index: Path) -> list[Path]:
     """The files that transformers' index of a large model names; they are beside it."""
     shards = [index.with_name(name) for name in read_shard_names(index)]
     for shard in shards:
-        if not shard.is_file():
+        if not is_file(shard):
             raise UserError(f"checkpoint={index}: {shard.name} is missing beside it")
     return shards

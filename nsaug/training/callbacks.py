@@ -1,4 +1,4 @@
-"""Lightning callbacks: validation at the end, noise images, a monitor of the noise, progress."""
+"""Lightning callbacks: validation at the end, unreadable images, noise images, a monitor of the noise, progress."""
 
 import logging
 import math
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from nsaug.data import ImageDataModule
 from nsaug.methods import NoiseAugmentation
 from nsaug.nullspace.pixel_space import to_pixels
 from nsaug.training.lightning_module import Finetuner
@@ -30,6 +31,35 @@ class ValidateAtEnd(L.Callback):
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         if trainer.global_step == trainer.max_steps or (trainer.is_last_batch and last_epoch):
             trainer.should_stop = True  # Lightning validates before it stops
+
+
+class UnreadableImages(L.Callback):
+    """Warn of unreadable images after a pass over them, and end the run, in all processes, if they are too many.
+
+    Args:
+        interval: number of batches between checks within an epoch.
+    """
+
+    def __init__(self, interval: int = 100) -> None:
+        self.interval = interval
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % self.interval == 0:
+            _data(trainer).check_unreadable()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        _data(trainer).check_unreadable("train")
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        _data(trainer).check_unreadable("val")
+
+
+def _data(trainer: L.Trainer) -> ImageDataModule:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, ImageDataModule)
+    return data
 
 
 class NoiseImageLogger(L.Callback):

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from nsaug.models.run_config import CONFIG
 from nsaug.training.resume import LAST, PREVIOUS, read_checkpoint
-from nsaug.utils.errors import UserError, as_setting, first_line
-from nsaug.utils.files import atomic_write
+from nsaug.utils.errors import UserError, as_setting, first_line, os_reason
+from nsaug.utils.files import atomic_write, is_file
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +40,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if path.exists()
                 else "there is none before it: free disk space, or type hydra.run.dir=PATH"
             )
-            raise UserError(f"{path} cannot be written ({_reason(reason)}); {advice}") from error
+            raise UserError(f"{path} cannot be written ({os_reason(reason)}); {advice}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         # Not Lightning's: it executes what is pickled in a path that starts with http.
         return dict(read_checkpoint(Path(path), map_location))
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
 def check_disk_space(folder: Path, model: torch.nn.Module) -> None:
@@ -74,7 +70,7 @@ def check_disk_space(folder: Path, model: torch.nn.Module) -> None:
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote a checkpoint has left in a run's folder."""
+    """Remove temporary files of checkpoints that a killed process did not finish."""
     for path in folder.glob(".*.ckpt.*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -88,7 +84,7 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         folder: where last.ckpt is written.
-        write_config: writes config.json there; called again if the folder was removed during training.
+        write_config: writes config.json there; called again if it was removed during training.
         every_n_steps: optimizer steps between checkpoints within an epoch; None for one after each epoch alone.
     """
 
@@ -124,8 +120,9 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         self._save_after_validation = False
-        if trainer.is_global_zero and not (self.folder / CONFIG).is_file():
-            log.warning("%s was removed: writing its files again", self.folder)
+        config = self.folder / CONFIG
+        if trainer.is_global_zero and not is_file(config):
+            log.warning("%s is missing: writing it again", config)
             self.write_config()
         for logger in trainer.loggers:
             logger.save()  # a resumed run keeps the metrics up to its checkpoint

@@ -103,7 +103,7 @@ class Finetuner(L.LightningModule):
         self.skipped = 0
         num_classes = vit.model.num_classes
         accuracy = partial(MulticlassAccuracy, num_classes=num_classes, average="micro", ignore_index=PAD_LABEL)
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")  # by default it would leave out NaN
         self.val_top1 = accuracy()
         self.val_adv_top1 = accuracy()
 
@@ -169,7 +169,7 @@ class Finetuner(L.LightningModule):
         images, labels, _ = batch
         counts = labels != PAD_LABEL
         logits = self.vit(images)
-        self.val_loss(F.cross_entropy(logits, labels, ignore_index=PAD_LABEL, reduction="none"), counts)
+        self.val_loss(F.cross_entropy(logits[counts], labels[counts], reduction="none"))
         self.val_top1(logits, labels)
         self.log("val/loss", self.val_loss)
         self.log("val/top1", self.val_top1, prog_bar=True)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nsaug.training.resume import read_checkpoint, read_metrics
 from nsaug.utils.errors import first_line
-from nsaug.utils.files import atomic_write
+from nsaug.utils.files import atomic_write, is_file
 from nsaug.utils.types import NonNegativeInt, validated_dataclass
 from nsaug.utils.wandb_account import has_api_key
 
@@ -106,8 +106,11 @@ class _MetricsFile(ExperimentWriter):
         self.metrics = [{key: value for key, value in row.items() if value} for row in rows]
         self._num_saved = 0
 
+    def log_hparams(self, params: Mapping[str, Any]) -> None:
+        """Do nothing: config.json records the settings."""
+
     def save(self) -> None:
-        if not self.metrics or (len(self.metrics) == self._num_saved and self.path.is_file()):
+        if not self.metrics or (len(self.metrics) == self._num_saved and is_file(self.path)):
             return
         with atomic_write(self.path) as tmp_path, open(tmp_path, "w", newline="") as file:
             writer = csv.DictWriter(file, sorted(set().union(*self.metrics)))
@@ -119,7 +122,7 @@ class _MetricsFile(ExperimentWriter):
 def _csv_logger(folder: Path, resume_from: Path | None) -> CSVLogger:
     """A logger to metrics.csv; a resumed run keeps the rows that were written before its checkpoint."""
     path = folder / "metrics.csv"
-    if resume_from is None or not path.is_file() or not is_rank_zero():
+    if resume_from is None or not is_file(path) or not is_rank_zero():
         return MetricsLogger(folder)
     return MetricsLogger(folder, read_metrics(path, read_checkpoint(resume_from, mmap=True)["global_step"]))
 

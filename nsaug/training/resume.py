@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from nsaug.data.splits import split_changes
 from nsaug.utils.errors import UserError, as_setting, first_line
+from nsaug.utils.files import is_file
 from nsaug.utils.types import NonNegativeInt, first_problem, flatten
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def find_last_checkpoint(folder: Path) -> Path | None:
     """
     damaged: list[Path] = []
     for name in (LAST, PREVIOUS):
-        if (folder / name).is_file():
+        if is_file(folder / name):
             if is_valid(folder / name):
                 if damaged:  # move it away, or the next save would copy it over previous.ckpt
                     os.replace(damaged[0], damaged[0].with_name(DAMAGED))
@@ -174,9 +175,10 @@ def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any], folder:
         before, now: metadata of the run (`run_metadata`), as saved and of this command.
         folder: of the run.
     """
-    for key in ("settings", "splits"):
-        if key not in before:
-            raise UserError(f"resume={folder}: config.json there records no {key}: name the output folder of a run")
+    if "settings" not in before:
+        raise UserError(f"resume={folder}: config.json there records no settings: name the output folder of a run")
+    if "splits" not in before:
+        raise UserError(f"resume={folder}: that run is of an earlier version of nsaug: start a new run")
     compared = ("settings", "seed", "class_names")
     old, new = ({key: run[key] for key in compared if key in run} for run in (before, now))
     for key, theirs, ours in diff_configs(old, new):

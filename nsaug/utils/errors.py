@@ -52,7 +52,7 @@ def unknown_name(prefix: str, name: str, known: Iterable[str]) -> str:
 def as_setting(name: str, value: object) -> str:
     """A setting as it can be typed in a shell: quoted where the shell or Hydra needs it."""
     text = str(value)
-    if re.fullmatch(r"[\w./:~+@%-]+", text):
+    if re.fullmatch(r"[A-Za-z0-9_./:+@%-]+", text):
         return f"{name}={text}"
     escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + match[2].replace('"', '\\"'), text)  # Hydra's rule
     return shlex.quote(f'{name}="{escaped}"')

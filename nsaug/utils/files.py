@@ -1,7 +1,6 @@
 """Reading of regular files only, atomic writing, and locks on folders."""
 
 import errno
-import fcntl
 import os
 import secrets
 import stat
@@ -17,11 +16,24 @@ def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
-        OSError: there is none, or it is of another kind, such as a pipe, where opening waits for ever.
+        OSError: there is none, or it is of another kind, such as a pipe, where opening waits forever.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("it is not a regular file")
     return open(path, "rb")
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a regular file, or a link to one.
+
+    Path.is_file would raise an OSError for a name that is too long, and for one in a folder that may not be opened.
+    """
+    return os.path.isfile(path)
+
+
+def is_dir(path: str | Path) -> bool:
+    """Whether there is a folder, or a link to one; raises no OSError, as for `is_file`."""
+    return os.path.isdir(path)
 
 
 def read_lines(path: str, setting: str, content: str) -> list[str]:
@@ -93,6 +105,8 @@ def lock_folder(folder: Path, purpose: str) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock, or the folder cannot be written.
     """
+    import fcntl  # here: Windows has none, and reading weights and data does not need it
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / f".{purpose}.lock", "a")  # noqa: SIM115  (closed below)

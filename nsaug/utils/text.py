@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 
 INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 """Unicode categories that are written as escapes: control and format characters, surrogates, line separators."""
@@ -25,6 +26,11 @@ def _escape(character: str) -> str:
     if unicodedata.category(character) not in INVISIBLE or character in JOINERS:
         return character
     return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def preview(names: Sequence[str]) -> str:
+    """The first three names, as text of one line."""
+    return printable(", ".join(names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def decodable(name: str) -> str:

@@ -10,8 +10,10 @@ import json
 from collections.abc import Hashable, Iterable
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, validate_call
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, validate_call
 from pydantic.dataclasses import dataclass
+from pydantic.errors import PydanticUserError
+from pydantic_core import ErrorDetails
 
 from nsaug.utils.errors import unknown_name
 
@@ -113,6 +115,28 @@ validate_args = validate_call(config=ConfigDict(arbitrary_types_allowed=True))
 """Decorator that checks the arguments of a function or constructor against their annotations."""
 
 
+def adapter(annotation: Any) -> TypeAdapter[Any]:
+    """A pydantic adapter of any type."""
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # validated dataclasses have a configuration already
+        return TypeAdapter(annotation)
+
+
+def problem(detail: ErrorDetails) -> str:
+    """What is wrong with a value, given an item of `ValidationError.errors()`."""
+    if detail["type"].startswith("missing"):
+        return "lacks a value"
+    text = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    text = text.replace("a valid tuple", "a list, such as [a,b]").replace("Tuple should", "the list should")
+    return text.replace(" after validation", "")
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed, approximately."""
+    return "null" if value is None else str(value)
+
+
 def validation_message(error: ValidationError, path: str, known: Iterable[str]) -> str:
     """One line for the first fault that pydantic reports about the arguments under a path.
 
@@ -125,12 +149,12 @@ def validation_message(error: ValidationError, path: str, known: Iterable[str]) 
     name = ".".join([path, *map(str, detail["loc"][:1])])
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return unknown_name(path, str(detail["loc"][0]), known)
-    if detail["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
-        return f"{name} lacks a value"
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    reason = problem(detail)
+    if detail["type"].startswith("missing"):
+        return f"{name} {reason}"
     if not detail["loc"]:
-        return f"{path}: {message}"
-    return f"{name}={detail['input']}: {message}".replace("None", "null")
+        return f"{path}: {reason}"
+    return f"{name}={shown(detail['input'])}: {reason}"
 
 
 def first_problem(error: ValidationError) -> str:
@@ -139,7 +163,6 @@ def first_problem(error: ValidationError) -> str:
     keys = [part for part in detail["loc"] if not str(part).startswith(("function-", "constrained-"))]  # of a union
     path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)[1:]
     path = path.encode("ascii", "backslashreplace").decode()[:200]
-    reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     if detail["type"].startswith("missing"):
         return f"{path} is missing"
     if detail["type"] == "unexpected_keyword_argument":
@@ -150,5 +173,5 @@ def first_problem(error: ValidationError) -> str:
         return f"{path} is empty"
     value = detail["input"]
     hidden = not path or isinstance(value, dict | list) or detail["type"] == "value_error"
-    shown = "" if hidden else f"={ascii(value)[:60]}"
-    return f"{path}{shown} {reason}".strip()
+    text = "" if hidden else f"={ascii(value)[:60]}"
+    return f"{path}{text} {problem(detail)}".strip()

@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
@@ -134,7 +135,7 @@ def test_custom_choices_need_a_class(group):
         ("optim='a/b'", "optim='a/b': no such choice; optim is one of adamw"),
         ("optim=../train", "optim=../train: no such choice; optim is one of adamw"),
         ("optim=${seed}", "optim=${seed}: no such choice; optim is one of adamw"),
-        ("suite=1", "suite=1: suite is no group of this command: leave it out"),
+        ("suite=1", "suite=1: suite is not a group of this command: leave it out"),
         ("suite=quick", "suite: no such setting; choose among attack, checkpoint"),
         ("hydra/launcher=1", "hydra/launcher=1: no such choice; hydra/launcher is one of processes, slurm"),
         ("seed=choice(0,1)", "seed=choice(0,1): add -m to run every value, or type 'seed=[choice(0,1)]' for a list"),
@@ -390,10 +391,18 @@ def test_errors_of_libraries_are_one_line(monkeypatch, tmp_path, capsys, error, 
     assert cli_error(raising(error), monkeypatch, capsys).startswith(f"error: {line}")
 
 
+@pytest.mark.parametrize("option", ["-m", "hydra.mode=MULTIRUN"])
+def test_values_of_a_sweep_are_not_blamed(option):
+    error = MissingConfigException("", missing_cfg_file="method/nothing")
+    line = format_error(error, "train", [option, "seed=0,1", "method=nothing"])
+    assert line.startswith("method=nothing: no such choice")
+
+
 def test_bugs_are_one_line_and_their_traceback_is_logged(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     line = cli_error(raising(KeyError("x")), monkeypatch, capsys, f"hydra.run.dir={tmp_path}/run")
     assert line.startswith("error: internal error: KeyError: 'x'; the log file of this run and HYDRA_FULL_ERROR=1 show")
+    assert "the log file" not in format_error(KeyError("x"), "train", []), "before Hydra has made one"
     (log,) = (tmp_path / "run").glob("*.log")
     assert "in task" in log.read_text()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

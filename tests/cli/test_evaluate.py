@@ -18,6 +18,7 @@ from torchvision.transforms.functional import to_tensor
 from nsaug.cli import evaluate, train
 from nsaug.corruptions import TEST_CORRUPTIONS
 from nsaug.data import Digits
+from nsaug.data.dataset import ImageSet, UnreadableImage
 from nsaug.data.sources.imagenet import wnids
 from nsaug.data.testsets.imagenet_variants import class_subset_indices
 from nsaug.evaluation import EvalModel
@@ -136,7 +137,13 @@ def test_suite_of_the_users_own(trained, monkeypatch, tmp_path):
 
 def test_dry_run_lists_what_would_be_done(trained, monkeypatch, tmp_path, capsys):
     small = [*SMALL, f"checkpoint={trained}", f"hydra.run.dir={tmp_path}/eval"]
-    run(evaluate, monkeypatch, *small, "dry_run=true")
+
+    def unreadable(images, index):
+        raise UnreadableImage("damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageSet, "__getitem__", unreadable)
+        run(evaluate, monkeypatch, *small, "dry_run=true")
     output = capsys.readouterr().out
     assert "about" in output
     assert "by the time of one batch" in output
@@ -450,6 +457,10 @@ def test_validation_images_that_training_did_not_hold_out(monkeypatch, tmp_path,
         evaluate, monkeypatch, capsys, f"checkpoint={trained}", "split=val", "data=digits", "data.val_fraction=0.2"
     )
     assert "held out other images" in line, "also where data= names the data that the run was trained on"
+
+
+def test_splits_of_a_run_without_data_are_not_compared():
+    evaluate.check_validation_split("digits", None, EvalModel(None, None, {"splits": {}}, "run"))
 
 
 def test_validation_split_of_a_run_without_one(monkeypatch, tmp_path, capsys, trained):

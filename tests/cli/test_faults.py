@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from nsaug.cli import faults
-from nsaug.cli.faults import Console, Interrupted, LogFile, exit_interrupted, one_line_faults, raise_on_signals
+from nsaug.cli.faults import Interrupted, LogFile, StreamLog, exit_interrupted, one_line_faults, raise_on_signals
 from nsaug.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
@@ -104,7 +104,7 @@ def test_messages_that_cannot_be_written_are_dropped(tmp_path, monkeypatch, caps
     log = logging.getLogger("test_faults")
     log.propagate = False
     full, missing = LogFile("/dev/full"), LogFile(tmp_path / "missing" / "file.log", delay=True)
-    monkeypatch.setattr(log, "handlers", [Console(full.stream), full, missing])
+    monkeypatch.setattr(log, "handlers", [StreamLog(full.stream), full, missing])
     log.warning("message")
     assert capsys.readouterr() == ("", "")
     log.warning("%d", "a bug in a message is shown")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from nsaug.cli.errors import config_dir
+from nsaug.cli.command_line import config_dir
 from tests.conftest import ROOT
 
 SETTINGS = ["trainer=cpu", "logger=csv", "trainer.enable_progress_bar=false", "trainer.max_steps=2", "method=clean"]

@@ -12,6 +12,7 @@ import torch
 
 from nsaug.cli import evaluate, train
 from nsaug.data import Digits
+from nsaug.training.checkpointing import AtomicCheckpointIO
 from tests.commands import FAST, SHORT, cli_error, run, top1
 
 pytestmark = pytest.mark.usefixtures("tmp_cwd")
@@ -143,6 +144,15 @@ def test_checkpoint_that_lightning_cannot_restore_is_one_line(run_folder, monkey
     torch.save(checkpoint, run_folder / "last.ckpt")
     line = cli_error(train, monkeypatch, capsys, *SHORT, "method=clean", f"resume={run_folder}")
     assert line.startswith(f"error: {run_folder}/last.ckpt cannot be restored (KeyError: 'pytorch-lightning_version')")
+
+
+def test_lack_of_memory_is_not_a_fault_of_the_checkpoint(run_folder, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise MemoryError("8 GB")
+
+    monkeypatch.setattr(AtomicCheckpointIO, "load_checkpoint", fail)
+    line = cli_error(train, monkeypatch, capsys, *SHORT, "method=clean", f"resume={run_folder}")
+    assert line.startswith("error: memory ran out (8 GB)")
 
 
 @pytest.mark.parametrize(

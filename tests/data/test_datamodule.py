@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import lightning as L
 import numpy as np
 import pytest
@@ -118,7 +120,7 @@ def test_ranks_share_the_training_images(world_size, batch_size):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_validation_image_counts_once(tmp_path, caplog, world_size, num_workers):
     make_tree(tmp_path / "train", ["cat", "dog"], images=40)
-    source = Folder(root=str(tmp_path), val_fraction=0.25, batch_size=4, num_workers=num_workers)
+    source = Folder(root=str(tmp_path), val_fraction=0.25, batch_size=4, num_workers=num_workers, max_unreadable=0.05)
     expected = fit_data(source).val_set.ids
     broken = expected[3]
     (tmp_path / broken).write_bytes(b"")
@@ -132,8 +134,31 @@ def test_every_validation_image_counts_once(tmp_path, caplog, world_size, num_wo
             counted += [name for name, label in zip(ids, labels.tolist(), strict=True) if label != PAD_LABEL]
     assert len(sizes) == 1, "batches of the same sizes on all ranks"
     assert sorted(counted) == sorted(set(expected) - {broken})
+    for _ in range(2):
+        set_progress(source).check_unreadable("val")
     lines = [record.message for record in caplog.records]
     assert lines == [f"1 of {len(expected)} validation images cannot be read ({broken}): they do not count"]
+
+
+def test_processes_count_unreadable_images_together(tmp_path, caplog):
+    """Two images of 80 each: more than 0.03 of the images together, but not alone."""
+    make_tree(tmp_path / "train", ["cat", "dog"], images=40)
+    ranks = []
+    for rank in range(2):
+        data = fit_data(Folder(root=str(tmp_path), val_fraction=0, max_unreadable=0.03))
+        ranks.append(set_progress(data, world_size=2, rank=rank))
+        data._unreadable["train"].flags[2 * rank : 2 * rank + 2] = True
+    merged = (ranks[0]._unreadable["train"].flags | ranks[1]._unreadable["train"].flags).byte()
+    reduce = lambda flags, reduce_op: merged if len(flags) else flags  # noqa: E731
+
+    for data in ranks:
+        data.trainer.strategy = SimpleNamespace(reduce=reduce, root_device=torch.device("cpu"))
+        with pytest.raises(UserError, match=r"4 of 80 training images .* more than data.max_unreadable=0.03"):
+            data.check_unreadable()
+        data.max_unreadable = 0.05
+        data.check_unreadable("train")
+    (record,) = caplog.records
+    assert record.message.startswith("4 of 80 training images cannot be read")
 
 
 def test_test_dataset_is_the_test_split():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nsaug.data.dataset import UnreadableImage, preview, read_image
+from nsaug.data.dataset import UnreadableImage, read_image
+from nsaug.utils.text import preview
 
 SIDE = 16
 LEVELS = np.linspace(0, 65535, SIDE * SIDE).round().astype(np.uint16).reshape(SIDE, SIDE)
@@ -174,6 +175,15 @@ def test_unreadable_paths(tmp_path):
         with pytest.raises(UnreadableImage) as error:
             read_image(path, "x.png")
         assert str(error.value) == f"x.png cannot be read: {reason}"
+
+
+def test_lack_of_memory_is_not_a_fault_of_the_image(monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        read_image(io.BytesIO(DEEP["png"][0]), "x.png")
 
 
 def test_names_in_messages_are_one_line():

@@ -131,7 +131,7 @@ def test_unreadable_files_are_not_remembered(images, monkeypatch):
 
 
 def test_pipes_are_unreadable(images):
-    """Reading one would wait for ever."""
+    """Reading one would wait forever."""
     path = Path(images.load.paths[1])
     path.unlink()
     os.mkfifo(path)

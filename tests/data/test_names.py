@@ -1,10 +1,11 @@
 import pytest
 
+from nsaug.data import names
 from nsaug.data.names import compare_class_order, wnids
 
 
 @pytest.mark.parametrize(
-    ("names", "result"),
+    ("first", "result"),
     [
         (["cat", "golden retriever", "ship"], "same"),
         (["Cat, house cat", "Golden_Retriever", " ship "], "same"),
@@ -14,8 +15,18 @@ from nsaug.data.names import compare_class_order, wnids
         (["cat", "golden retriever"], "unknown"),
     ],
 )
-def test_class_order(names, result):
-    assert compare_class_order(names, ["cat", "golden_retriever", "ship"]) == result
+def test_class_order(first, result):
+    assert compare_class_order(first, ["cat", "golden_retriever", "ship"]) == result
+
+
+def test_names_of_imagenet_are_read_once(monkeypatch):
+    calls = []
+    info = names.ImageNetInfo
+    monkeypatch.setattr(names, "ImageNetInfo", lambda subset: calls.append(subset) or info(subset))
+    for function in (names._imagenet, names.wnids, names.spellings):
+        function.cache_clear()
+    assert compare_class_order(wnids()[:3], [name.upper() for name in wnids()[:3]]) == "same"
+    assert len(calls) == 1
 
 
 def test_class_order_of_imagenet():

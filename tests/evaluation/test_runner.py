@@ -253,12 +253,14 @@ def test_unreadable_images_are_left_out_and_noted(vit, images, labels, tmp_path)
     ("fault", "entry", "num_missing"),
     [
         ("damaged", CLEAN, 0),
+        ("unreadable from the start", CLEAN, 0),
+        ("unreadable from the start", NOISED, 0),
         ("removed", CLEAN, 1),
         ("unreadable once", CLEAN, 1),
         ("removed", NOISED, 2),  # rms(u) was measured without the image: the other block is not cached either
     ],
 )
-def test_results_without_a_lost_image_are_not_cached(vit, images, labels, tmp_path, fault, entry, num_missing):
+def test_results_without_a_lost_image_are_not_cached(vit, images, labels, caplog, tmp_path, fault, entry, num_missing):
     """The key of a result describes all images: when a lost one is back, the result has to be computed with it."""
     data = make_data(images, labels)
     load_image, failures = data.images.load, []
@@ -271,7 +273,8 @@ def test_results_without_a_lost_image_are_not_cached(vit, images, labels, tmp_pa
             return load_image(index)
 
         def fingerprint(self, index):
-            return UNREADABLE if planned and index == 3 and fault == "removed" else load_image.fingerprint(index)
+            is_missing = (planned and fault == "removed") or fault == "unreadable from the start"
+            return UNREADABLE if index == 3 and is_missing else load_image.fingerprint(index)
 
     data.images.load, planned = Faulty(), False
     load = lambda model: (vit, data)  # noqa: E731
@@ -280,6 +283,18 @@ def test_results_without_a_lost_image_are_not_cached(vit, images, labels, tmp_pa
     (result,) = make_runner(plan, load, tmp_path).results()
     assert "1 of 6 images cannot be read (image3)" in result.output.notes
     assert len(make_runner(plan, load, tmp_path).pending()) == num_missing
+    assert caplog.text.count("results on them are not cached") == bool(num_missing)
+
+
+def test_results_with_a_restored_image_are_not_cached(vit, images, labels, tmp_path):
+    """The key says that the image could not be opened."""
+    data = make_data(images, labels)
+    fingerprint = data.images.load.fingerprint
+    data.images.load.fingerprint = lambda index: UNREADABLE if index == 3 else fingerprint(index)
+    load = lambda model: (vit, data)  # noqa: E731
+    runner = make_runner(make_plan([CLEAN], load), load, tmp_path)
+    assert len(runner.results()[0].output.ids) == 6
+    assert len(runner.pending()) == 1
 
 
 def test_error_while_loading_fails_the_benchmark(vit, images, labels, tmp_path):

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from nsaug.models.checkpoint_formats import flatten, select_model, to_timm_keys
+from nsaug.models.checkpoint_formats import flatten_tensors, select_model, to_timm_keys
 from nsaug.models.factory import build_vit
 from nsaug.models.weights import save_config, save_weights
 from nsaug.utils.errors import UserError
@@ -486,11 +486,11 @@ def test_chunks_are_renamed_only_if_blocks_are_counted_through():
 def test_only_tensors_under_names_are_read():
     tensor = torch.ones(1)
     content = {"a": tensor, "b": {"c": tensor, "d": 3, 4: tensor}, "list": [tensor]}
-    assert list(flatten(content)) == ["a", "b.c"]
+    assert list(flatten_tensors(content)) == ["a", "b.c"]
     deep = {"x": tensor}
     for _ in range(100):
         deep = {"x": deep}
-    assert flatten(deep) == {}
+    assert flatten_tensors(deep) == {}
 
 
 def test_selection_without_any_match_keeps_all_keys():

@@ -71,6 +71,17 @@ def test_mismatched_keys_are_named(tmp_path):
         tiny_vit(checkpoint=str(tmp_path / "weights.pth"))
 
 
+@pytest.mark.parametrize("given", [{"img_size": 12}, {"args": TINY | {"img_size": 12}}])
+def test_given_image_size_precedes_that_of_the_run(tmp_path, given):
+    vit = tiny_vit()
+    save_config(tmp_path, vit, {})
+    save_weights(tmp_path, vit.model)
+    options = {"checkpoint": str(tmp_path), "patch_size": 2, "args": TINY} | given
+    loaded = build_vit("vit_tiny_patch16_224", **options)
+    assert loaded.data_config["input_size"] == (3, 12, 12)
+    assert loaded.model.patch_embed.grid_size == (6, 6)
+
+
 def test_distilled_model_replaces_both_heads(tmp_path):
     name, args = "deit_tiny_distilled_patch16_224", {"depth": 1}
     source = build_vit(name, num_classes=10, img_size=32, args=args)

@@ -9,7 +9,7 @@ import pytest
 
 from nsaug.models import run_config
 from nsaug.models.factory import build_vit
-from nsaug.models.run_config import model_arg_names, read_run_config
+from nsaug.models.run_config import model_arg_names, read_run_config, read_transformers_config
 from nsaug.models.weights import read_config, read_metadata, save_config, save_weights
 from nsaug.utils.errors import UserError
 from tests.conftest import TINY, tiny_vit
@@ -86,7 +86,7 @@ def test_what_a_run_records_is_read_back(file):
         (b"null", ": should be an object"),
         (b'{"nsaug": {}}', ": architecture is missing"),
         (b'{"nsaug": 3}', ": nsaug=3 should be an object"),
-        (b'{"pretrained_cfg": []}', ": pretrained_cfg should be an object"),
+        (b'{"architecture": "x", "pretrained_cfg": []}', ": pretrained_cfg should be an object"),
     ],
 )
 def test_invalid_files_are_refused(tmp_path, content, message):
@@ -98,10 +98,10 @@ def test_invalid_files_are_refused(tmp_path, content, message):
 def test_special_and_huge_files_are_refused(tmp_path):
     file = tmp_path / "config.json"
     os.mkfifo(file)
-    assert refusal(file).startswith(" is not a regular file")
+    assert refusal(file).startswith(" cannot be read (it is not a regular file)")
     file.unlink()
     file.mkdir()
-    assert refusal(file).startswith(" is not a regular file")
+    assert refusal(file).startswith(" cannot be read (it is not a regular file)")
     file.rmdir()
     with open(file, "wb") as sparse:
         sparse.truncate(run_config.MAX_BYTES + 1)
@@ -109,8 +109,12 @@ def test_special_and_huge_files_are_refused(tmp_path):
 
 
 def test_config_of_another_program_counts_as_none(tmp_path):
-    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
-    assert read_run_config(tmp_path / "config.json") is None
+    file = tmp_path / "config.json"
+    file.write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
+    assert read_run_config(file) is None
+    file.write_text('{"image_size": [224, 224], "pretrained_cfg": 3}')
+    assert read_run_config(file) is None
+    assert read_transformers_config(file) is None
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,11 @@ def test_draws_depend_on_the_seed_alone():
     assert {command.script for command in draws} == {"train", "evaluate"}
 
 
+def test_groups_have_one_order_in_all_processes():
+    """The order of a set of strings differs between them."""
+    assert list(fuzz_cli.groups()) == sorted(fuzz_cli.groups())
+
+
 @pytest.mark.parametrize("kind", fuzz_cli.FILE_DAMAGE)
 def test_damaged_files_differ(tmp_path, kind):
     (tmp_path / "run").mkdir()

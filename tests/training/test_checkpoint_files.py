@@ -151,6 +151,8 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
 def test_config_without_settings_is_refused(tmp_path):
     line = refusal(check_same_config, {}, {"settings": {}, "seed": 0}, tmp_path)
     assert line == f"resume={tmp_path}: config.json there records no settings: name the output folder of a run"
+    line = refusal(check_same_config, {"settings": {}}, {"settings": {}, "seed": 0}, tmp_path)
+    assert line == f"resume={tmp_path}: that run is of an earlier version of nsaug: start a new run"
 
 
 def test_metrics_before_a_step(tmp_path):

@@ -10,10 +10,12 @@ import lightning as L
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.nn import functional as F
 from torch.profiler import profile
 from torch.utils.data import DataLoader, DistributedSampler
 
 from nsaug.attacks import FGSM, FGSMRS, PGD
+from nsaug.data.dataset import PAD_LABEL
 from nsaug.methods import TRADES, AdversarialTraining, Clean, NoiseAugmentation
 from nsaug.models.noisy_vit import _run
 from nsaug.nullspace import NullspaceNoise, RandomNoise, UniversalNoise
@@ -61,6 +63,19 @@ def test_warmup_cosine():
     assert rates[100] == 0
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert warmup_cosine(0, total=1, warmup=0) == 1
+
+
+def test_validation_loss_is_that_of_the_counted_images():
+    """The second batch has none."""
+    data = make_data()
+    data[4:] = [(image, PAD_LABEL, name) for image, _, name in data[4:]]
+    module = Finetuner(tiny_vit().double(), Clean(), AdamWConfig(), seed=0)
+    (result,) = trainer().validate(module, DataLoader(data, batch_size=4), verbose=False)
+    images, labels = (torch.stack([sample[index] for sample in data[:4]]) for index in (0, 1))
+    assert result["val/loss"] == pytest.approx(F.cross_entropy(module.vit(images), labels).item())
+    data[1][0][0, 0, 0] = torch.nan
+    (result,) = trainer().validate(module, DataLoader(data, batch_size=4), verbose=False)
+    assert math.isnan(result["val/loss"])
 
 
 def test_no_weight_decay_on_biases_norms_and_positions():

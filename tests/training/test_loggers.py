@@ -69,6 +69,14 @@ def test_runs_of_a_multirun_are_separate(tmp_path):
     assert ids[0] != ids[1]
 
 
+def test_hyperparameters_of_a_data_module_are_not_written(tmp_path):
+    """Lightning logs those of a module that calls save_hyperparameters()."""
+    (logger,) = LoggerConfig(wandb="off").loggers(tmp_path, "x", None, {})
+    logger.log_hyperparams({"root": "images"})
+    logger.save()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_csv_only_and_no_logger(tmp_path):
     assert types(LoggerConfig(wandb="off").loggers(tmp_path, "x", None, {})) == [MetricsLogger]
     assert LoggerConfig(wandb="off", csv=False).loggers(tmp_path, "x", None, {}) == []

@@ -263,7 +263,7 @@ def test_folder_removed_during_training_is_written_again(monkeypatch, tmp_path, 
     monkeypatch.setattr(Finetuner, "training_step", removing)
     run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/broken")
     output = capsys.readouterr()
-    assert output.out.count(f"{tmp_path}/broken was removed: writing its files again") == 1
+    assert output.out.count(f"{tmp_path}/broken/config.json is missing: writing it again") == 1
     assert output.err == ""
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
     assert weights.read_metadata(tmp_path / "broken") == weights.read_metadata(tmp_path / "whole")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nsaug.utils.errors import UserError
-from nsaug.utils.files import atomic_write, lock_folder, read_lines
+from nsaug.utils.files import atomic_write, is_dir, is_file, lock_folder, read_lines
 from nsaug.utils.text import printable
 from tests.commands import hold_lock
 
@@ -99,3 +99,12 @@ def test_text_files_that_cannot_be_read(tmp_path):
             read_lines(f"{tmp_path}/{name}", "data.classes", "one class per line")
         path = printable(f"{tmp_path}/{name}")
         assert str(error.value) == f"data.classes={path} {reason}: name a text file with one class per line"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "gone", "file/inside"])
+def test_paths_that_cannot_be_are_neither_file_nor_folder(tmp_path, name):
+    (tmp_path / "file").touch()
+    assert not is_file(tmp_path / name)
+    assert not is_dir(tmp_path / name)
+    assert is_file(tmp_path / "file")
+    assert is_dir(tmp_path)

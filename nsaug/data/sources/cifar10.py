@@ -1,6 +1,5 @@
 """CIFAR-10, from class folders or from torchvision's files."""
 
-import os
 from typing import Any, Literal
 
 import torchvision
@@ -10,6 +9,7 @@ from nsaug.data.dataset import ImageSet
 from nsaug.data.names import CIFAR10_CLASSES
 from nsaug.data.sources.folder import Folder
 from nsaug.utils.errors import UserError
+from nsaug.utils.files import is_dir
 from nsaug.utils.types import Text, validate_args
 
 
@@ -28,7 +28,7 @@ class CIFAR10(Folder):
         self.download = download
 
     def read(self, split: Literal["train", "test"]) -> ImageSet:
-        if os.path.isdir(self.root / self.splits[split]):
+        if is_dir(self.root / self.splits[split]):
             return super().read(split)
         try:
             data = torchvision.datasets.CIFAR10(str(self.root), train=split == "train", download=self.download)

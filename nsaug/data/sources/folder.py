@@ -1,7 +1,6 @@
 """Any data set in class folders or in tar files of them."""
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from pydantic import AfterValidator, Field
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from nsaug.data.datamodule import ImageDataModule
-from nsaug.data.dataset import ImageSet, Label, MissingData, preview
+from nsaug.data.dataset import ImageSet, Label, MissingData
 from nsaug.data.files import (
     FileLoader,
     check_class_names,
@@ -22,7 +21,8 @@ from nsaug.data.files import (
 )
 from nsaug.data.sources.tar import TarLoader, is_tarred
 from nsaug.utils.errors import UserError
-from nsaug.utils.files import read_lines
+from nsaug.utils.files import is_dir, is_file, read_lines
+from nsaug.utils.text import preview
 from nsaug.utils.types import Text, check_unique, validate_args
 
 log = logging.getLogger(__name__)
@@ -100,10 +100,10 @@ class Folder(ImageDataModule):
     def _find_split(self, split: Literal["train", "test"]) -> Path | None:
         name = self.splits[split]
         folder, tar = self.root / name, self.root / f"{name.removesuffix('.tar')}.tar"
-        return folder if os.path.isdir(folder) else tar if os.path.isfile(tar) else None
+        return folder if is_dir(folder) else tar if is_file(tar) else None
 
     def _split_path(self, split: Literal["train", "test"]) -> Path:
-        if not os.path.isdir(self.root):
+        if not is_dir(self.root):
             raise MissingData(
                 f"data.root={self.root} does not exist: type data.root=PATH, a folder that contains {self._layout()}"
             )

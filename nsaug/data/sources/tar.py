@@ -15,7 +15,7 @@ from nsaug.data.dataset import MissingData, UnreadableImage, read_image
 from nsaug.data.files import OUTSIDE, folder_names, is_hidden, is_image_name, skipped_kind, visible_entries
 from nsaug.data.fingerprints import UNREADABLE, Stamp, file_version, hash_bytes
 from nsaug.utils.errors import UserError, os_reason
-from nsaug.utils.files import open_regular
+from nsaug.utils.files import is_file, open_regular
 from nsaug.utils.text import decodable
 
 PADDING = 22 * tarfile.BLOCKSIZE
@@ -28,7 +28,7 @@ def is_tarred(path: Path) -> bool:
     Raises:
         UserError: a folder has both tar files and class folders.
     """
-    if os.path.isfile(path):
+    if is_file(path):
         return path.suffix == ".tar"
     tars = _visible_tars(path)
     if tars and (folders := folder_names(path)):
@@ -82,7 +82,7 @@ class TarLoader:
         """
         members: dict[tuple[str, ...], Member] = {}
         skipped: Counter[str] = Counter()
-        for tar in [path] if os.path.isfile(path) else _visible_tars(path):
+        for tar in [path] if is_file(path) else _visible_tars(path):
             name, folder = ("", ()) if tar == path else (tar.name, (tar.stem,))
             try:
                 with open_regular(tar) as file:

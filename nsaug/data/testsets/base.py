@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from nsaug.data.dataset import ImageSet, label_set, preview
+from nsaug.data.dataset import ImageSet, label_set
 from nsaug.data.samplers import default_num_workers
 from nsaug.data.transforms import InputConfig, eval_transform, stored_transform
 from nsaug.utils.errors import UserError
+from nsaug.utils.text import preview
 from nsaug.utils.types import NumWorkers, validate_args
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """CIFAR-10.1 and CIFAR-10.2: new test images of CIFAR-10's classes."""
 
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from nsaug.data.dataset import ImageSet
 from nsaug.data.names import CIFAR10_CLASSES
 from nsaug.data.testsets.published import PublishedDataset
 from nsaug.utils.errors import UserError, first_line
+from nsaug.utils.files import is_file
 from nsaug.utils.types import validate_args
 
 Arrays = tuple[Path, np.ndarray, np.ndarray]
@@ -86,8 +86,8 @@ class CIFAR10_2(_NewTestImages):
 
     def read_arrays(self) -> Arrays:
         archive, pickled = self.root / "cifar102_test.npz", self.root / "cifar102_test.npy"
-        path = archive if os.path.isfile(archive) else pickled
-        if not os.path.isfile(path):
+        path = archive if is_file(archive) else pickled
+        if not is_file(path):
             raise self.missing(f"there is neither {archive} nor {pickled.name}")
         try:
             arrays = np.load(path) if path == archive else _unpickle_arrays(path)

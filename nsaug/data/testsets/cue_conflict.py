@@ -1,8 +1,9 @@
 """Cue-conflict stimuli: the shape of one category with the texture of another."""
 
-from nsaug.data.dataset import ImageSet, Label, preview
+from nsaug.data.dataset import ImageSet, Label
 from nsaug.data.testsets.published import ClassFolders
 from nsaug.data.testsets.shape_texture import CATEGORIES, CLASS_INDICES, shape_texture_labels
+from nsaug.utils.text import preview
 
 
 class CueConflict(ClassFolders):

@@ -1,6 +1,5 @@
 """DAmageNet: universal adversarial examples made from ImageNet's validation images."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from nsaug.data.files import FileLoader, find_images, folder_names, labeled_file
 from nsaug.data.names import VAL_IMAGE_NAME, wnids
 from nsaug.data.testsets.published import PublishedDataset
 from nsaug.utils.errors import UserError
-from nsaug.utils.files import read_lines
+from nsaug.utils.files import is_dir, is_file, read_lines
 from nsaug.utils.types import Text, validate_args
 
 _CLASS_INDICES = frozenset(str(index) for index in range(len(wnids())))
@@ -56,14 +55,14 @@ class DAmageNet(PublishedDataset):
 
     def _read_labels(self) -> dict[str, Label]:
         """Labels by image number."""
-        if os.path.exists(self.labels) and not os.path.isdir(self.labels):
-            lines = read_lines(str(self.labels), "labels", "a file name and a class index per line")
+        if is_file(self.labels):
+            lines = read_lines(str(self.labels), "data.labels", "a file name and a class index per line")
             pairs = [line.rsplit(maxsplit=1) for line in lines]
             if not all(len(pair) == 2 and pair[1] in _CLASS_INDICES for pair in pairs):
                 raise UserError(f"{self.labels}: each line has to be a file name and a class index from 0 to 999")
             return {_number(name): int(label) for name, label in pairs}
-        folder = self.labels / "val" if os.path.isdir(self.labels / "val") else self.labels
-        if not os.path.isdir(folder) or not folder_names(folder):
+        folder = self.labels / "val" if is_dir(self.labels / "val") else self.labels
+        if not is_dir(folder) or not folder_names(folder):
             raise self.missing(f"its labels are those of ImageNet's val/WNID/, and {self.labels} has no such folder")
         paths, labels = labeled_files(folder, {name: label for label, name in enumerate(wnids())})
         return {_number(path): label for path, label in zip(paths, labels, strict=True)}

@@ -1,11 +1,11 @@
 """ImageNet-C, ImageNet-3DCC and ImageNet-C-bar as they are published."""
 
-import os
 from pathlib import Path
 
 from nsaug.data.dataset import ImageSet
 from nsaug.data.files import FileLoader, folder_names, labeled_files, relative_ids
 from nsaug.data.testsets.stored_corruptions import StoredCorruption
+from nsaug.utils.files import is_dir
 
 
 class CorruptionFolders(StoredCorruption):
@@ -16,7 +16,7 @@ class CorruptionFolders(StoredCorruption):
 
     def list_images(self) -> ImageSet:
         folder = self._corruption_folder() / str(self.severity)
-        if not os.path.isdir(folder):
+        if not is_dir(folder):
             raise self.missing(f"there is no folder {folder}")
         paths, labels = labeled_files(folder, {wnid: label for label, wnid in enumerate(self.class_names)})
         if not paths:
@@ -25,7 +25,7 @@ class CorruptionFolders(StoredCorruption):
 
     def _corruption_folder(self) -> Path:
         for folder in (self.root, *(self.root / name for name in folder_names(self.root))):
-            if os.path.isdir(folder / self.corruption):
+            if is_dir(folder / self.corruption):
                 return folder / self.corruption
         raise self.missing(f"there is no folder {self.root / self.corruption}, nor one in a folder of {self.root}")
 

@@ -1,6 +1,5 @@
 """ObjectNet: objects from unusual viewpoints and in unusual places; ImageNet shares 113 of its classes."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from nsaug.data.dataset import Label, UnreadableImage, label_set
 from nsaug.data.files import FileLoader
 from nsaug.data.testsets.published import ClassFolders
 from nsaug.utils.errors import UserError
+from nsaug.utils.files import is_file
 from nsaug.utils.types import first_problem
 
 BORDER = 2
@@ -84,6 +84,6 @@ class ObjectNet(ClassFolders):
 
     def _read(self, name: str) -> str:
         path = self.root / "mappings" / name
-        if not os.path.isfile(path):
+        if not is_file(path):
             raise self.missing(f"there is no file {path}")
         return path.read_text(encoding="utf-8", errors="replace")

@@ -1,6 +1,5 @@
 """Base classes of published test sets; the classes are ImageNet's 1,000 unless a subclass says otherwise."""
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from nsaug.data.dataset import ImageSet, Label, MissingData
 from nsaug.data.files import FileLoader, folder_names, labeled_files, relative_ids
 from nsaug.data.names import wnids
 from nsaug.data.testsets.base import TestDataset
+from nsaug.utils.files import is_dir, is_file
 from nsaug.utils.types import Text, validate_args
 
 
@@ -36,7 +36,7 @@ class PublishedDataset(TestDataset):
         self.class_names = wnids()
 
     def read(self) -> ImageSet:
-        if not os.path.isdir(self.root):
+        if not is_dir(self.root):
             raise self.missing(f"there is no folder {self.root}")
         return self.list_images()
 
@@ -54,7 +54,7 @@ class PublishedDataset(TestDataset):
         Raises:
             MissingData: the file is missing or damaged.
         """
-        if not os.path.isfile(path):
+        if not is_file(path):
             raise self.missing(f"there is no file {path}")
         try:
             array = np.load(path, **kwargs)
@@ -82,7 +82,7 @@ class ClassFolders(PublishedDataset):
         index = self.label_index()
         for subdir in self.subdirs:
             folder = self.root / subdir
-            if os.path.isdir(folder) and not index.keys().isdisjoint(folder_names(folder)):
+            if is_dir(folder) and not index.keys().isdisjoint(folder_names(folder)):
                 paths, labels = labeled_files(folder, index)
                 if paths:
                     return ImageSet(relative_ids(paths, self.root), labels, self.make_loader(paths))

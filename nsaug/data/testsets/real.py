@@ -1,7 +1,6 @@
 """ReaL: ImageNet's validation images with reassessed labels."""
 
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from nsaug.data.dataset import ImageSet
 from nsaug.data.files import FileLoader, find_images, relative_ids
 from nsaug.data.names import VAL_IMAGE_NAME
 from nsaug.data.testsets.published import PublishedDataset
+from nsaug.utils.files import is_dir
 
 
 class ImageNetReaL(PublishedDataset):
@@ -24,7 +24,7 @@ class ImageNetReaL(PublishedDataset):
     images_expected = 46_837
 
     def list_images(self) -> ImageSet:
-        folder = self.root / "val" if os.path.isdir(self.root / "val") else self.root
+        folder = self.root / "val" if is_dir(self.root / "val") else self.root
         labels = json.loads((files("timm.data") / "_info" / "imagenet_real_labels.json").read_text())
         matches = {path: match for path in find_images(folder) if (match := VAL_IMAGE_NAME.search(Path(path).name))}
         if not matches:

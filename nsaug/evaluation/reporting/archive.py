@@ -5,7 +5,6 @@ The file holds JSON and arrays without pickle. What is read is checked against t
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from nsaug.evaluation.reporting.summaries import Weights, is_scored_as
 from nsaug.evaluation.results import AnalysisResult, BenchmarkResult, PerImageResult
 from nsaug.evaluation.serialization import DAMAGE, OutputValues, decode, encode
 from nsaug.utils.errors import UserError
-from nsaug.utils.files import atomic_write
+from nsaug.utils.files import atomic_write, is_dir, is_file
 
 log = logging.getLogger(__name__)
 
@@ -144,9 +143,9 @@ def load_results(folder: str | Path) -> SavedResults:
         UserError: there is none, or it is damaged or of another version.
     """
     path = Path(folder) / FILE
-    if not os.path.isdir(folder):
+    if not is_dir(folder):
         raise UserError(f"{folder} does not exist: name an output folder of evaluate.py")
-    if not os.path.isfile(path):
+    if not is_file(path):
         raise UserError(f"{folder} has no {FILE}: name an output folder of an evaluation that finished")
     try:
         with np.load(path, allow_pickle=False) as file:

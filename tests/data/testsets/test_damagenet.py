@@ -58,7 +58,7 @@ def test_unusable_labels_are_refused(numbers, tmp_path):
             damagenet(tmp_path, labels).setup("test")
     for content in (b"\xff\xfea\0", b""):
         labels.write_bytes(content)
-        with pytest.raises(UserError, match=r"labels=.*/val.txt is (not text in UTF-8|empty): name a text file"):
+        with pytest.raises(UserError, match=r"data.labels=.*/val.txt is (not text in UTF-8|empty): name a text file"):
             damagenet(tmp_path, labels).setup("test")
     labels.write_text("other.JPEG 3\n")
     with pytest.raises(MissingData, match=r"no image in .*/DAmageNet has a label in .*/val.txt"):

@@ -124,7 +124,7 @@ def test_custom_choices_need_a_class(group):
         ("attack=null", "attack=null: no such choice; attack is one of autoattack, custom, cw, deepfool,"),
         ("save=first", "save=first: should be 'last' or 'best'"),
         ("model=vit_xxl", "model=vit_xxl: no such choice; model is one of checkpoint, "),
-        ("method=nullspce", "method=nullspce: no such choice; method is one of clean, clean_same_compute,"),
+        ("method=nullspce", "method=nullspce: no such choice; method is one of augmix, clean,"),
         ("modle=vit_s", "modle: no such setting; did you mean model?"),
         ("model=timm", "model.name is not set: type model.name=..."),
         ("data=checkpoint", "data=checkpoint is for evaluate.py"),
@@ -254,7 +254,7 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_compose(experiment):
-    root = ["data.root=somewhere"] if experiment == "finetune" else []
+    root = ["data.root=somewhere"] if experiment.startswith(("finetune", "imagenette")) else []
     assert error_of(f"experiment={experiment}", *root) is None
     assert error_of(f"experiment={experiment}", *root, "method=trades", "nullspace=per_batch", "trainer=ddp") is None
 
@@ -351,7 +351,7 @@ def test_options_may_follow_settings():
             "hydra.searchpath=[nowhere]: provider=hydra.searchpath in command-line, ",
         ),
         ("hydra.job.chdir=often", "hydra.job.chdir: Value 'often' is not a valid bool"),
-        ("method=nothing", "method=nothing: no such choice; method is one of clean,"),
+        ("method=nothing", "method=nothing: no such choice; method is one of augmix, clean,"),
         ("attack=null", "attack=null: no such choice; attack is one of autoattack,"),
         (f"name={'x' * 5000}\n", "name=xxxx"),
     ],

@@ -150,18 +150,21 @@ class Study:
                     config.seed = seed
                     check_same_settings(folder / f"seed{seed}", config)
 
-    def train(self, folder: Path, seeds: Sequence[int]) -> None:
-        """Run what is missing of an entry."""
+    def train(self, folder: Path, seeds: Sequence[int]) -> bool:
+        """Run what is missing of an entry; return whether anything was."""
         missing = [seed for seed in seeds if not is_finished(folder / f"seed{seed}")]
         if missing:
             seed_setting = f"seed={','.join(map(str, missing))}"
             sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=seed${seed}"]
             self.run_script("train.py", "-m", seed_setting, *self.training_settings()[folder], *sweep)
             print(f"trained {folder.relative_to(self.root)}, {seed_setting}", flush=True)
+        return bool(missing)
 
     def train_and_evaluate(self, folder: Path) -> None:
-        self.train(folder, self.seeds)
-        self.evaluate_runs([folder / f"seed{seed}" for seed in self.seeds], f"parts/{folder.name}")
+        """Finish an entry; what is finished already is in the cache of the evaluation of all."""
+        part = f"parts/{folder.name}"
+        if self.train(folder, self.seeds) or not (self.folder / part / "results.csv").is_file():
+            self.evaluate_runs([folder / f"seed{seed}" for seed in self.seeds], part)
 
     def measure_radius(self) -> None:
         """Evaluate the finished runs of stage test on the radius of their nullspace."""
@@ -182,7 +185,7 @@ class Study:
             *(f"split={self.split}", f"cache={self.root}/cache", f"hydra.run.dir={self.folder}/{output}"),
         )
 
-    def run_parallel(self, work: Callable[[Any], None], items: Sequence[Any]) -> None:
+    def run_parallel(self, work: Callable[[Any], object], items: Sequence[Any]) -> None:
         """Call `work` for every item, in `processes` threads."""
         with ThreadPoolExecutor(self.processes) as pool:
             list(pool.map(work, items))
@@ -255,7 +258,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--checkpoint", help="start of all runs (default on digits: a pretrained model for every seed)")
     parser.add_argument("--small", action="store_true", help="CIFAR-10 in a few hours of a CPU")
-    parser.add_argument("--seeds", type=at_least(1), help="number of seeds (default: 10 on digits, 3 on others)")
+    parser.add_argument("--seeds", type=at_least(1), help="number of seeds (default: 8 on digits, 3 on others)")
     parser.add_argument("--processes", type=at_least(1), default=2, help="number of parallel processes")
     parser.add_argument("--entries", type=lambda text: text.split(","), help="only these: clean,nullspace")
     parser.add_argument("--save", action="store_true", help="write the table to studies/results/DATA_STAGE.csv")
@@ -284,7 +287,7 @@ def make_study(args: argparse.Namespace) -> Study:
             fail(f"--entries has no {BASELINE}, which the others are compared with: add it")
         entries = {name: available[name] for name in names}
     first_seed, split = (0, "val") if args.stage in ("tune", "variants") else (100, "test")
-    num_seeds = args.seeds or (10 if args.data == "digits" else 3)
+    num_seeds = args.seeds or (8 if args.data == "digits" else 3)
     return Study(
         data=args.data,
         stage=args.stage,

@@ -38,7 +38,7 @@ def test_unknown_policy_is_refused():
 
 @pytest.mark.parametrize("crop", ["padded", "resized"])
 def test_augmented_views_have_the_crop_and_flip_of_the_first(crop):
-    """The first view is the image without augmentation. The others resemble it more than they resemble its mirror image."""
+    """The first view is the image without augmentation; the others resemble it more than its mirror image."""
     options = {"crop": crop, "hflip": 0.5, "scale": (0.3, 0.6)}
     data = fit_data(Digits(**options), num_views=3, view_augment="augmix-m3-w3")
     plain = fit_data(Digits(**options))

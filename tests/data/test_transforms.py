@@ -6,6 +6,7 @@ from PIL import Image
 from nsaug.data import Digits, InputConfig
 from nsaug.data.transforms import stored_transform
 from nsaug.utils.errors import UserError
+from nsaug.utils.rng import seed_scope
 from tests.data.helpers import CONFIG, config, fit_data
 
 
@@ -33,6 +34,26 @@ def test_unknown_policy_is_refused():
         data.setup("fit")
         with pytest.raises(UserError, match=f"data.auto_augment={policy} is not a policy of timm"):
             data.configure(CONFIG)
+
+
+@pytest.mark.parametrize("crop", ["padded", "resized"])
+def test_augmented_views_have_the_crop_and_flip_of_the_first(crop):
+    """The first view is the image without augmentation; the others resemble it more than its mirror image."""
+    options = {"crop": crop, "hflip": 0.5, "scale": (0.3, 0.6)}
+    data = fit_data(Digits(**options), num_views=3, view_augment="augmix-m3-w3")
+    plain = fit_data(Digits(**options))
+    distances, others = [], []
+    for index in range(40):
+        with seed_scope(index):
+            views = data.train_set[index][0]
+        with seed_scope(index):
+            alone = plain.train_set[index][0]
+        assert views.shape == (3, 3, 8, 8)
+        if crop == "resized":  # the crop is drawn before the augmentations
+            assert torch.equal(views[0], alone) or torch.equal(views[0].flip(-1), alone)
+        distances += [(views[0] - view).abs().mean() for view in views[1:]]
+        others += [(views[0] - view.flip(-1)).abs().mean() for view in views[1:]]
+    assert 0.005 < torch.stack(distances).mean() < 0.6 * torch.stack(others).mean()
 
 
 @pytest.mark.parametrize("size", [16, 24])

@@ -3,7 +3,7 @@
     python studies/study_report.py outputs/study/digits/test           # writes summary.md and figures there
     python studies/study_report.py outputs/study/digits/test --save    # and studies/results/digits_test.csv
     python studies/study_report.py studies/results/digits_test.csv     # prints the tables of a saved CSV
-    python studies/study_report.py --docs       # writes the tables and figures of docs/results.md from studies/results
+    python studies/study_report.py --docs       # writes the tables and figures of PAGES from studies/results
 
 Intervals are 95 % intervals over seeds (Student's t); differences are paired by seed.
 """
@@ -28,6 +28,8 @@ from nsaug.evaluation.statistics import Interval, t_interval
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "studies" / "results"
 DOCS = ROOT / "docs"
+PAGES = (DOCS / "results.md", ROOT / "README.md")
+"""Pages with tables of studies/results."""
 
 COLUMNS = [
     *("entry", "metric", "mean", "low", "high"),
@@ -383,20 +385,30 @@ def markdown_table(header: list[str], rows: list[list[str]], text_columns: Itera
 
 
 def update_docs(text: str) -> str:
-    """Replace what stands between `<!-- DATA_STAGE.csv -->` and `<!-- end -->` by the tables of that CSV."""
+    """Replace what stands between `<!-- DATA_STAGE.csv -->` and `<!-- end -->` by the tables of that CSV.
+
+    With names of entries after the CSV, separated by commas, it is the first table with these rows.
+    """
 
     def tables(match: re.Match[str]) -> str:
         file = RESULTS / match[1]
+        table = read_table(file)
         data, _, stage = file.stem.rpartition("_")
-        return f"<!-- {match[1]} -->\n\n{to_markdown(read_table(file), stage, data)}\n<!-- end -->"
+        if match[2]:
+            table = table[table["entry"].isin(match[2].split(","))]
+            cells = {(row.entry, row.metric, row.reference): row for row in table.itertuples()}
+            shown = f"{accuracy_summary(table, cells)}\n"
+        else:
+            shown = to_markdown(table, stage, data)
+        return f"{match[0].splitlines()[0]}\n\n{shown}\n<!-- end -->"
 
-    return re.sub(r"<!-- (\w+\.csv) -->.*?<!-- end -->", tables, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (\w+\.csv)(?: ([\w,]+))? -->.*?<!-- end -->", tables, text, flags=re.DOTALL)
 
 
 def write_docs() -> None:
-    """Write the tables and the frontiers of docs/results.md from studies/results."""
-    page = DOCS / "results.md"
-    page.write_text(update_docs(page.read_text()))
+    """Write the tables of PAGES, and the frontiers beside docs/results.md, from studies/results."""
+    for page in PAGES:
+        page.write_text(update_docs(page.read_text()))
     for file in sorted(RESULTS.glob("*_tune.csv")):
         data = file.stem.removesuffix("_tune")
         plot_frontiers(read_table(file), data, DOCS / f"frontiers_{data}.png")
@@ -463,7 +475,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, nargs="?", help="folder of a finished stage, or a CSV of studies/results")
     parser.add_argument("--save", action="store_true", help="write the table to studies/results/DATA_STAGE.csv")
-    parser.add_argument("--docs", action="store_true", help="write the tables and figures of docs/results.md")
+    parser.add_argument("--docs", action="store_true", help="write the tables and figures of README.md and docs/")
     args = parser.parse_args()
     if args.docs:
         write_docs()

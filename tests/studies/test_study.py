@@ -158,9 +158,10 @@ def test_docs_show_the_committed_tables(study):
     """`python studies/study_report.py --docs` would change nothing."""
     import study_report
 
-    page = (ROOT / "docs" / "results.md").read_text()
-    assert study_report.update_docs(page) == page
-    shown = set(re.findall(r"^<!-- (\w+\.csv) -->$", page, flags=re.MULTILINE))
+    pages = [page.read_text() for page in study_report.PAGES]
+    for page in pages:
+        assert study_report.update_docs(page) == page
+    shown = set(re.findall(r"^<!-- (\w+\.csv)", "".join(pages), flags=re.MULTILINE))
     assert shown == {file.name for file in (STUDIES / "results").glob("*.csv")}
 
 

@@ -60,6 +60,8 @@ DEFAULT = "nullspace"
 """The entry that stage test compares with all others."""
 MAX_CLEAN_LOSS = 1.0
 """Points of accuracy on clean images that the best strength of a method may lose against BASELINE."""
+MAX_SHOWN_LOSS = 4.0
+"""Strengths that lose more points on clean images are left out of the figures."""
 FAMILIES = {
     "nullspace noise": ("nullspace", "nullspace_per_batch", "nullspace_paper"),
     "random noise": ("random_noise_init", "random_noise_norm", "random_noise_influence", "r3f"),
@@ -431,6 +433,7 @@ def add_legend(axes: Any) -> None:
 def plot_frontiers(table: pd.DataFrame, data: str, path: Path) -> None:
     """Plot accuracy under attack and corruption over that on clean images, a line for the strengths of a method."""
     values = means(table)
+    values = values[values["clean"] >= values["clean"][BASELINE] - MAX_SHOWN_LOSS]
     styles = dict(zip(FAMILIES, colors(list(FAMILIES)).values(), strict=True))
 
     def draw(panels: list[Any]) -> None:

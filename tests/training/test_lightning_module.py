@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.profiler import profile
 from torch.utils.data import DataLoader, DistributedSampler
 
-from nsaug.attacks import FGSM, FGSMRS, PGD
+from nsaug.attacks import FGSM, FGSMRS, PGD, EmbeddingPGD
 from nsaug.data.dataset import PAD_LABEL
-from nsaug.methods import TRADES, AdversarialTraining, Clean, NoiseAugmentation
+from nsaug.methods import SMART, TRADES, AdversarialTraining, Clean, EmbeddingAdversarial, FreeLB, NoiseAugmentation
 from nsaug.models.noisy_vit import _run
 from nsaug.nullspace import NullspaceNoise, RandomNoise, UniversalNoise
 from nsaug.training.lightning_module import AdamWConfig, Finetuner, warmup_cosine
@@ -39,6 +39,9 @@ METHODS = {
     "pgd": lambda: AdversarialTraining(PGD(num_steps=2)),
     "fgsm_rs": lambda: AdversarialTraining(FGSMRS(), name="fgsm_rs"),
     "trades": lambda: TRADES(PGD(num_steps=2, random_start=False)),
+    "embedding_pgd": lambda: EmbeddingAdversarial(EmbeddingPGD(num_steps=2)),
+    "freelb": lambda: FreeLB(EmbeddingPGD(num_steps=3)),
+    "smart": lambda: SMART(num_steps=2),
 }
 
 

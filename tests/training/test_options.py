@@ -27,6 +27,12 @@ METHODS = {
     "pgd": [],
     "fgsm_rs": [],
     "trades": [],
+    "embedding_pgd": [],
+    "freelb": [],
+    "smart": [],
+    "r3f": [],
+    "gaussian_noise": [],
+    "augmix_loss": ["method=augmix"],
 }  # fmt: skip
 TRAINED = {  # prefixes of the weights that an option trains; all for other options
     "trainable=head": ("head.",),

@@ -82,11 +82,11 @@ def symmetric_kl(logits: Tensor, other_logits: Tensor) -> Tensor:
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
 
 
-def check_noise_layer(model: NoisyViT, layer: str) -> None:
-    """Raise UserError unless a method can train on noise at this layer."""
+def check_noise_layer(model: NoisyViT, layer: str, setting: str) -> None:
+    """Raise UserError unless a method can train on noise at this layer, which `setting` names."""
     model.noise_shape(layer)
     if model.grad_checkpointing and layer != PATCH_EMBED:
         raise UserError(
             f"gradient checkpointing recomputes blocks without the noise at {layer}: set"
-            f" model.grad_checkpointing=false, or layer={PATCH_EMBED}"
+            f" model.grad_checkpointing=false, or {setting}={PATCH_EMBED}"
         )

@@ -32,7 +32,7 @@ class EmbeddingAdversarial(Method):
         self.cost = (6 + 2 * attack.num_steps) / 3
 
     def setup(self, model: NoisyViT) -> None:
-        check_noise_layer(model, self.attack.layer)
+        check_noise_layer(model, self.attack.layer, "method.attack.layer")
 
     def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
         rms = embedding_rms(model, images, self.attack.layer)
@@ -70,7 +70,7 @@ class FreeLB(Method):
         self.cost = (4 * attack.num_steps - 1) / 3
 
     def setup(self, model: NoisyViT) -> None:
-        check_noise_layer(model, self.attack.layer)
+        check_noise_layer(model, self.attack.layer, "method.attack.layer")
 
     def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
         attack = self.attack

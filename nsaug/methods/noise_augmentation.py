@@ -28,7 +28,7 @@ class NoiseAugmentation(Method):
         self.cost = 5 / 3 + noise.cost
 
     def setup(self, model: NoisyViT) -> None:
-        check_noise_layer(model, self.noise.layer)
+        check_noise_layer(model, self.noise.layer, "nullspace.layer")
         if hasattr(self.noise, "setup"):
             self.noise.setup(model)
 

@@ -46,7 +46,7 @@ class SMART(Method):
         self.cost = (6 + 2 * num_steps) / 3
 
     def setup(self, model: NoisyViT) -> None:
-        check_noise_layer(model, self.layer)
+        check_noise_layer(model, self.layer, "method.layer")
 
     def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
         logits = model(images)
@@ -93,7 +93,7 @@ class R3F(Method):
         self.layer = layer
 
     def setup(self, model: NoisyViT) -> None:
-        check_noise_layer(model, self.layer)
+        check_noise_layer(model, self.layer, "method.layer")
 
     def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
         logits = model(images)

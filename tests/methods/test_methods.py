@@ -213,7 +213,7 @@ def test_layer_is_checked(method):
 @pytest.mark.parametrize("method", [SMART, R3F])
 def test_layer_of_smoothness_is_checked(method):
     vit = tiny_vit(grad_checkpointing=True)
-    with pytest.raises(UserError, match=r"without the noise at blocks\.1"):
+    with pytest.raises(UserError, match=r"without the noise at blocks\.1: set .*, or method\.layer=patch_embed"):
         method(layer="blocks.1").setup(vit)
 
 

@@ -316,7 +316,10 @@ def exit_line(study, monkeypatch, tmp_cwd):
         (["radius", "optim.lr=1"], "error: stage radius evaluates the runs of test: only suite.* settings"),
         (["radius", "suite.epss=3"], "error: suite: suite.epss: no such setting"),
         (["tune", "--entries", "nothing"], "error: --entries nothing: choose among clean, "),
-        (["tune", "--entries", "smart_1"], "error: --entries has no clean, which the others are compared with: add it"),
+        (
+            ["tune", "--entries", "smart_0.1"],
+            "error: --entries has no clean, which the others are compared with: add it",
+        ),
         (["tune", "--small"], "error: --small applies to CIFAR-10: add --data cifar10, or remove it"),
         (["tune", "--data", "cifar10"], "error: --checkpoint is missing: name a run of experiment=cifar10_pretrain"),
         (["tune", "--data", "imagenette"], "error: --checkpoint is missing: name weights of ViT-Ti/16"),

@@ -203,10 +203,19 @@ class NoiseConsistency(Method):
     def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
         clean_logits = model(images)
         result = self.noise(model, images, targets, clean_logits.detach(), generator)
-        divergence = kl_divergence(result.logits, clean_logits.log_softmax(-1)).mean()
-        return F.cross_entropy(clean_logits, targets) + self.weight * divergence, metrics_of(
-            clean_logits, targets, result
-        )
+        divergence = kl_divergence(result.logits, self.reference(clean_logits).log_softmax(-1)).mean()
+        metrics = {
+            "top1": top1(clean_logits, targets),
+            "influence_before": result.influence_before.mean(),
+            "influence": result.influence_after.mean(),
+            "noise_rms": root_mean_square(result.noise).mean(),
+            "converged": result.converged.float().mean(),
+        }
+        return F.cross_entropy(clean_logits, targets) + self.weight * divergence, metrics
+
+    def reference(self, clean_logits: Tensor) -> Tensor:
+        """Logits of the predictions that those under noise should equal."""
+        return clean_logits
 
 
 class UncertaintyUnderNoise(NoiseConsistency):
@@ -216,24 +225,8 @@ class UncertaintyUnderNoise(NoiseConsistency):
     augmentation does for shuffled patches (Qin et al., arXiv 2110.07858).
     """
 
-    def loss(self, model: NoisyViT, images: Tensor, targets: Tensor, generator: torch.Generator) -> LossAndMetrics:
-        clean_logits = model(images)
-        result = self.noise(model, images, targets, clean_logits.detach(), generator)
-        uniform_logits = torch.zeros_like(result.logits)
-        divergence = kl_divergence(result.logits, uniform_logits.log_softmax(-1)).mean()
-        return F.cross_entropy(clean_logits, targets) + self.weight * divergence, metrics_of(
-            clean_logits, targets, result
-        )
-
-
-def metrics_of(clean_logits: Tensor, targets: Tensor, result: NoiseResult) -> dict[str, Tensor]:
-    return {
-        "top1": top1(clean_logits, targets),
-        "influence_before": result.influence_before.mean(),
-        "influence": result.influence_after.mean(),
-        "noise_rms": root_mean_square(result.noise).mean(),
-        "converged": result.converged.float().mean(),
-    }
+    def reference(self, clean_logits: Tensor) -> Tensor:
+        return torch.zeros_like(clean_logits)
 
 
 def root_influence(logits: Tensor, clean_logits: Tensor) -> Tensor:

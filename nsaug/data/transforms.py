@@ -101,11 +101,11 @@ def train_transform(
     else:
         steps = _resize_and_crop(config)
     if auto_augment is not None:
-        steps.append(_auto_augment(auto_augment, config))
+        steps.append(_auto_augment(auto_augment, config, "data.auto_augment"))
     if view_augment is None:
         steps.append(ToTensor())
     else:  # what follows draws once for all views
-        steps.append(AugmentedViews(_auto_augment(view_augment, config), num_views))
+        steps.append(AugmentedViews(_auto_augment(view_augment, config, "method.policy"), num_views))
     if crop == "padded":  # on tensors: reflect-padding a PIL image takes three times as long
         steps.append(v2.RandomCrop(config.size, max(config.size) // 8, padding_mode="reflect"))
     if hflip:
@@ -127,16 +127,16 @@ def stored_transform(size: int, config: InputConfig) -> Callable[[Image.Image], 
     return v2.Compose([*steps, ToTensor()])
 
 
-def _auto_augment(policy: str, config: InputConfig) -> Callable[[Image.Image], Image.Image]:
-    """timm's augmentation policy, with timm's own fill color and translation range for the input size."""
+def _auto_augment(policy: str, config: InputConfig, setting: str) -> Callable[[Image.Image], Image.Image]:
+    """timm's augmentation policy, which `setting` names, with timm's own fill color and range for the input size."""
     options = {"is_training": True, "interpolation": config.interpolation, "mean": config.mean}
     try:
         steps = create_transform((3, *config.size), auto_augment=policy, **options).transforms
         (augment,) = (step for step in steps if isinstance(step, AutoAugment | RandAugment | AugMixAugment))
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise UserError(
-            f"data.auto_augment={policy} is not a policy of timm ({first_line(error)}):"
-            " try rand-m9-mstd0.5-inc1, augmix-m3-w3, or null"
+            f"{setting}={policy} is not a policy of timm ({first_line(error)}): try rand-m9-mstd0.5-inc1 or"
+            " augmix-m3-w3"
         ) from error
     return augment
 

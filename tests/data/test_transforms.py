@@ -34,6 +34,10 @@ def test_unknown_policy_is_refused():
         data.setup("fit")
         with pytest.raises(UserError, match=f"data.auto_augment={policy} is not a policy of timm"):
             data.configure(CONFIG)
+    data = Digits()
+    data.setup("fit")
+    with pytest.raises(UserError, match=r"method\.policy=foo is not a policy of timm"):
+        data.configure(CONFIG, num_views=3, view_augment="foo")
 
 
 @pytest.mark.parametrize("crop", ["padded", "resized"])

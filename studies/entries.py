@@ -21,7 +21,7 @@ SMART_RADII = {  # in rms(u), of an L-inf ball, which few elements of the noise 
     "imagenette": ("0.003", "0.01", "0.03", "0.1"),
 }
 LEARNING_RATES = {  # besides that of conf/experiment, which all methods have
-    "digits": ("3e-4", "3e-3", "1e-2"),
+    "digits": ("1e-3", "3e-3", "2e-2"),
     "cifar10": ("3e-5", "3e-4", "1e-3"),
     "imagenette": ("3e-5", "2e-4", "4e-4"),
 }
@@ -65,7 +65,7 @@ METHODS = {
     "smart": Sweep("method=smart method.num_steps=3 method.eps={}", SMART_RADII),
     "freelb": Sweep("method=freelb method.attack.eps={}", EMBEDDING_RADII),
     "augmix": Sweep("method=augmix method.weight={}", ("1", "4", "12", "36")),
-    "gaussian_noise": Sweep("method=gaussian_noise method.std={}", ("0.05", "0.1", "0.2", "0.4")),
+    "gaussian_noise": Sweep("method=gaussian_noise method.std={}", ("0.1", "0.2", "0.4", "0.8")),
     "nullspace_per_batch": Sweep("method=nullspace nullspace=per_batch nullspace.eps={}", EPS),
     "nullspace_paper": Sweep(
         "method=nullspace nullspace=universal nullspace.data_fraction=1 nullspace.eps={}",
@@ -85,7 +85,7 @@ CONSISTENCY = "method=custom method._target_=variants.NoiseConsistency method.no
 UNCERTAINTY = "method=custom method._target_=variants.UncertaintyUnderNoise method.noise=${{nullspace}}"
 
 VARIANTS = {
-    "eps": Sweep("method=nullspace nullspace.eps={}", ("0.03", "0.1", "0.3", "0.8", "1.5")),
+    "nullspace": METHODS["nullspace"],
     "init_scale": Sweep("method=nullspace nullspace.eps=0.3 nullspace.init_scale={}", ("0.02", "0.25", "0.5")),
     "num_steps": Sweep("method=nullspace nullspace.eps=0.3 nullspace.num_steps={}", ("1", "2", "6")),
     "image": Sweep(

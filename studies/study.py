@@ -16,8 +16,8 @@ same data and number of steps (except `clean_same_compute`), and suite=DATA_stud
 command line apply to every finetuning run or, if they start with `suite.`, to the evaluation.
 
 An interrupted study continues when the same command is typed again: finished runs and cached evaluations are reused,
-and a finished run with other settings is an error. Results are in outputs/study/DATA/STAGE: summary.md, plots, and in
-results/ the tables and report of evaluate.py.
+and a finished run with other settings is an error. Runs are in outputs/study/DATA/runs_val (of tune and variants) and
+runs_test, results in outputs/study/DATA/STAGE: summary.md, plots, and in results/ the tables and report of evaluate.py.
 """
 
 import argparse
@@ -102,6 +102,10 @@ class Study:
         return self.root / self.stage
 
     @property
+    def runs(self) -> Path:
+        return self.root / f"runs_{self.split}"
+
+    @property
     def suite(self) -> list[str]:
         suite = [f"suite={self.data}_study"]
         if self.stage == "radius":
@@ -127,7 +131,7 @@ class Study:
             start = f"{self.pretrained}/seed${{seed}}"
         common += [f"experiment={self.data}_study", f'checkpoint="{start}"']
         for name, settings in self.entries.items():
-            by_folder[self.folder / name] = [*common, f"name={name}", *settings.split(), *extra]
+            by_folder[self.runs / name] = [*common, f"name={name}", *settings.split(), *extra]
         return by_folder
 
     def finetune(self) -> None:
@@ -169,7 +173,7 @@ class Study:
     def measure_radius(self) -> None:
         """Evaluate the finished runs of stage test on the radius of their nullspace."""
         compose_config(evaluate, *self.suite)
-        files = sorted((self.root / "test").glob(f"*/seed*/{WEIGHTS}"))
+        files = sorted(self.runs.glob(f"*/seed*/{WEIGHTS}"))
         runs = [file.parent for file in files if file.parent.name in {f"seed{seed}" for seed in self.seeds}]
         if not runs:
             fail("stage radius needs finished runs: run the stage test first")

@@ -356,12 +356,12 @@ def test_finished_runs_with_other_settings_are_refused(study, two_entries, monke
     two_entries(None, "optim.lr=0.1", finished=True).check_settings()
     two_entries(None, "optim.lr=0.1", "data.num_workers=0").check_settings()
     for checkpoint, settings, line in (
-        (None, (), "test/clean/seed100 was trained with optim.lr=0.1, this command has 0.001: type the command"),
+        (None, (), "runs_test/clean/seed100 was trained with optim.lr=0.1, this command has 0.01: type the command"),
         ("other", ("optim.lr=0.1",), "pretrained/seed100 was trained with checkpoint=None, this command has other"),
     ):
         with pytest.raises(SystemExit, match=re.escape(line)):
             two_entries(checkpoint, *settings).check_settings()
-    with pytest.raises(SystemExit, match=r"test/clean/seed100 was trained with .*eps=8/255, this command has 1/255"):
+    with pytest.raises(SystemExit, match=r"runs_test/clean/seed100 was trained with .*eps=8/255, this command has 1/255"):
         two_entries(None, "optim.lr=0.1", "attack.eps=1/255").check_settings()
 
 
@@ -380,10 +380,10 @@ def test_only_missing_seeds_are_trained(study, two_entries, monkeypatch):
 
 def test_radius_evaluates_finished_runs_once(study, monkeypatch, tmp_cwd):
     root, evaluated = Path("outputs/study/digits"), {}
-    runs = ["test/clean/seed100", "test/pgd/seed100"]
-    for run in [*runs, "test/clean/seed101", "test/clean/seed7", "tune/clean/seed100"]:
+    runs = ["runs_test/clean/seed100", "runs_test/pgd/seed100"]
+    for run in [*runs, "runs_test/clean/seed101", "runs_test/clean/seed7", "runs_val/clean/seed100"]:
         (root / run).mkdir(parents=True)
-        if run != "test/clean/seed101":  # interrupted
+        if run != "runs_test/clean/seed101":  # interrupted
             (root / run / study.WEIGHTS).touch()
     monkeypatch.setattr(study.Study, "evaluate_runs", lambda _, folders, output: evaluated.update({output: folders}))
     study.Study("digits", "radius", {}, range(100, 102), "test", processes=2).measure_radius()

@@ -68,3 +68,16 @@ for name in ("nsaug.models", "nsaug.nullspace", "nsaug.attacks", "nsaug.corrupti
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_slow_imports_wait_until_they_are_needed():
+    """Lightning and timm load matplotlib, SciPy and W&B themselves; what else takes long is loaded at first use."""
+    code = """
+import sys
+import nsaug.cli.evaluate, nsaug.cli.train, nsaug.data, nsaug.evaluation, nsaug.methods
+import nsaug.training.callbacks, nsaug.training.checkpointing, nsaug.training.lightning_module, nsaug.training.loggers
+slow = {"pandas", "sklearn", "torch._inductor.compile_fx", "imagecorruptions", "foolbox"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

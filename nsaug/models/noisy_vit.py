@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ class NoisyViT(nn.Module):
         """
         if noise is not None:
             noise = self._to_grid(noise, layer)
-        return (_compiled_run if self.compiles else _run)(self, images, noise, layer)
+        return (_compiled_run() if self.compiles else _run)(self, images, noise, layer)
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
@@ -228,7 +228,10 @@ def _run(vit: NoisyViT, images: Tensor, noise: Tensor | None, layer: str) -> Ten
         vit._noise = None
 
 
-_compiled_run = torch.compile(_run)
+@cache
+def _compiled_run() -> Any:
+    """`_run` compiled, for all models; made at first use, since torch.compile is slow to import."""
+    return torch.compile(_run)
 
 
 def check_compile(device: torch.device) -> None:

@@ -200,7 +200,7 @@ def gradients(name: str, world: int, accumulated: int = 1) -> dict:
 @pytest.fixture
 def graphs(monkeypatch):
     """Counts the graphs of torch.compile, with a backend faster than the default."""
-    monkeypatch.setattr("nsaug.models.noisy_vit._compiled_run", torch.compile(_run, backend="aot_eager"))
+    monkeypatch.setattr("nsaug.models.noisy_vit._compiled_run", lambda: torch.compile(_run, backend="aot_eager"))
     counters.clear()
     return lambda: counters["stats"]["unique_graphs"]
 

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from nsaug.data.arrays import ArrayLoader
 from nsaug.data.datamodule import ImageDataModule
@@ -21,6 +20,8 @@ class Digits(ImageDataModule):
         self.class_names = [str(digit) for digit in range(10)]
 
     def read(self, split: Literal["train", "test"]) -> ImageSet:
+        from sklearn.datasets import load_digits  # slow to import
+
         digits = load_digits()
         pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 17 gray levels, 0 to 16
         order = np.random.default_rng(SPLIT_SEED).permutation(len(pixels))

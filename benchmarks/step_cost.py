@@ -17,8 +17,8 @@ Every round takes one step of every method, each after a plain step. Columns, as
 - naive: time of `naive K` relative to this method;
 - memory: peak of the memory that a step allocates, relative to a plain step.
 
-Limits, for method=nullspace on the CPU and models other than micro: ideal at most 1.05, memory at most 2.1, naive at
-least 1.3 with K = 3.
+Limits, for method=nullspace on the CPU: ideal at most 1.03 for vit_ti and vit_s and 1.05 for vit_cifar, memory at most
+2.05, naive at least 1.3 with K = 3. micro, whose step costs as much in Python as in arithmetic, has none.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from nsaug.models.noisy_vit import NoisyViT, params_frozen
 from nsaug.nullspace.per_image import newton_step
 from nsaug.utils.rng import make_generator
 
-BATCH_SIZES = {"micro": 64, "vit_cifar": 32, "vit_s": 8}
+BATCH_SIZES = {"micro": 64, "vit_cifar": 32, "vit_ti": 16, "vit_s": 8}
 METHODS = [
     *(f"nullspace nullspace.num_steps={k}" for k in (1, 3, 10)),
     *(f"nullspace nullspace=per_batch nullspace.num_steps={k}" for k in (1, 3, 10)),
@@ -58,7 +58,8 @@ METHODS = [
     "trades",
     "clean_two_views",
 ]
-MAX_IDEAL, MAX_MEMORY, MIN_NAIVE = 1.05, 2.1, 1.3
+MAX_IDEAL = {"vit_cifar": 1.05, "vit_ti": 1.03, "vit_s": 1.03}
+MAX_MEMORY, MIN_NAIVE = 2.05, 1.3
 NUM_WARMUP = 2
 Step = Callable[[], None]
 
@@ -93,14 +94,15 @@ class Bench:
         model_name: a choice of conf/model, with an entry in BATCH_SIZES.
         device: cpu or cuda.
         settings: of the model, for all methods.
+        num_classes: number of classes.
     """
 
-    def __init__(self, model_name: str, device: str, settings: list[str]) -> None:
+    def __init__(self, model_name: str, device: str, settings: list[str], num_classes: int = 10) -> None:
         self.model_name, self.device, self.settings = model_name, device, settings
         torch.manual_seed(0)
-        self.model = instantiate(self.compose("clean").model, num_classes=10).to(device).train()
+        self.model = instantiate(self.compose("clean").model, num_classes=num_classes).to(device).train()
         self.images = torch.rand(BATCH_SIZES[model_name], *self.model.data_config["input_size"], device=device)
-        self.labels = torch.randint(10, (len(self.images),), device=device)
+        self.labels = torch.randint(num_classes, (len(self.images),), device=device)
         self.noise = torch.randn(len(self.images), *self.model.noise_shape(), device=device).requires_grad_()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
 
@@ -180,11 +182,11 @@ class Row:
         times = f"{median:6.2f} {low:6.2f}-{high:6.2f} {self.cost:6.2f} {ideal} {naive}"
         return f"{times} {self.memory:7.2f}   {self.method}"
 
-    def limits(self) -> Iterator[tuple[bool, str]]:
+    def limits(self, max_ideal: float) -> Iterator[tuple[bool, str]]:
         """Whether each limit that applies to the method is met, and a description."""
         if self.ideal is None or self.method.startswith("naive"):
             return
-        yield self.ideal <= MAX_IDEAL, f"{self.ideal:.3f} of the ideal time, limit {MAX_IDEAL}"
+        yield self.ideal <= max_ideal, f"{self.ideal:.3f} of the ideal time, limit {max_ideal}"
         yield self.memory <= MAX_MEMORY, f"{self.memory:.2f} times the memory of a plain step, limit {MAX_MEMORY}"
         if self.naive is not None and self.num_steps == 3:
             yield self.naive >= MIN_NAIVE, f"{self.naive:.2f} times as fast as naive, limit {MIN_NAIVE}"
@@ -242,8 +244,9 @@ def main() -> None:
         rows = measure(Bench(model_name, device, args.settings), args.methods, args.rounds)
         print(f"{'plain':>6} {'quartiles':>13} {'cost':>6} {'ideal':>6} {'naive':>6} {'memory':>7}   method")
         print(*rows, sep="\n", flush=True)
-        if model_name != "micro" and device == "cpu":
-            checks += [(met, f"{model_name}, {row.method}: {text}") for row in rows for met, text in row.limits()]
+        if model_name in MAX_IDEAL and device == "cpu":
+            limits = [(row, limit) for row in rows for limit in row.limits(MAX_IDEAL[model_name])]
+            checks += [(met, f"{model_name}, {row.method}: {text}") for row, (met, text) in limits]
     if args.check:
         if not checks:
             sys.exit(f"no limit applies to these models and methods on {device}")

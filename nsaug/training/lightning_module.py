@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import lightning as L
 import torch
@@ -101,6 +101,7 @@ class Finetuner(L.LightningModule):
         freeze(vit.model, trainable)
         self.max_nonfinite_batches = max_nonfinite_batches
         self.skipped = 0
+        self._loss = torch.tensor(0.0)
         num_classes = vit.model.num_classes
         accuracy = partial(MulticlassAccuracy, num_classes=num_classes, average="micro", ignore_index=PAD_LABEL)
         self.val_loss = MeanMetric(nan_strategy="disable")  # by default it would leave out NaN
@@ -130,22 +131,28 @@ class Finetuner(L.LightningModule):
         for images, *_ in DataLoader(subset, size, num_workers=loader.num_workers):
             yield self.trainer.precision_plugin.convert_input(images.to(self.device))
 
-    def _is_finite(self, loss: Tensor) -> bool:
-        """Whether to take a step; otherwise all ranks skip the batch, or the run ends."""
-        nonfinite = (~loss.detach().isfinite()).float()
-        if self.max_nonfinite_batches:
-            nonfinite = self._reduce_mean(nonfinite)
-        if not nonfinite:
-            return True
+    def _skip_nonfinite(self, loss: Tensor) -> bool:
+        """Whether all ranks skip the batch; the host waits for the loss."""
+        if not self._reduce_mean((~loss.isfinite()).float()):
+            return False
         self.skipped += 1
-        step = self.trainer.fit_loop.total_batch_idx
         if self.skipped > self.max_nonfinite_batches:
-            raise NonFiniteLoss(
-                f"batch {step}: the loss is {float(loss.detach()):g}: lower optim.lr, or skip such batches with"
-                f" max_nonfinite_batches={self.skipped}"
-            )
+            self._raise_nonfinite(loss)
+        step = self.trainer.fit_loop.total_batch_idx
         log.warning("batch %d skipped: non-finite loss (%d of %d)", step, self.skipped, self.max_nonfinite_batches)
-        return False
+        return True
+
+    def on_after_backward(self) -> None:
+        """End the run if the loss is not finite; the device works on the backward while the host waits for the loss."""
+        if not self.max_nonfinite_batches and not self._loss.isfinite():
+            self.skipped += 1
+            self._raise_nonfinite(self._loss)
+
+    def _raise_nonfinite(self, loss: Tensor) -> NoReturn:
+        raise NonFiniteLoss(
+            f"batch {self.trainer.fit_loop.total_batch_idx}: the loss is {float(loss):g}: lower optim.lr, or skip such"
+            f" batches with max_nonfinite_batches={self.skipped}"
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
         images, labels, _ = batch
@@ -156,9 +163,10 @@ class Finetuner(L.LightningModule):
         seed_torch(self.seed, Stream.LAYERS, step, rank)  # for dropout and drop path
         with self.vit.compiled():
             loss, metrics = self.method.loss(self.vit, images, targets, generator)
-        if not self._is_finite(loss):
+        self._loss = loss.detach()
+        if self.max_nonfinite_batches and self._skip_nonfinite(self._loss):
             return None
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", self._loss, prog_bar=True)
         for name, value in metrics.items():
             self.log(f"train/{name}", value, prog_bar=name in ("influence", "converged"))
         # The highest: with layer decay that of the head.

@@ -12,6 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, DistributedSampler
 
 from nsaug.attacks import FGSM, FGSMRS, PGD, EmbeddingPGD
@@ -66,6 +67,44 @@ def test_warmup_cosine():
     assert rates[100] == 0
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert warmup_cosine(0, total=1, warmup=0) == 1
+
+
+class HostReads(TorchDispatchMode):
+    """Collect the operations for which the host waits for a GPU: item(), bool(), nonzero(), indexing by a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = (
+            [index for index in args[1] if index is not None and index.dtype == torch.bool] if name == "index" else []
+        )
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique") or masks:
+            self.operations.append(name)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_step_never_waits_for_the_device(name, monkeypatch):
+    module = Finetuner(tiny_vit().double(), METHODS[name](), AdamWConfig(), seed=0)
+    step, reads = module.training_step, HostReads()
+
+    def watched_step(batch, batch_idx):
+        with reads:
+            return step(batch, batch_idx)
+
+    monkeypatch.setattr(module, "training_step", watched_step)
+    trainer(max_steps=2).fit(module, DataLoader(make_data(), batch_size=4))
+    assert not reads.operations
+
+
+def test_host_reads_are_noticed():
+    with HostReads() as reads:
+        assert torch.ones(1)
+        assert len(torch.ones(2)[torch.tensor([True, False])]) == 1
+    assert reads.operations == ["_local_scalar_dense", "index"]
 
 
 def test_validation_loss_is_that_of_the_counted_images():

@@ -361,7 +361,9 @@ def test_finished_runs_with_other_settings_are_refused(study, two_entries, monke
     ):
         with pytest.raises(SystemExit, match=re.escape(line)):
             two_entries(checkpoint, *settings).check_settings()
-    with pytest.raises(SystemExit, match=r"runs_test/clean/seed100 was trained with .*eps=8/255, this command has 1/255"):
+    with pytest.raises(
+        SystemExit, match=r"runs_test/clean/seed100 was trained with .*eps=8/255, this command has 1/255"
+    ):
         two_entries(None, "optim.lr=0.1", "attack.eps=1/255").check_settings()
 
 

@@ -452,7 +452,8 @@ def plot_frontiers(table: pd.DataFrame, path: Path) -> None:
     for row, metric in enumerate(("robustness", "corruptions")):
         for column, (title, (low, high)) in enumerate(BUDGETS.items()):
             panel = axes[row, column]
-            panel.plot(*values.loc[BASELINE, ["clean", metric]], "k*", markersize=11, label="plain finetuning", zorder=3)
+            x, y = values.loc[BASELINE, ["clean", metric]]
+            panel.plot(x, y, "k*", markersize=11, label="plain finetuning", zorder=3)
             for method, points in methods:
                 if low < points["cost"].iloc[0] <= high:
                     color, marker = styles.get(method, ("black", "x"))

@@ -262,7 +262,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--checkpoint", help="start of all runs (default on digits: a pretrained model for every seed)")
     parser.add_argument("--small", action="store_true", help="CIFAR-10 in a few hours of a CPU")
-    parser.add_argument("--seeds", type=at_least(1), help="number of seeds (default: 8 on digits, 3 on others)")
+    parser.add_argument("--seeds", type=at_least(1), help="number of seeds (default: 7 on digits, 3 on others)")
     parser.add_argument("--processes", type=at_least(1), default=2, help="number of parallel processes")
     parser.add_argument("--entries", type=lambda text: text.split(","), help="only these: clean,nullspace")
     parser.add_argument("--save", action="store_true", help="write the table to studies/results/DATA_STAGE.csv")
@@ -291,7 +291,7 @@ def make_study(args: argparse.Namespace) -> Study:
             fail(f"--entries has no {BASELINE}, which the others are compared with: add it")
         entries = {name: available[name] for name in names}
     first_seed, split = (0, "val") if args.stage in ("tune", "variants") else (100, "test")
-    num_seeds = args.seeds or (8 if args.data == "digits" else 3)
+    num_seeds = args.seeds or (7 if args.data == "digits" else 3)
     return Study(
         data=args.data,
         stage=args.stage,

@@ -69,6 +69,12 @@ FAMILIES = {
     "attacks on images": ("fgsm_rs", "pgd_3_steps", "trades_3_steps"),
     "augmentation": ("augmix", "gaussian_noise", "r_drop"),
 }
+BUDGETS = {
+    "up to 2 plain steps": (0.0, 2.2),
+    "about 3 plain steps": (2.2, 3.4),
+    "about 4 to 5 plain steps": (3.4, 6.0),
+}
+"""Columns of the figures, and the range of the cost of a step."""
 CORRELATIONS = {"rank_correlation_of_runs": "all runs", "rank_correlation_of_entries": "entries, mean over seeds"}
 """Entries in the table of stage radius that hold correlations of a metric with the radius."""
 
@@ -94,7 +100,7 @@ def write_report(folder: Path, save: bool = False) -> str:
     else:
         table = compare_runs(read_runs(folder), stage)
         if stage == "tune":
-            plot_frontiers(table, folder.parent.name, folder / "frontiers.png")
+            plot_frontiers(table, folder / "frontiers.png")
     text = to_markdown(table, stage, folder.parent.name)
     (folder / "summary.md").write_text(text)
     if save:
@@ -412,8 +418,7 @@ def write_docs() -> None:
     for page in PAGES:
         page.write_text(update_docs(page.read_text()))
     for file in sorted(RESULTS.glob("*_tune.csv")):
-        data = file.stem.removesuffix("_tune")
-        plot_frontiers(read_table(file), data, DOCS / f"frontiers_{data}.png")
+        plot_frontiers(read_table(file), DOCS / f"frontiers_{file.stem.removesuffix('_tune')}.png")
 
 
 # Figures
@@ -430,28 +435,38 @@ def add_legend(axes: Any) -> None:
     axes.legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
 
 
-def plot_frontiers(table: pd.DataFrame, data: str, path: Path) -> None:
-    """Plot accuracy under attack and corruption over that on clean images, a line for the strengths of a method."""
-    values = means(table)
+def plot_frontiers(table: pd.DataFrame, path: Path) -> None:
+    """Plot accuracy under attack and corruption over that on clean images, a line for the strengths of a method.
+
+    Each column has the methods of one budget, and plain finetuning for one plain step as a star.
+    """
+    values = means(table).reindex(columns=list(METRICS))
     values = values[values["clean"] >= values["clean"][BASELINE] - MAX_SHOWN_LOSS]
-    styles = dict(zip(FAMILIES, colors(list(FAMILIES)).values(), strict=True))
-
-    def draw(panels: list[Any]) -> None:
-        for axes, metric in zip(panels, ("robustness", "corruptions"), strict=True):
-            baseline = values.loc[BASELINE]
-            axes.plot(baseline["clean"], baseline[metric], "k*", markersize=11, label=BASELINE, zorder=3)
-            for family, methods in FAMILIES.items():
-                for method, marker in zip(methods, "os^D", strict=False):
-                    points = values.loc[[entry for entry in method_entries(method, data) if entry in values.index]]
-                    if len(points):
-                        label = f"{method} ({points['cost'].iloc[0]:.1f})" if "cost" in points else method
-                        x, y = points["clean"], points[metric]
-                        axes.plot(x, y, marker=marker, markersize=4, linewidth=1, color=styles[family], label=label)
-            axes.set_xlabel("top-1 on clean images, %")
-            axes.set_ylabel(f"top-1, %, {METRICS[metric]}")
-        add_legend(panels[1])
-
-    save_figure(path, 2, draw)
+    methods = values.drop(BASELINE).groupby(values.index.drop(BASELINE).map(method_of), sort=False)
+    styles = {
+        method: (color, marker)
+        for (family, members), color in zip(FAMILIES.items(), colors(list(FAMILIES)).values(), strict=True)
+        for method, marker in zip(members, "os^D", strict=False)
+    }
+    figure, axes = plt.subplots(2, len(BUDGETS), figsize=(11, 7.5), layout="constrained", sharex=True, sharey="row")
+    for row, metric in enumerate(("robustness", "corruptions")):
+        for column, (title, (low, high)) in enumerate(BUDGETS.items()):
+            panel = axes[row, column]
+            x, y = values.loc[BASELINE, ["clean", metric]]
+            panel.plot(x, y, "k*", markersize=11, label="plain finetuning", zorder=3)
+            for method, points in methods:
+                if low < points["cost"].iloc[0] <= high:
+                    color, marker = styles.get(method, ("black", "x"))
+                    x, y = points["clean"], points[metric]
+                    panel.plot(x, y, marker=marker, markersize=4, linewidth=1, color=color, label=method)
+            panel.set_title(title if row == 0 else None, fontsize=10)
+            panel.grid(alpha=0.3)
+        axes[row, 0].set_ylabel(f"top-1, %, {METRICS[metric]}")
+    for panel in axes[1]:
+        panel.set_xlabel("top-1 on clean images, %")
+        panel.legend(frameon=False, fontsize=7, ncols=2, bbox_to_anchor=(0.5, -0.18), loc="upper center")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
 
 
 def plot_radius(runs: pd.DataFrame, path: Path) -> None:
@@ -468,6 +483,11 @@ def plot_radius(runs: pd.DataFrame, path: Path) -> None:
         add_legend(panels[1])
 
     save_figure(path, 2, draw)
+
+
+def method_of(entry: str) -> str:
+    """The method of an entry of stage tune."""
+    return max((method for method in METHODS if entry == method or entry.startswith(f"{method}_")), key=len)
 
 
 def method_family(entry: str) -> str:

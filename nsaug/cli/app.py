@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from nsaug.cli.command_line import config_dir
 from nsaug.cli.errors import format_error, print_error, unknown_key
 from nsaug.cli.faults import exit_interrupted, flush_stdout, raise_on_signals
-from nsaug.cli.sweeps import name_sweep_folders
+from nsaug.cli.sweeps import name_sweep_runs
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import adapter, problem, shown
 
@@ -70,7 +70,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 warnings.filterwarnings("error", "provider=.* is not available")  # a folder in hydra.searchpath
                 try:
                     arguments = _sort_arguments(sys.argv[1:])
-                    sys.argv[1:] = [*arguments, *name_sweep_folders(arguments)]
+                    sys.argv[1:] = [*arguments, *name_sweep_runs(arguments)]
                     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
                 except KeyboardInterrupt as error:
                     if _show_tracebacks():

@@ -5,7 +5,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from nsaug.cli import train
-from nsaug.cli.sweeps import name_sweep_folders, to_filename
+from nsaug.cli.sweeps import name_sweep_runs, to_filename
 from tests.commands import SHORT, run
 
 
@@ -26,7 +26,7 @@ def test_folders_of_a_sweep_name_what_varies(monkeypatch, tmp_path, tmp_cwd):
 
 
 def folder_name(settings, values, choices):
-    (override,) = name_sweep_folders(["-m", *settings])
+    (override,) = name_sweep_runs(["-m", *settings])
     template = OverridesParser.create().parse_override(override).value()
     OmegaConf.clear_resolver("hydra")
     OmegaConf.register_new_resolver("hydra", lambda key: {"job.num": 7, **choices}[key])
@@ -79,8 +79,8 @@ def test_seventeen_settings_fit_a_folder_name():
 
 
 def test_a_given_name_is_kept():
-    assert name_sweep_folders(["-m", "seed=1,2", "hydra.sweep.subdir=${seed}"]) == []
-    assert name_sweep_folders(["seed=1"]) == [], "a single run"
-    assert name_sweep_folders(["-m", f"{'x' * 300}=1,2"]) != [], "no folder can have this name"
-    assert name_sweep_folders(["seed=1,2", "hydra.mode=MULTIRUN"]) == name_sweep_folders(["-m", "seed=1,2"]) != []
-    assert name_sweep_folders(["-m", "seed=[1"]) == [], "reported by Hydra"
+    assert name_sweep_runs(["-m", "seed=1,2", "hydra.sweep.subdir=${seed}"]) == []
+    assert name_sweep_runs(["seed=1"]) == [], "a single run"
+    assert name_sweep_runs(["-m", f"{'x' * 300}=1,2"]) != [], "no folder can have this name"
+    assert name_sweep_runs(["seed=1,2", "hydra.mode=MULTIRUN"]) == name_sweep_runs(["-m", "seed=1,2"]) != []
+    assert name_sweep_runs(["-m", "seed=[1"]) == [], "reported by Hydra"

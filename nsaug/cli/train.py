@@ -36,8 +36,12 @@ TOP_LEVEL_KEYS = {
 
 
 @entry_point("train")
-def main(cfg: DictConfig) -> None:
-    """Check the settings, build data, model and method, train, and export the weights for timm."""
+def main(cfg: DictConfig) -> float | None:
+    """Check the settings, build data, model and method, train, and export the weights for timm.
+
+    Returns:
+        What a search maximizes (hydra/sweeper=nullspace): `val/adv_top1`, or `val/top1` without attack.
+    """
     check_settings(cfg)
     check_output_dir(cfg)
 
@@ -47,16 +51,20 @@ def main(cfg: DictConfig) -> None:
 
     folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
     with lock_folder(folder, "train") if is_rank_zero() else nullcontext(), one_line_errors(folder):
-        train(cfg, folder, resume_from)
+        metrics = train(cfg, folder, resume_from)
+    return metrics.get("val/adv_top1", metrics.get("val/top1"))
 
 
-def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
+def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, float]:
     """Build data, model and method, train, and export the weights.
 
     Args:
         cfg: the configuration.
         folder: of the run.
         resume_from: the checkpoint to resume from, in this folder; None for a new run.
+
+    Returns:
+        The last values of all metrics.
     """
     import lightning as L
 
@@ -141,6 +149,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
         weights.save_weights(folder, vit.model)
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def check_settings(cfg: DictConfig) -> None:

@@ -26,7 +26,7 @@ def test_folders_of_a_sweep_name_what_varies(monkeypatch, tmp_path, tmp_cwd):
 
 
 def folder_name(settings, values, choices):
-    (override,) = name_sweep_runs(["-m", *settings])
+    _, override = name_sweep_runs(["-m", *settings])
     template = OverridesParser.create().parse_override(override).value()
     OmegaConf.clear_resolver("hydra")
     OmegaConf.register_new_resolver("hydra", lambda key: {"job.num": 7, **choices}[key])
@@ -79,7 +79,8 @@ def test_seventeen_settings_fit_a_folder_name():
 
 
 def test_a_given_name_is_kept():
-    assert name_sweep_runs(["-m", "seed=1,2", "hydra.sweep.subdir=${seed}"]) == []
+    (shared,) = name_sweep_runs(["-m", "seed=1,2", "hydra.sweep.subdir=${seed}", "model=micro", "+optim.betas=[0,0.9]"])
+    assert shared == 'hydra.job.config.override_dirname.exclude_keys=["model", "optim.betas"]'
     assert name_sweep_runs(["seed=1"]) == [], "a single run"
     assert name_sweep_runs(["-m", f"{'x' * 300}=1,2"]) != [], "no folder can have this name"
     assert name_sweep_runs(["seed=1,2", "hydra.mode=MULTIRUN"]) == name_sweep_runs(["-m", "seed=1,2"]) != []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK = 32768
@@ -14,8 +15,19 @@ CHUNK_HEADER = struct.Struct("<IHB")  # checksum, length, type
 
 
 def read_run(folder: Path) -> SimpleNamespace:
-    """Name, group, project, job type, config, metric definitions, history and summary of the only run in a folder."""
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    """The only run in a folder; see `read_runs`."""
+    (run,) = read_runs(folder)
+    return run
+
+
+def read_runs(folder: Path) -> list[SimpleNamespace]:
+    """Names, groups, projects, job types, config, axes, history and summary of the runs in a folder, by name."""
+    wandb.teardown()  # its service may still be writing a file when the run is finished
+    runs = map(_read, folder.glob("wandb/offline-run-*/*.wandb"))
+    return sorted(runs, key=lambda run: run.name)
+
+
+def _read(path: Path) -> SimpleNamespace:
     run = SimpleNamespace(config={}, axes={}, history=[], summary={})
     for record in _records(path.read_bytes()):
         if record.HasField("run"):

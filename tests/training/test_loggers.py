@@ -134,12 +134,12 @@ def test_evaluation_is_logged_to_the_training_runs(evaluated, monkeypatch):
     assert len(first.sent["test/samples"]) == 3
     assert "config" not in first.options, "training has recorded all settings"
     assert [run.options["name"] for run in new] == ["nullspace-eps0.03-s0", "nullspace-eps0.03-s1"]
-    for seed, run in enumerate(new):
-        assert (run.options["job_type"], run.options["group"]) == ("evaluation", None), "runs/ is no sweep"
+    for seed, own in enumerate(new):
+        assert (own.options["job_type"], own.options["group"]) == ("evaluation", None), "runs/ is no sweep"
         columns = {"name": "nullspace", "method_name": "nullspace", "eps": 0.03, "seed": seed}
-        assert run.options["config"] == columns | {"nullspace": {"eps": 0.03}}
-        assert set(run.sent["test/table"].get_column("checkpoint")) == {f"runs/nullspace{seed}"}
-        assert run.summary["test/clean/top1"] == pytest.approx(0.8 + 0.02 * seed)
+        assert own.options["config"] == columns | {"nullspace": {"eps": 0.03}}
+        assert set(own.sent["test/table"].get_column("checkpoint")) == {f"runs/nullspace{seed}"}
+        assert own.summary["test/clean/top1"] == pytest.approx(0.8 + 0.02 * seed)
     assert (comparison.options["name"], comparison.options["job_type"]) == ("digits of 4", "comparison")
     assert len(set(comparison.sent["test/table"].get_column("checkpoint"))) == 4
     assert comparison.summary == {}

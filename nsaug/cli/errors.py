@@ -48,7 +48,7 @@ def format_error(error: Exception, config_name: str = "", arguments: Sequence[st
     if "are you indeed on a slurm cluster?" in str(error):  # submitit's words
         return "hydra/launcher=slurm: srun is not installed, so this machine cannot submit Slurm jobs"
     if str(error) == "No trials are completed yet.":  # Optuna's words
-        return "the search has no result, because all of its runs failed: see their errors above"
+        return "the search has no result: all of its runs failed, or had no validation images"
     if line := _composition_error(error, config_name, arguments or ()):
         return line
     if isinstance(error, HydraException | OmegaConfBaseException):

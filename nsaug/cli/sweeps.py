@@ -30,7 +30,8 @@ OmegaConf.register_new_resolver("nsaug.filename", to_filename, replace=True)
 def name_sweep_runs(arguments: Sequence[str]) -> list[str]:
     """Hydra's settings for the names of a sweep's runs; none for a single run.
 
-    Folders are named such as `3_eps-0.01_seed-1`, unless the user names them; `varying_settings` reads the other one.
+    One names the folders, such as `3_eps-0.01_seed-1`, unless the user does; the other one lists the settings that all
+    runs share, for `varying_settings`.
     """
     overrides, is_sweep = parse(arguments)
     if not is_sweep:

@@ -2,6 +2,8 @@ import re
 
 import pytest
 import wandb
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from wandb import wandb_agent
@@ -9,7 +11,7 @@ from wandb import wandb_agent
 from nsaug.cli import train
 from nsaug.cli.sweeps import name_sweep_runs, to_filename
 from nsaug.training.loggers import LoggerConfig
-from tests.commands import SHORT, metrics, run
+from tests.commands import SHORT, cli_error, metrics, run
 from tests.conftest import ROOT
 from tests.wandb_records import read_run
 
@@ -143,7 +145,7 @@ def test_a_search_without_results_is_one_line(monkeypatch, tmp_path, capsys):
     assert stop.value.code == 1
     first, last = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert first.startswith("error: nullspace.num_steps=-1")
-    assert last == "error: the search has no result, because all of its runs failed: see their errors above"
+    assert last == "error: the search has no result: all of its runs failed, or had no validation images"
 
 
 @pytest.fixture
@@ -198,3 +200,18 @@ def test_both_searches_are_the_same():
     for name, values in sweep.parameters.items():
         assert values.distribution == "log_uniform_values"
         assert optuna.params[name] == f"tag(log, interval({values.min}, {values.max}))"
+
+
+def test_missing_optuna_is_one_line(monkeypatch, tmp_path, capsys):
+    load = ConfigLoaderImpl.load_configuration
+
+    def without_plugin(self, *args, **kwargs):
+        source = ConfigStore.instance().repo["hydra"]["sweeper"]
+        with monkeypatch.context() as patch:
+            if "optuna.yaml" in source:
+                patch.delitem(source, "optuna.yaml")
+            return load(self, *args, **kwargs)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", without_plugin)
+    line = cli_error(train, monkeypatch, capsys, "-m", "hydra/sweeper=nullspace", f"hydra.sweep.dir={tmp_path}")
+    assert line == "error: this sweeper needs another package: pip install 'nsaug[optuna]'"

@@ -192,6 +192,9 @@ def test_errors_are_one_line(api, monkeypatch, capsys, tmp_path):
     line = cli_error(dashboard, monkeypatch, capsys, "project=unknown")
     assert line.startswith("error: project=unknown entity=me: Project `me/unknown` not found")
     assert not api.views
+    monkeypatch.setattr(wandb.Api, "default_entity", None)
+    line = cli_error(dashboard, monkeypatch, capsys)
+    assert line == "error: the account has no default entity: type entity=NAME"
     line = cli_error(dashboard, monkeypatch, capsys, "project=a/b")
     assert line == "error: project=a/b: W&B allows none of / \\ # ? % : in it"
     monkeypatch.delenv("WANDB_API_KEY")

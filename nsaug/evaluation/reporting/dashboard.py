@@ -33,9 +33,13 @@ def save_workspace(project: str, entity: str | None) -> str:
     wandb.setup().settings.silent = True
     try:
         entity = entity or wandb.Api().default_entity
+        if entity is None:
+            raise UserError("the account has no default entity: type entity=NAME")
         workspace = _load(ws, entity, project) or _create(ws, entity, project)
         workspace.sections = sections()
         return str(workspace.save().url)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"project={project} entity={entity}: {first_line(error)}") from error
 
@@ -45,9 +49,9 @@ def _load(ws: Any, entity: str | None, project: str) -> Any:
     try:
         return ws.Workspace.from_url(f"https://wandb.ai/{entity}/{project}?nw={VIEW}")  # the host is not used
     except ValueError as error:
-        if str(error).startswith("Workspace"):
-            return None
-        raise
+        if "not found in project" not in str(error):
+            raise
+        return None
 
 
 def _create(ws: Any, entity: str | None, project: str) -> Any:

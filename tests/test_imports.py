@@ -21,6 +21,7 @@ ALLOWED = {  # package: those it may import
 RESTRICTED = {  # library: the paths below nsaug/ that may import it
     "hydra": ("cli/",),
     "omegaconf": ("cli/",),
+    "wandb_workspaces": ("evaluation/reporting/",),
     "wandb": ("utils/wandb_account", "training/loggers", "training/callbacks", "evaluation/reporting/"),
     "lightning": ("data/", "training/", "evaluation/", "cli/"),
 }

@@ -24,12 +24,12 @@ from pydantic import ValidationError
 from nsaug.cli.command_line import config_dir
 from nsaug.cli.errors import format_error, print_error, unknown_key
 from nsaug.cli.faults import exit_interrupted, flush_stdout, raise_on_signals
-from nsaug.cli.sweeps import name_sweep_folders
+from nsaug.cli.sweeps import name_sweep_runs
 from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import adapter, problem, shown
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
     """Turn a function of a configuration into a command: `hydra.main` with one-line errors and exit code 1.
 
     SIGINT and SIGTERM are one line, too, with exit codes 130 and 143.
@@ -41,19 +41,19 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         config_name: the primary configuration, such as `train`.
     """
 
-    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
         def main() -> None:
             failed = started = False
             arguments: list[str] = []
             main_process = os.getpid()
 
             @functools.wraps(task)
-            def run(cfg: DictConfig) -> None:
+            def run(cfg: DictConfig) -> object:  # what a sweeper that searches optimizes
                 nonlocal failed, started
                 started = True
                 _silence_warnings()
                 try:
-                    task(cfg)
+                    return task(cfg)
                 except Exception as error:
                     if _show_tracebacks():
                         raise
@@ -63,6 +63,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                     failed = True
                     if HydraConfig.get().mode != RunMode.MULTIRUN:
                         sys.exit(1)
+                    return None
 
             if os.getcwd() not in sys.path:
                 sys.path.append(os.getcwd())
@@ -70,7 +71,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 warnings.filterwarnings("error", "provider=.* is not available")  # a folder in hydra.searchpath
                 try:
                     arguments = _sort_arguments(sys.argv[1:])
-                    sys.argv[1:] = [*arguments, *name_sweep_folders(arguments)]
+                    sys.argv[1:] = [*arguments, *name_sweep_runs(arguments)]
                     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
                 except KeyboardInterrupt as error:
                     if _show_tracebacks():

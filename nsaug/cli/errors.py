@@ -47,6 +47,8 @@ def format_error(error: Exception, config_name: str = "", arguments: Sequence[st
         return str(error)
     if "are you indeed on a slurm cluster?" in str(error):  # submitit's words
         return "hydra/launcher=slurm: srun is not installed, so this machine cannot submit Slurm jobs"
+    if str(error) == "No trials are completed yet.":  # Optuna's words
+        return "the search has no result: all of its runs failed, or had no validation images"
     if line := _composition_error(error, config_name, arguments or ()):
         return line
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -163,6 +165,8 @@ def _missing_config(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
     if "submitit" in choice:
         return "this launcher needs another package: pip install hydra-submitit-launcher"
+    if choice == "optuna":
+        return "this sweeper needs another package: pip install 'nsaug[optuna]'"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     choices = [line for line in _without_search_path(lines[1:]) if not line.startswith("Available")]
     if group and choices:

@@ -1,12 +1,14 @@
-"""Folder names of a sweep's runs: number of the run, settings that vary; characters that need no quotes."""
+"""Names of a sweep's runs and of their folders: what varies, in characters that need no quotes."""
 
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from nsaug.cli.command_line import config_dir, parse
 from nsaug.utils.files import is_dir
@@ -25,12 +27,24 @@ def to_filename(value: Any, max_length: int) -> str:
 OmegaConf.register_new_resolver("nsaug.filename", to_filename, replace=True)
 
 
-def name_sweep_folders(arguments: Sequence[str]) -> list[str]:
-    """Hydra's setting for names of a sweep's folders such as `3_eps-0.01_seed-1`; none if the user sets them."""
+def name_sweep_runs(arguments: Sequence[str]) -> list[str]:
+    """Hydra's settings for the names of a sweep's runs; none for a single run.
+
+    One names the folders, such as `3_eps-0.01_seed-1`, unless the user does; the other one lists the settings that all
+    runs share, for `varying_settings`.
+    """
     overrides, is_sweep = parse(arguments)
-    if not is_sweep or any(override.key_or_group == "hydra.sweep.subdir" for override in overrides):
+    if not is_sweep:
         return []
-    varying = [override for override in overrides if override.is_sweep_override()]
+    own = [override for override in overrides if not override.key_or_group.startswith("hydra")]
+    shared = [override.key_or_group for override in own if not override.is_sweep_override()]
+    settings = [f"hydra.job.config.override_dirname.exclude_keys={json.dumps(shared)}"]
+    if not any(override.key_or_group == "hydra.sweep.subdir" for override in overrides):
+        settings.append(_folder_setting([override for override in own if override.is_sweep_override()]))
+    return settings
+
+
+def _folder_setting(varying: list[Override]) -> str:
     keys = [override.key_or_group.replace("/", ".") for override in varying]
     last_parts = [key.rpartition(".")[2] for key in keys]
     parts = [
@@ -38,7 +52,28 @@ def name_sweep_folders(arguments: Sequence[str]) -> list[str]:
         for key, last, override in zip(keys, last_parts, varying, strict=True)
     ]
     name = f"_${{nsaug.filename:{'_'.join(parts)},{MAX_LENGTH}}}" if parts else ""
-    return [f'hydra.sweep.subdir="${{hydra:job.num}}{name}"']
+    return f'hydra.sweep.subdir="${{hydra:job.num}}{name}"'
+
+
+def varying_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Settings by which a run is named, besides method and seed.
+
+    Of a run in a sweep those that vary; of a single run those of the method, the noise and the optimizer that were
+    typed, so that runs that a W&B agent starts have different names.
+    """
+    hydra = HydraConfig.get()
+    typed, _ = parse(hydra.overrides.task)
+    keys = [override.key_or_group for override in typed if not override.is_delete()]
+    if hydra.mode == RunMode.MULTIRUN:
+        shared = hydra.job.config.override_dirname.exclude_keys
+        keys = [key for key in keys if key not in (*shared, "method", "name", "seed")]
+    else:
+        keys = [key for key in keys if key.startswith(("method.", "nullspace.", "optim."))]
+    values = {key: hydra.runtime.choices.get(key) or OmegaConf.select(cfg, key) for key in keys}
+    return {
+        key: value if isinstance(value, float) else to_filename(value, MAX_VALUE_LENGTH)
+        for key, value in values.items()
+    }
 
 
 def _value(override: Override) -> str:

@@ -17,9 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
+from nsaug.cli.sweeps import varying_settings
 from nsaug.utils.errors import UserError, as_setting, with_type
 from nsaug.utils.files import is_file, lock_folder
 from nsaug.utils.processes import check_num_nodes, check_num_processes
+from nsaug.utils.text import run_title
 
 if TYPE_CHECKING:
     from nsaug.data import ImageDataModule
@@ -34,8 +36,12 @@ TOP_LEVEL_KEYS = {
 
 
 @entry_point("train")
-def main(cfg: DictConfig) -> None:
-    """Check the settings, build data, model and method, train, and export the weights for timm."""
+def main(cfg: DictConfig) -> float | None:
+    """Check the settings, build data, model and method, train, and export the weights for timm.
+
+    Returns:
+        What a search maximizes (hydra/sweeper=nullspace): `val/adv_top1`, or `val/top1` without attack.
+    """
     check_settings(cfg)
     check_output_dir(cfg)
 
@@ -45,16 +51,20 @@ def main(cfg: DictConfig) -> None:
 
     folder, resume_from = find_resume_checkpoint(cfg.resume, Path(HydraConfig.get().runtime.output_dir))
     with lock_folder(folder, "train") if is_rank_zero() else nullcontext(), one_line_errors(folder):
-        train(cfg, folder, resume_from)
+        metrics = train(cfg, folder, resume_from)
+    return metrics.get("val/adv_top1", metrics.get("val/top1"))
 
 
-def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
+def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, float]:
     """Build data, model and method, train, and export the weights.
 
     Args:
         cfg: the configuration.
         folder: of the run.
         resume_from: the checkpoint to resume from, in this folder; None for a new run.
+
+    Returns:
+        The last values of all metrics.
     """
     import lightning as L
 
@@ -72,6 +82,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
+    logger_config = instantiate(cfg.logger, LoggerConfig)
     data = instantiate(cfg.data, (ImageDataModule, TestDataset))
     data.setup("fit")
     check_data(cfg, data)
@@ -103,10 +114,9 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
         check_same_config(previous, metadata, folder)
         check_checkpoint(resume_from, module)
 
-    logger_config = instantiate(cfg.logger, LoggerConfig)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    run_name = f"{name}-{cfg.seed}"
-    loggers = logger_config.loggers(folder, run_name, multirun_name(), config, resume_from, previous.get("wandb"))
+    config = tracked_config(cfg, name, method.name)
+    title = run_title(name, {"nullspace.eps": config.get("eps")} | varying_settings(cfg), cfg.seed)
+    loggers = logger_config.loggers(folder, title, multirun_name(), config, resume_from, previous.get("wandb"))
     metadata["wandb"] = wandb_run_info(loggers)
     write_config = partial(weights.save_config, folder, vit, metadata)
     finished = False
@@ -139,6 +149,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
         weights.save_weights(folder, vit.model)
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -245,6 +256,13 @@ def run_metadata(cfg: DictConfig, name: str, method: str, data: "ImageDataModule
         "class_names": data.class_names,
         "settings": settings,
     }
+
+
+def tracked_config(cfg: DictConfig, name: str, method: str) -> dict[str, Any]:
+    """Configuration of a W&B run: all settings, and the columns by which evaluations are grouped, too."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config |= {"name": name, "method_name": method}
+    return config | ({"eps": cfg.nullspace.eps} if "nullspace" in method and "eps" in cfg.nullspace else {})
 
 
 def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], None], num_images: int) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
@@ -63,7 +63,7 @@ def _data(trainer: L.Trainer) -> ImageDataModule:
 
 
 class NoiseImageLogger(L.Callback):
-    """Show validation images, their noise and the noisy images: in W&B at each validation, in noise.png at the end.
+    """Show validation images, their noise and noisy images: in W&B and TensorBoard at validation, finally in noise.png.
 
     Args:
         folder: where noise.png is written.
@@ -76,10 +76,14 @@ class NoiseImageLogger(L.Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and (grid := self._make_grid(trainer, module)) is not None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
+        grid = self._make_grid(trainer, module) if loggers else None
+        for logger in loggers if grid is not None else []:
+            if isinstance(logger, WandbLogger):
                 caption = "images, their noise, noisy images (the part of the noise that pixels can show)"
                 logger.log_image("noise", [grid], caption=[caption])
+            else:
+                logger.experiment.add_image("noise", grid, trainer.global_step)
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Record a run: metrics.csv in its folder, and W&B, online where an account is stored and offline elsewhere."""
+"""Record a run: metrics.csv in its folder, TensorBoard, and W&B, online with an account and offline elsewhere."""
 
 import csv
 import logging
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import wandb
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nsaug.training.resume import read_checkpoint, read_metrics
 from nsaug.utils.errors import first_line
 from nsaug.utils.files import atomic_write, is_file
+from nsaug.utils.optional_imports import optional_import
 from nsaug.utils.types import NonNegativeInt, validated_dataclass
 from nsaug.utils.wandb_account import has_api_key
 
@@ -33,6 +34,11 @@ class LoggerConfig:
     tags: tuple[str, ...] = ()
     num_images: NonNegativeInt = 8
     """Number of validation images that are shown with their noise; 0: none."""
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tensorboard:
+            optional_import("tensorboard", "tensorboard")
 
     def loggers(
         self,
@@ -54,6 +60,10 @@ class LoggerConfig:
             wandb_run: `wandb_run_info` of the run that is resumed.
         """
         loggers: list[Logger] = [_csv_logger(folder, resume_from)] if self.csv else []
+        if self.tensorboard:
+            # Events of a resumed run that were written after its checkpoint are hidden.
+            step = read_checkpoint(resume_from, mmap=True)["global_step"] if resume_from else None
+            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step))
         if self.wandb != "off" and is_rank_zero():
             run = self._init_wandb(folder, name, self.group or group, config, wandb_run)
             loggers.append(WandbLogger(experiment=run))
@@ -79,10 +89,17 @@ class LoggerConfig:
             try:
                 run = wandb.init(mode="online", **options)
                 log.info("W&B: %s", run.url)
-                return run
+                return _with_step_axis(run)
             except Exception as error:
                 log.warning("W&B cannot be reached (%s): recording this run offline", first_line(error))
-        return wandb.init(mode="offline", **options)
+        return _with_step_axis(wandb.init(mode="offline", **options))
+
+
+def _with_step_axis(run: Any) -> Any:
+    """Make optimizer steps the axis of all charts; Lightning does so only for runs that it starts itself."""
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return run
 
 
 class MetricsLogger(CSVLogger):

@@ -4,7 +4,8 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 """Unicode categories that are written as escapes: control and format characters, surrogates, line separators."""
@@ -13,6 +14,9 @@ JOINERS = "\u200c\u200d"
 
 LINE_SECONDS = 30.0
 """Time between two lines of progress where stdout is not a terminal."""
+
+MAX_TITLE_LENGTH = 128
+"""Of the name of a run, in characters: the limit of W&B."""
 
 
 def printable(text: str) -> str:
@@ -53,3 +57,21 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def run_title(name: str, settings: Mapping[str, Any], seed: int | None) -> str:
+    """Name of a run after its settings, such as `nullspace-eps0.03-s0`; those that are None are left out.
+
+    Args:
+        name: of the method.
+        settings: by dotted keys; only their last parts are shown, as far as these differ.
+        seed: of the run.
+    """
+    shown = {key: value for key, value in settings.items() if value is not None}
+    last_parts = [key.rpartition(".")[2] for key in shown]
+    end = "" if seed is None else f"-s{seed}"
+    for (key, value), last in zip(shown.items(), last_parts, strict=True):
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        title = last if last_parts.count(last) == 1 else key
+        name += f"-{title}{text}" if text[:1].isdigit() else f"-{title}-{text}"
+    return printable(name)[: MAX_TITLE_LENGTH - len(end)] + end

@@ -100,6 +100,7 @@ def test_multirun_has_a_folder_per_run_and_one_group(monkeypatch, tmp_path):
     runs = [list((folder / "wandb").glob("offline-run-*")) for folder in folders]
     assert [len(records) for records in runs] == [1, 1]
     assert [options["group"] for options in started] == ["sweep", "sweep"]
+    assert [options["name"] for options in started] == ["nullspace-eps0.01-s0", "nullspace-eps0.1-s0"]
     assert [options["config"]["nullspace"]["eps"] for options in started] == [0.01, 0.1]
     assert wandb.run is None, "the last one is finished, too"
 

@@ -1,18 +1,22 @@
 import contextlib
+import sys
 from types import SimpleNamespace
 
 import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
+from nsaug.cli import train
 from nsaug.evaluation import EvalModel
 from nsaug.evaluation.reporting.aggregate import aggregate_seeds, tabulate
 from nsaug.evaluation.reporting.plots import overview
 from nsaug.evaluation.reporting.report import write_report
 from nsaug.evaluation.reporting.wandb_logger import EvaluationLogger
 from nsaug.training.loggers import LoggerConfig, MetricsLogger, finish, wandb_run_info
+from tests.commands import SHORT, cli_error, metrics, run
 from tests.evaluation.conftest import make_results
 from tests.evaluation.conftest import results as results  # a fixture
+from tests.wandb_records import read_run
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +44,9 @@ def test_without_account_wandb_is_offline(tmp_path, monkeypatch, capsys):
     finally:
         finish(loggers, failed=False)
     assert wandb.run is None
-    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    record = read_run(tmp_path)
+    assert (record.name, record.group, record.project) == ("clean-0", "sweep", "nsaug")
+    assert record.axes == {"trainer/global_step": "", "*": "trainer/global_step"}
     assert capsys.readouterr().out == ""
 
 
@@ -117,8 +123,8 @@ def publish(evaluated, **settings):
 def test_evaluation_is_logged_to_the_training_runs(evaluated, monkeypatch):
     monkeypatch.setattr(wandb, "init", online := Online())
     publish(evaluated, wandb="online")
-    first, second, own = online.runs
-    assert [run.options.get("id") for run in online.runs] == ["abc0", "abc1", None]
+    assert [run.options.get("id") for run in online.runs] == ["abc0", "abc1", None, None, None]
+    first, second, *new, comparison = online.runs
     assert first.options["resume"] == "must"
     assert (first.options["project"], first.options["entity"]) == ("their", "me")
     assert first.summary["test/clean/top1"] == pytest.approx(0.9)
@@ -126,36 +132,50 @@ def test_evaluation_is_logged_to_the_training_runs(evaluated, monkeypatch):
     assert "test/score/score" in first.summary
     assert set(first.sent["test/table"].get_column("checkpoint")) == {"runs/clean0"}
     assert len(first.sent["test/samples"]) == 3
-    assert own.options["name"] == "digits of 4"
-    assert own.options["group"] is None, "runs/nullspace0 is in no folder of a sweep"
-    config = own.options["config"]
-    assert (config["method"], config["eps"], config["seed"]) == ("nullspace", 0.03, [0, 1])
     assert "config" not in first.options, "training has recorded all settings"
-    assert set(own.sent["test/table"].get_column("checkpoint")) == {"runs/nullspace0", "runs/nullspace1"}
-    assert {"test/overview", "test/report"} <= set(own.sent)
+    assert [run.options["name"] for run in new] == ["nullspace-eps0.03-s0", "nullspace-eps0.03-s1"]
+    for seed, own in enumerate(new):
+        assert (own.options["job_type"], own.options["group"]) == ("evaluation", None), "runs/ is no sweep"
+        columns = {"name": "nullspace", "method_name": "nullspace", "eps": 0.03, "seed": seed}
+        assert own.options["config"] == columns | {"nullspace": {"eps": 0.03}}
+        assert set(own.sent["test/table"].get_column("checkpoint")) == {f"runs/nullspace{seed}"}
+        assert own.summary["test/clean/top1"] == pytest.approx(0.8 + 0.02 * seed)
+    assert (comparison.options["name"], comparison.options["job_type"]) == ("digits of 4", "comparison")
+    assert len(set(comparison.sent["test/table"].get_column("checkpoint"))) == 4
+    assert comparison.summary == {}
+    assert [run for run in online.runs if {"test/overview", "test/report"} & set(run.sent)] == [comparison]
 
 
-def test_evaluation_can_have_its_own_run(evaluated, monkeypatch):
+def test_one_model_has_the_report_in_its_run(evaluated, monkeypatch):
+    monkeypatch.setattr(wandb, "init", online := Online())
+    folder, rows, results = evaluated
+    publish((folder, rows, [result for result in results if result.model.label == "clean, seed 0"]), wandb="online")
+    (run,) = online.runs
+    assert run.options["id"] == "abc0"
+    assert set(run.sent) == {"test/table", "test/samples", "test/overview", "test/report"}
+
+
+def test_evaluation_can_have_its_own_runs(evaluated, monkeypatch):
     monkeypatch.setattr(wandb, "init", online := Online())
     publish(evaluated, wandb="online", log_to="new_run", project="mine")
-    (run,) = online.runs
-    assert run.options["project"] == "mine"
-    assert len(set(run.sent["test/table"].get_column("checkpoint"))) == 4
+    assert [run.options["project"] for run in online.runs] == 5 * ["mine"]
+    assert online.runs[0].options["name"] == "clean-s0"
 
 
 def test_runs_of_a_sweep_are_a_group_with_the_settings_that_vary(tmp_path, monkeypatch):
     results = []
     for lr in (1e-3, 1e-4):
-        settings = {"nullspace": {"eps": 0.03}, "optim": {"lr": lr}}
-        model = EvalModel(f"outputs/train/sweep/{lr}/model.safetensors", None, {"settings": settings}, f"lr {lr}")
+        metadata = {"name": "clean", "method": "clean", "settings": {"nullspace": {"eps": 0.03}, "optim": {"lr": lr}}}
+        model = EvalModel(f"outputs/train/sweep/{lr}/model.safetensors", None, metadata, f"clean optim.lr={lr}")
         results += make_results(model, 0.9, 0.5, 0.1)
     rows = write_report(results, {}, {"suite": "digits"}, tmp_path)
     monkeypatch.setattr(wandb, "init", online := Online())
     EvaluationLogger(wandb="online").publish(tmp_path, "digits of 2", rows, results)
-    (run,) = online.runs
-    assert run.options["group"] == "sweep"
-    assert run.options["config"]["optim.lr"] == [1e-3, 1e-4]
-    assert run.options["config"]["name"] == ["lr 0.001", "lr 0.0001"]
+    assert [run.options["group"] for run in online.runs] == 3 * ["sweep"]
+    first, second, _ = online.runs
+    assert (first.options["name"], second.options["name"]) == ("clean-lr0.001", "clean-lr0.0001")
+    assert first.options["config"]["optim"] == {"lr": 1e-3}
+    assert "eps" not in first.options["config"], "clean has no noise"
 
 
 def test_without_account_evaluation_is_not_logged(evaluated, monkeypatch):
@@ -165,9 +185,17 @@ def test_without_account_evaluation_is_not_logged(evaluated, monkeypatch):
 
 
 def test_offline_evaluation_is_recorded(evaluated):
-    publish(evaluated, wandb="offline")
-    (record,) = evaluated[0].glob("wandb/offline-run-*/*.wandb")
-    assert b"the report" in b"".join(file.read_bytes() for file in record.parent.rglob("*.html"))
+    folder, rows, results = evaluated
+    results = [result for result in results if result.model.label == "nullspace, seed 1"]
+    publish((folder, rows, results), wandb="offline", group="sweep")
+    record = read_run(folder)
+    assert (record.name, record.group, record.job_type) == ("nullspace-eps0.03-s1", "sweep", "evaluation")
+    assert (record.config["method_name"], record.config["eps"]) == ("nullspace", 0.03)
+    assert record.summary["test/clean/top1"] == pytest.approx(0.82)
+    assert {"test/table", "test/samples", "test/overview", "test/report"} <= {
+        name.rpartition(".")[0] or name for name in record.summary
+    }
+    assert any(b"the report" in file.read_bytes() for file in folder.rglob("*.html"))
     assert wandb.run is None
 
 
@@ -188,3 +216,43 @@ def test_wandb_run_info(tmp_path):
     finally:
         finish(loggers, failed=False)
     assert wandb_run_info([]) is None
+
+
+@pytest.fixture
+def tensorboard():
+    """Reads the scalars and images that were logged to a folder."""
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="an extra")
+
+    def read(folder):
+        events = module.EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
+        return events
+
+    return read
+
+
+def test_tensorboard_has_metrics_and_noise(tmp_path, monkeypatch, tensorboard):
+    settings = ["logger=tensorboard", "logger.num_images=2", f"hydra.run.dir={tmp_path}"]
+    run(train, monkeypatch, *SHORT, *settings)
+    events = tensorboard(tmp_path)
+    row = metrics(tmp_path)[-1]
+    (event,) = events.Scalars("val/top1")
+    assert (event.step, event.value) == (int(row["step"]), pytest.approx(float(row["val/top1"])))
+    assert events.Tags()["images"] == ["noise"]
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_tensorboard_hides_events_after_the_checkpoint(tmp_path, monkeypatch, tensorboard):
+    monkeypatch.setattr("nsaug.training.loggers.read_checkpoint", lambda *_, **__: {"global_step": 3})
+    for resume_from, steps in ((None, (1, 2, 5)), (tmp_path / "last.ckpt", (4,))):
+        (logger,) = LoggerConfig(csv=False, wandb="off", tensorboard=True).loggers(tmp_path, "", None, {}, resume_from)
+        for step in steps:
+            logger.log_metrics({"loss": step}, step)
+        logger.finalize("success")
+    assert [event.step for event in tensorboard(tmp_path).Scalars("loss")] == [1, 2, 4]
+
+
+def test_missing_tensorboard_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    line = cli_error(train, monkeypatch, capsys, "logger=tensorboard", f"hydra.run.dir={tmp_path}")
+    assert line == "error: this needs tensorboard: pip install 'nsaug[tensorboard]'"

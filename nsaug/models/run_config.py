@@ -168,6 +168,7 @@ class Settings(TypedDict, total=False):
 class RunMetadata(TypedDict, total=False):
     """What a training run records about itself."""
 
+    command: list[Annotated[str, AfterValidator(_check_text)]]
     name: ShortText
     method: ShortText
     seed: Seed

@@ -63,6 +63,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
     from nsaug.methods import Method
     from nsaug.models import weights
     from nsaug.models.checkpoint_formats import select_model
+    from nsaug.models.model_card import CARD, write_card
     from nsaug.models.noisy_vit import NoisyViT
     from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space, remove_partial_checkpoints
@@ -139,7 +140,8 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
             raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
         state = weights.read_weights(best or folder / LAST)
         vit.load_state_dict(select_model(state, vit.state_dict()).weights)
-        weights.save_weights(folder, vit.model)
+        if weights.save_weights(folder, vit.model) or not is_file(folder / CARD):
+            write_card(folder)  # without the results of other weights
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
 
@@ -230,6 +232,7 @@ def run_metadata(cfg: DictConfig, name: str, method: str, data: "ImageDataModule
     """What config.json records of a run: enough to evaluate its weights on its data and to group runs by settings."""
     from nsaug.data.registry import record_data
     from nsaug.models import weights
+    from nsaug.models.model_card import find_base
     from nsaug.models.run_config import CONTROL
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -242,6 +245,7 @@ def run_metadata(cfg: DictConfig, name: str, method: str, data: "ImageDataModule
     settings = {key: config[key] for key in keys} | {"start": start}
     return {
         "command": [setting for setting in HydraConfig.get().overrides.task if not CONTROL.search(setting)],
+        "base": find_base(config["model"], cfg.checkpoint),
         "name": name,
         "method": method,
         "seed": cfg.seed,

@@ -64,13 +64,16 @@ def save_config(folder: str | Path, vit: NoisyViT, metadata: dict[str, Any]) -> 
         save_config_for_hf(vit.model, tmp_path, model_config={"nsaug": metadata}, model_args=vit.model_args)
 
 
-def save_weights(folder: str | Path, model: Any) -> None:
-    """Write the weights of a timm model to `model.safetensors`."""
+def save_weights(folder: str | Path, model: Any) -> bool:
+    """Write the weights of a timm model to `model.safetensors`; return whether the folder had other ones, or none."""
     # Copied, because safetensors refuses tensors that share memory, as in CoaT.
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
-    with atomic_write(Path(folder) / WEIGHTS) as tmp_path:
-        # Not save_file: its files are readable by their owner alone.
-        tmp_path.write_bytes(save(tensors, metadata={"format": "pt"}))
+    content = save(tensors, metadata={"format": "pt"})
+    file = Path(folder) / WEIGHTS
+    is_new = not is_file(file) or file.read_bytes() != content
+    with atomic_write(file) as tmp_path:
+        tmp_path.write_bytes(content)  # not save_file: its files are readable by their owner alone
+    return is_new
 
 
 def find_weights(folder: Path) -> Path | None:

@@ -140,8 +140,9 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> None:
             raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
         state = weights.read_weights(best or folder / LAST)
         vit.load_state_dict(select_model(state, vit.state_dict()).weights)
-        if weights.save_weights(folder, vit.model) or not is_file(folder / CARD):
-            write_card(folder)  # without the results of other weights
+        if not weights.has_weights(folder, vit.model) or not is_file(folder / CARD):
+            write_card(folder)  # before the weights: its results are never those of other ones
+        weights.save_weights(folder, vit.model)
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
 

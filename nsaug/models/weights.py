@@ -64,16 +64,22 @@ def save_config(folder: str | Path, vit: NoisyViT, metadata: dict[str, Any]) -> 
         save_config_for_hf(vit.model, tmp_path, model_config={"nsaug": metadata}, model_args=vit.model_args)
 
 
-def save_weights(folder: str | Path, model: Any) -> bool:
-    """Write the weights of a timm model to `model.safetensors`; return whether the folder had other ones, or none."""
+def save_weights(folder: str | Path, model: Any) -> None:
+    """Write the weights of a timm model to `model.safetensors`."""
+    with atomic_write(Path(folder) / WEIGHTS) as tmp_path:
+        tmp_path.write_bytes(_to_bytes(model))  # not save_file: its files are readable by their owner alone
+
+
+def has_weights(folder: str | Path, model: Any) -> bool:
+    """Whether `model.safetensors` in a folder holds the weights of a timm model."""
+    file = Path(folder) / WEIGHTS
+    return is_file(file) and file.read_bytes() == _to_bytes(model)
+
+
+def _to_bytes(model: Any) -> bytes:
     # Copied, because safetensors refuses tensors that share memory, as in CoaT.
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
-    content = save(tensors, metadata={"format": "pt"})
-    file = Path(folder) / WEIGHTS
-    is_new = not is_file(file) or file.read_bytes() != content
-    with atomic_write(file) as tmp_path:
-        tmp_path.write_bytes(content)  # not save_file: its files are readable by their owner alone
-    return is_new
+    return save(tensors, metadata={"format": "pt"})
 
 
 def find_weights(folder: Path) -> Path | None:

@@ -150,15 +150,15 @@ def _facts(config: RunConfig, run: RunMetadata, base: BaseWeights | None, size: 
         )
         for group in ("method", "optim")
     }
-    start = settings.get("start")
-    origin = "random weights" if base is None else base["name"] or "other weights"
+    origin = "random weights" if base is None else base["name"]
+    start = ", itself from ".join(map(str, filter(None, (settings.get("start"), origin))))
     classes = run.get("class_names", [])
     splits = run.get("splits")
     images = f", {splits['train']['count']:,} training images" if splits else ""
     length = [f"{key}={settings[key]}" for key in LENGTH if settings.get(key) not in (None, -1)]
     return {
         "architecture": f"{config['architecture']}, images of {size[1]} x {size[2]} pixels",
-        "start": f"{start}, which started from {origin}" if start else origin,
+        "started from": start,
         "data": f"{run['data']['name']}{images}, {len(classes):,} classes: {preview(classes)}" if "data" in run else "",
         "method": f"{run.get('method', '?')} ({shown['method']})" if shown["method"] else run.get("method", "?"),
         "optimizer": shown["optim"],

@@ -140,5 +140,5 @@ def test_run_from_a_run_names_the_base_of_both(trained, monkeypatch, tmp_path):
     settings = [*FAST, *SHORT, "method=clean", f"checkpoint={trained}", f"hydra.run.dir={tmp_path}/second"]
     run(train, monkeypatch, *settings)
     text = (tmp_path / "second" / "README.md").read_text()
-    assert "| start | nullspace, which started from timm/a.b |" in text
+    assert "| started from | nullspace, itself from timm/a.b |" in text
     assert front_matter(text)["license"] == "mit"

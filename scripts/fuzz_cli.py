@@ -422,6 +422,7 @@ def items_of(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 DAMAGED: list[tuple[str, str, list[str]]] = [
     ("run/config.json", "train", [*TRAIN, "checkpoint=run"]),
     ("run/config.json", "train", RESUME),
+    ("run/config.json", "train", ["resume=run"]),
     ("run/config.json", "evaluate", EVALUATE),
     ("run/model.safetensors", "train", [*TRAIN, "checkpoint=run"]),
     ("run/model.safetensors", "evaluate", EVALUATE),

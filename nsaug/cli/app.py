@@ -29,7 +29,9 @@ from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.types import adapter, problem, shown
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
+def entry_point(
+    config_name: str, complete: Callable[[list[str]], list[str]] = list
+) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
     """Turn a function of a configuration into a command: `hydra.main` with one-line errors and exit code 1.
 
     SIGINT and SIGTERM are one line, too, with exit codes 130 and 143.
@@ -39,6 +41,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
 
     Args:
         config_name: the primary configuration, such as `train`.
+        complete: adds arguments to those that were typed; gets them sorted, options first.
     """
 
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
@@ -70,7 +73,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
             with raise_on_signals(), _hydra_raises_errors(), warnings.catch_warnings():
                 warnings.filterwarnings("error", "provider=.* is not available")  # a folder in hydra.searchpath
                 try:
-                    arguments = _sort_arguments(sys.argv[1:])
+                    arguments = complete(_sort_arguments(sys.argv[1:]))
                     sys.argv[1:] = [*arguments, *name_sweep_runs(arguments)]
                     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
                 except KeyboardInterrupt as error:

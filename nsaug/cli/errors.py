@@ -91,7 +91,7 @@ def _composition_error(error: Exception, config_name: str, arguments: Sequence[s
             return f"{override.input_line}: {group} is not a group of this command: leave it out"
     own = [str(override.input_line) for override in overrides if override.key_or_group.startswith("hydra.")]
     if arguments and own and not isinstance(error, HydraException | OmegaConfBaseException):  # logging, for example
-        return f"{' '.join(own)}: {first_line(_root(error))}"
+        return f"{' '.join(own)}: {first_line(root(error))}"
     return None
 
 
@@ -184,7 +184,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return unknown_name(prefix, name, known)
 
 
-def _root(error: BaseException) -> Exception:
+def root(error: BaseException) -> Exception:
     """The exception that caused an exception, at the start of the chain."""
     while error.__cause__ is not None:
         error = error.__cause__

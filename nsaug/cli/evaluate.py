@@ -24,7 +24,7 @@ from nsaug.cli.app import (
     validate_value,
 )
 from nsaug.cli.faults import one_line_faults
-from nsaug.utils.errors import UserError
+from nsaug.utils.errors import UserError, first_line
 from nsaug.utils.files import lock_folder
 from nsaug.utils.processes import check_num_nodes
 
@@ -427,7 +427,8 @@ def finish(
     num_failed = sum(result.output is None for result in results)
     if num_failed < len(results):
         head = {"suite": HydraConfig.get().runtime.choices["suite"], "device": str(device)}
-        report(cfg, results, suite.score, head, prepared.missing)
+        table = report(cfg, results, suite.score, head, prepared.missing)
+        update_model_cards(cfg, results, table)
     if num_failed:
         reasons = dict.fromkeys(result.failure for result in results if result.failure)
         raise UserError(
@@ -444,8 +445,8 @@ def report(
     weights: Mapping[str, float],
     head: dict[str, str],
     missing: Sequence[str] = (),
-) -> None:
-    """Write all files and print the tables.
+) -> "pd.DataFrame":
+    """Write all files, print the tables, and return the one of all numbers.
 
     Args:
         cfg: the configuration.
@@ -462,6 +463,30 @@ def report(
     instantiate(cfg.tracking).publish(folder, f"{head['suite']} of {num_models}", table, results)
     print_tables(table, missing)
     log.info("report.html, results.csv, .json, .md, .npz and .png, groups.csv, comparisons.csv: %s", folder)
+    return table
+
+
+def update_model_cards(cfg: DictConfig, results: "list[BenchmarkResult]", table: "pd.DataFrame") -> None:
+    """Put the results into the README.md beside the weights of every run, where there is one and it can be written."""
+    from nsaug.evaluation.reporting.aggregate import aggregate_seeds
+    from nsaug.evaluation.reporting.formatting import markdown
+    from nsaug.models.model_card import CARD, add_results
+    from nsaug.models.weights import WEIGHTS
+    from nsaug.utils.text import printable
+
+    choices = HydraConfig.get().runtime.choices
+    for model in {result.model.checkpoint: result.model for result in results}.values():
+        rows = table[table["checkpoint"] == printable(model.checkpoint or "")]
+        if model.checkpoint is None or Path(model.checkpoint).name != WEIGHTS or rows.empty:
+            continue
+        data = choices["data"] if "_target_" in cfg.data else model.metadata.get("data", {}).get("name", "its own data")
+        title = f"suite {choices['suite']}, {cfg.split} images of {data}"
+        text = f"{now()}, nsaug {version('nsaug')}, seed {cfg.seed}. {markdown(rows, aggregate_seeds(rows))}"
+        folder = Path(model.checkpoint).parent
+        try:
+            add_results(folder, title, text)
+        except OSError as error:
+            log.warning("%s does not get these results: %s", folder / CARD, first_line(error))
 
 
 def print_tables(table: "pd.DataFrame", missing: Sequence[str]) -> None:
@@ -482,6 +507,10 @@ def print_tables(table: "pd.DataFrame", missing: Sequence[str]) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def now() -> str:
+    return datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
+
+
 def report_metadata() -> dict[str, str]:
     """Lines for the head of the report: command, date, versions."""
     import lightning
@@ -491,7 +520,7 @@ def report_metadata() -> dict[str, str]:
     hydra = HydraConfig.get()
     return {
         "command": "python evaluate.py " + " ".join(hydra.overrides.task),
-        "date": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "date": now(),
         "versions": f"nsaug {version('nsaug')}, torch {torch.__version__}, timm {timm.__version__}, "
         f"lightning {lightning.__version__}",
     }

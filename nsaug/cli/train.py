@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
+from nsaug.cli.recorded import insert_recorded_settings
 from nsaug.cli.sweeps import varying_settings
 from nsaug.utils.errors import UserError, as_setting, with_type
 from nsaug.utils.files import is_file, lock_folder
@@ -35,7 +36,7 @@ TOP_LEVEL_KEYS = {
 }  # fmt: skip
 
 
-@entry_point("train")
+@entry_point("train", partial(insert_recorded_settings, values=TOP_LEVEL_KEYS - {*GROUPS}))
 def main(cfg: DictConfig) -> float | None:
     """Check the settings, build data, model and method, train, and export the weights for timm.
 
@@ -72,13 +73,14 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
     from nsaug.methods import Method
     from nsaug.models import weights
     from nsaug.models.checkpoint_formats import select_model
+    from nsaug.models.model_card import CARD, write_card
     from nsaug.models.noisy_vit import NoisyViT
     from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space, remove_partial_checkpoints
     from nsaug.training.lightning_module import AdamWConfig, Finetuner
     from nsaug.training.loggers import LoggerConfig, finish, is_rank_zero, wandb_run_info
     from nsaug.training.mixup import Mixup
-    from nsaug.training.resume import LAST, check_checkpoint, check_same_config
+    from nsaug.training.resume import LAST, check_checkpoint, check_duration, check_same_config
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -107,10 +109,12 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
     check_disk_space(folder, vit)
 
     name = cfg.name or method.name
+    durations = scale_duration(cfg.trainer, method.duration_factor)
     metadata = run_metadata(cfg, name, method.name, data)
     check_metadata(metadata, folder / CONFIG)
     previous = weights.read_metadata(folder) if resume_from else {}
     if resume_from:
+        check_duration(resume_from, durations, folder)
         check_same_config(previous, metadata, folder)
         check_checkpoint(resume_from, module)
 
@@ -128,7 +132,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
             logger=loggers,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *as_list(instantiate(cfg.trainer.get("plugins")))],
-            **scale_duration(cfg.trainer, method.duration_factor),
+            **durations,
         )
         if trainer.strategy.root_device.type == "cpu":
             check_num_processes(f"trainer.devices={cfg.trainer.devices}", trainer.num_devices)
@@ -146,6 +150,8 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
             raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
         state = weights.read_weights(best or folder / LAST)
         vit.load_state_dict(select_model(state, vit.state_dict()).weights)
+        if not weights.has_weights(folder, vit.model) or not is_file(folder / CARD):
+            write_card(folder)  # before the weights: its results are never those of other ones
         weights.save_weights(folder, vit.model)
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
@@ -238,6 +244,8 @@ def run_metadata(cfg: DictConfig, name: str, method: str, data: "ImageDataModule
     """What config.json records of a run: enough to evaluate its weights on its data and to group runs by settings."""
     from nsaug.data.registry import record_data
     from nsaug.models import weights
+    from nsaug.models.model_card import find_base
+    from nsaug.models.run_config import CONTROL
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     data_args = {key: value for key, value in config["data"].items() if not key.startswith("_")}
@@ -248,6 +256,8 @@ def run_metadata(cfg: DictConfig, name: str, method: str, data: "ImageDataModule
         start = weights.run_name(file, weights.read_metadata(file.parent))
     settings = {key: config[key] for key in keys} | {"start": start}
     return {
+        "command": [setting for setting in HydraConfig.get().overrides.task if not CONTROL.search(setting)],
+        "base": find_base(config["model"], cfg.checkpoint),
         "name": name,
         "method": method,
         "seed": cfg.seed,
@@ -321,7 +331,7 @@ def one_line_errors(folder: Path) -> Iterator[None]:
 
     def advice() -> str:
         if (folder / LAST).exists():
-            return f"type the same command with {as_setting('resume', folder)} to continue"
+            return f"type python train.py {as_setting('resume', folder)} to continue"
         return "no checkpoint was written yet"
 
     with one_line_faults(advice):

@@ -165,9 +165,18 @@ class Settings(TypedDict, total=False):
     ema: Decay | None
 
 
+class BaseWeights(TypedDict):
+    """Weights that a run was finetuned from: their name on the hub and their license, as far as they are known."""
+
+    name: Annotated[str, Field(pattern=r"^[\w./-]{1,200}$")] | None
+    license: Identifier | None
+
+
 class RunMetadata(TypedDict, total=False):
     """What a training run records about itself."""
 
+    command: list[Annotated[str, AfterValidator(_check_text)]]
+    base: BaseWeights | None
     name: ShortText
     method: ShortText
     seed: Seed

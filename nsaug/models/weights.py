@@ -66,11 +66,20 @@ def save_config(folder: str | Path, vit: NoisyViT, metadata: dict[str, Any]) -> 
 
 def save_weights(folder: str | Path, model: Any) -> None:
     """Write the weights of a timm model to `model.safetensors`."""
+    with atomic_write(Path(folder) / WEIGHTS) as tmp_path:
+        tmp_path.write_bytes(_to_bytes(model))  # not save_file: its files are readable by their owner alone
+
+
+def has_weights(folder: str | Path, model: Any) -> bool:
+    """Whether `model.safetensors` in a folder holds the weights of a timm model."""
+    file = Path(folder) / WEIGHTS
+    return is_file(file) and file.read_bytes() == _to_bytes(model)
+
+
+def _to_bytes(model: Any) -> bytes:
     # Copied, because safetensors refuses tensors that share memory, as in CoaT.
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
-    with atomic_write(Path(folder) / WEIGHTS) as tmp_path:
-        # Not save_file: its files are readable by their owner alone.
-        tmp_path.write_bytes(save(tensors, metadata={"format": "pt"}))
+    return save(tensors, metadata={"format": "pt"})
 
 
 def find_weights(folder: Path) -> Path | None:

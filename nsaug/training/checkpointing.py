@@ -36,7 +36,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             # torch's writer raises a RuntimeError after the OSError of the file.
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             advice = (
-                f"the one before is intact: free disk space and type {as_setting('resume', path.parent)}"
+                f"the one before is intact: free disk space and type python train.py"
+                f" {as_setting('resume', path.parent)}"
                 if path.exists()
                 else "there is none before it: free disk space, or type hydra.run.dir=PATH"
             )

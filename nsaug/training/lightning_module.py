@@ -199,6 +199,14 @@ class Finetuner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped = checkpoint["skipped"]
 
+    def on_train_start(self) -> None:
+        # A checkpoint holds the learning rate in the schedule of its own run, which may have been shorter.
+        scheduler: Any = self.lr_schedulers()
+        for group, lr, factor in zip(
+            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = lr * factor(scheduler.last_epoch)
+
     def on_fit_start(self) -> None:
         if self.vit.compile_forward:
             check_compile(self.device)

@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
 
 RESUME_IGNORED = ("trainer.enable_progress_bar", "data.num_workers")
-"""Settings that do not affect results and may change on resume."""
+"""Settings that do not affect results."""
+LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
+RESUME_MAY_CHANGE = (*RESUME_IGNORED, *LENGTH, "data.root", "data.classes", "data.download")
+"""Also those of the length of a run, and where its images are: their ids and classes are compared."""
 
 
 @with_config(ConfigDict(extra="allow", arbitrary_types_allowed=True))
@@ -66,7 +69,9 @@ def find_resume_checkpoint(resume: bool | str | None, folder: Path) -> tuple[Pat
         raise UserError(f"resume={path} cannot be read ({first_line(error)})") from error
     if checkpoint is None:
         if resume is not True:
-            raise UserError(f"resume={path} has no {LAST}: name the output folder of a run")
+            runs = sorted(path.glob(f"*/{LAST}"))  # of a sweep
+            advice = f"such as {as_setting('resume', runs[0].parent)}" if runs else ""
+            raise UserError(f"resume={path} has no {LAST}: name the output folder of a run{advice and f', {advice}'}")
         log.info("%s has no checkpoint to resume: starting a new run", folder)
         return folder, None
     if checkpoint == path and not is_valid(path):
@@ -181,11 +186,14 @@ def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any], folder:
         raise UserError(f"resume={folder}: that run is of an earlier version of nsaug: start a new run")
     compared = ("settings", "seed", "class_names")
     old, new = ({key: run[key] for key in compared if key in run} for run in (before, now))
-    for key, theirs, ours in diff_configs(old, new):
+    for key, theirs, ours in diff_configs(old, new, RESUME_MAY_CHANGE):
         raise UserError(
-            f"resume={folder}: that run has {key.removeprefix('settings.')}={theirs}, this command {ours}: type the"
-            " command that started it"
+            f"resume={folder}: that run has {key.removeprefix('settings.')}={theirs}, this command {ours}: type"
+            f" {as_setting('resume', folder)} without other settings, or start a new run"
         )
+    for key, theirs, ours in diff_configs(before["settings"], now["settings"]):
+        if key in LENGTH:
+            log.info("%s=%s, was %s: the learning rate is now that of a run of the new length", key, ours, theirs)
     if changes := split_changes(before["splits"], now["splits"]):
         raise UserError(
             f"resume={folder}: the images have changed since that run started ({changes}): restore them, or start a new"
@@ -193,9 +201,28 @@ def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any], folder:
         )
 
 
-def diff_configs(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (key, old value, new value) for every setting that differs, except those in `RESUME_IGNORED`."""
+def check_duration(checkpoint: Path, durations: Mapping[str, int], folder: Path) -> None:
+    """Raise UserError if a resumed run would end before its checkpoint.
+
+    Args:
+        checkpoint: of the run.
+        durations: `max_epochs` and `max_steps`, as far as they limit the run.
+        folder: of the run.
+    """
+    content = read_checkpoint(checkpoint, mmap=True)
+    for key, done in (("max_epochs", content["epoch"] + 1), ("max_steps", content["global_step"])):
+        if durations.get(key, done) < done:
+            raise UserError(
+                f"resume={folder}: that run has begun {key.removeprefix('max_')[:-1]} {done}, trainer.{key} ends it"
+                f" after {durations[key]}: type a larger number"
+            )
+
+
+def diff_configs(
+    before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...] = RESUME_IGNORED
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, old value, new value) for every setting that differs, except those that are ignored."""
     old, new = flatten(before), flatten(now)
     for key in {**new, **old}:
-        if old.get(key) != new.get(key) and not key.endswith(RESUME_IGNORED):
+        if old.get(key) != new.get(key) and not key.endswith(ignored):
             yield key, old.get(key), new.get(key)

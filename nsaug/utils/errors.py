@@ -49,13 +49,18 @@ def unknown_name(prefix: str, name: str, known: Iterable[str]) -> str:
     return f"{scope}{name}: no such setting{hint}"
 
 
-def as_setting(name: str, value: object) -> str:
-    """A setting as it can be typed in a shell: quoted where the shell or Hydra needs it."""
+def as_override(name: str, value: object) -> str:
+    """A setting as Hydra reads it: its value is quoted where Hydra needs it."""
     text = str(value)
     if re.fullmatch(r"[A-Za-z0-9_./:+@%-]+", text):
         return f"{name}={text}"
     escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + match[2].replace('"', '\\"'), text)  # Hydra's rule
-    return shlex.quote(f'{name}="{escaped}"')
+    return f'{name}="{escaped}"'
+
+
+def as_setting(name: str, value: object) -> str:
+    """A setting as it can be typed in a shell: quoted where the shell or Hydra needs it."""
+    return shlex.quote(as_override(name, value))
 
 
 def log_failure(log: logging.Logger, title: str, error: Exception) -> str:

@@ -12,6 +12,10 @@ INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 JOINERS = "\u200c\u200d"
 """Format characters that are a part of words in some scripts, and of emoji."""
 
+MARKDOWN_ESCAPES = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {character: f"\\{character}" for character in "\\`*[]|~$"}
+)
+
 LINE_SECONDS = 30.0
 """Time between two lines of progress where stdout is not a terminal."""
 
@@ -35,6 +39,11 @@ def _escape(character: str) -> str:
 def preview(names: Sequence[str]) -> str:
     """The first three names, as text of one line."""
     return printable(", ".join(names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def markdown_text(text: str) -> str:
+    """Text without meaning in Markdown and HTML, for paragraphs and table cells."""
+    return text.translate(MARKDOWN_ESCAPES)
 
 
 def decodable(name: str) -> str:

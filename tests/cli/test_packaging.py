@@ -51,6 +51,11 @@ def test_console_command_trains_in_an_empty_folder(installed, tmp_path):
     done = command(installed, tmp_path, str(installed / "bin" / "nsaug-evaluate"), "checkpoint=nowhere")
     assert done.returncode == 1
     assert done.stderr.startswith("error: checkpoint=nowhere does not exist")
+    done = command(installed, tmp_path, str(installed / "bin" / "nsaug-push"), "checkpoint=run", "repo=vit")
+    assert done.stderr.startswith("error: repo=vit: type repo=USER/vit")
+    output = ("format=torch_export", "output=vit.pt2")
+    done = command(installed, tmp_path, str(installed / "bin" / "nsaug-export"), "checkpoint=run", *output)
+    assert done.stdout.startswith("vit.pt2: images (batch, 3, 8, 8) in [0, 1]")
 
 
 @pytest.mark.slow

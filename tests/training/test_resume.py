@@ -13,12 +13,12 @@ import torch
 from nsaug.cli import train
 from nsaug.models import weights
 from nsaug.models.weights import read_metadata
-from nsaug.training import checkpointing, resume
-from nsaug.training.lightning_module import Finetuner
+from nsaug.training import checkpointing, lightning_module, resume
+from nsaug.training.lightning_module import AdamWConfig, Finetuner, warmup_cosine
 from nsaug.training.loggers import MetricsLogger
 from nsaug.utils.errors import UserError
 from nsaug.utils.files import atomic_write
-from scripts.fault_injection import SETTINGS, difference
+from scripts.fault_injection import SETTINGS, difference, equal
 from tests.commands import FAST, cli_error, hold_lock, metrics, run
 from tests.conftest import ROOT
 from tests.data.helpers import make_tree
@@ -70,6 +70,46 @@ def test_resumed_run_is_bit_identical(variant, monkeypatch, tmp_path, capsys, br
     run(train, monkeypatch, *settings, f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/other")
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
     assert not (tmp_path / "other" / "model.safetensors").exists()
+
+
+def learning_rates(folder):
+    return [float(row["train/lr"]) for row in metrics(folder) if row["train/lr"]]
+
+
+def test_finished_run_is_extended(monkeypatch, tmp_path, caplog):
+    """Its learning rate is from then on that of a run of the new length; with a constant one it is that run."""
+    settings = [*SHORT[:-1], "trainer.log_every_n_steps=1"]
+    run(train, monkeypatch, *settings, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/cosine")
+    run(train, monkeypatch, f"resume={tmp_path}/cosine", "trainer.max_epochs=2")
+    config = AdamWConfig(lr=read_metadata(tmp_path / "cosine")["settings"]["optim"]["lr"])
+    expected = [
+        config.lr * warmup_cosine(step, total, round(config.warmup * total))
+        for total, steps in ((20, range(20)), (40, range(20, 40)))
+        for step in steps
+    ]
+    assert learning_rates(tmp_path / "cosine") == pytest.approx(expected)
+
+    monkeypatch.setattr(lightning_module, "warmup_cosine", lambda *_, **__: 1.0)
+    run(train, monkeypatch, *settings, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/whole")
+    run(train, monkeypatch, *settings, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/extended")
+    run(train, monkeypatch, f"resume={tmp_path}/extended", "trainer.max_epochs=2")
+    assert difference(tmp_path / "whole", tmp_path / "extended") == ""
+
+
+def test_steps_are_extended_and_cannot_end_before_the_checkpoint(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(lightning_module, "warmup_cosine", lambda *_, **__: 1.0)
+    for name, steps in (("whole", 33), ("extended", 25)):
+        run(train, monkeypatch, *FAST, f"trainer.max_steps={steps}", f"hydra.run.dir={tmp_path}/{name}")
+    resumed = f"resume={tmp_path}/extended"
+    for setting, begun in (("max_epochs=1", "epoch 2"), ("max_steps=24", "step 25")):
+        line = cli_error(train, monkeypatch, capsys, resumed, f"trainer.{setting}")
+        key, number = setting.split("=")
+        assert line == (
+            f"error: {resumed}: that run has begun {begun}, trainer.{key} ends it after {number}: type a larger number"
+        )
+    run(train, monkeypatch, resumed, "trainer.max_steps=33")
+    states = [torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "extended")]
+    assert all(equal(states[0][key], states[1][key]) for key in ("state_dict", "optimizer_states", "global_step"))
 
 
 def test_changed_images_are_named(monkeypatch, tmp_path, capsys):
@@ -131,9 +171,9 @@ def test_sigterm_writes_a_checkpoint(monkeypatch, tmp_path, capsys, signal_handl
         run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/broken")
     assert stop.value.code == 128 + signal.SIGTERM
     assert torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)["global_step"] == 10
-    advice = f"type the same command with resume={tmp_path}/broken to continue"
+    advice = f"type python train.py resume={tmp_path}/broken to continue"
     assert capsys.readouterr().err.splitlines() == [f"stopped by SIGTERM: {advice}"]
-    run(train, monkeypatch, *settings, f"resume={tmp_path}/broken/last.ckpt")
+    run(train, monkeypatch, f"resume={tmp_path}/broken/last.ckpt")
     assert difference(tmp_path / "whole", tmp_path / "broken") == ""
 
 
@@ -150,7 +190,7 @@ def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys, signal_handlers):
     with pytest.raises(SystemExit) as stop:
         run(train, monkeypatch, *FAST, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run")
     assert stop.value.code == 130
-    line = f"stopped by Ctrl-C: type the same command with resume={tmp_path}/run to continue"
+    line = f"stopped by Ctrl-C: type python train.py resume={tmp_path}/run to continue"
     assert capsys.readouterr() == ("", f"{line}\n")
 
 
@@ -178,8 +218,8 @@ def test_resume_with_other_settings_is_refused(monkeypatch, tmp_path, trained, c
     ):  # fmt: skip
         line = cli_error(train, monkeypatch, capsys, *FAST, "trainer.max_epochs=1", f"resume={trained}", change)
         assert message in line
-        assert line.endswith("type the command that started it")
-    run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"resume={trained}", "data.num_workers=1")
+        assert line.endswith(f"type resume={trained} without other settings, or start a new run")
+    run(train, monkeypatch, f"resume={trained}", "data.num_workers=1", "logger=none")
 
 
 def test_resume_from_a_wrong_path_is_one_line(monkeypatch, tmp_path, capsys):
@@ -229,7 +269,7 @@ def test_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
         train, monkeypatch, capsys, *FAST, "trainer.max_epochs=1", "seed=1", f"hydra.run.dir={tmp_path}/run"
     )
     assert line.startswith(f"error: {tmp_path}/run/last.ckpt cannot be written (No space left on device); ")
-    assert line.endswith(f"the one before is intact: free disk space and type resume={tmp_path}/run")
+    assert line.endswith(f"the one before is intact: free disk space and type python train.py resume={tmp_path}/run")
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == kept
     assert sorted(path.name for path in (tmp_path / "run").glob(".*.tmp")) == []
 
@@ -243,7 +283,7 @@ def test_full_disk_beside_checkpoints_is_one_line(monkeypatch, tmp_path, capsys,
     monkeypatch.setattr(weights, name, full)
     line = cli_error(train, monkeypatch, capsys, *FAST, "trainer.max_steps=1", f"hydra.run.dir={tmp_path}/run")
     kept = {
-        "save_weights": f"type the same command with resume={tmp_path}/run to continue",
+        "save_weights": f"type python train.py resume={tmp_path}/run to continue",
         "save_config": "no checkpoint was written yet",
     }[name]
     assert line == f"error: [Errno 28] No space left on device: '{tmp_path}/run/file'; {kept}"

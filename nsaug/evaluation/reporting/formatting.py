@@ -12,8 +12,8 @@ from nsaug.evaluation.benchmarks import CONDITIONS
 from nsaug.evaluation.corruption_error import ERRORS
 from nsaug.evaluation.reporting.notes import find_notes
 from nsaug.evaluation.reporting.summaries import EXPECTED_ROBUSTNESS, SCORE
-from nsaug.evaluation.reporting.text import markdown_text
 from nsaug.evaluation.results import AVERAGED, SUMMARY, format_strength
+from nsaug.utils.text import markdown_text
 
 ALPHA_METRICS = ("influence", "agreement", "confidence_change", "feature_change", "rms", "unreachable_energy")
 """Metrics that analyses measure at every scale α of a noise."""

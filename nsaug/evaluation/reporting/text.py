@@ -8,9 +8,6 @@ from nsaug.evaluation.results import AnalysisResult, BenchmarkResult, PerImageRe
 from nsaug.utils.text import printable
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-MARKDOWN_ESCAPES = str.maketrans(
-    {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {character: f"\\{character}" for character in "\\`*[]|~$"}
-)
 
 
 def printable_results(results: list[BenchmarkResult]) -> list[BenchmarkResult]:
@@ -61,11 +58,6 @@ def _printable_values(value: Any) -> Any:
 def csv_cell(value: Any) -> Any:
     """A cell that a spreadsheet does not run as a formula: such text gets a leading apostrophe; numbers are kept."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
-
-
-def markdown_text(text: str) -> str:
-    """Text without meaning in Markdown and HTML, for paragraphs and table cells."""
-    return text.translate(MARKDOWN_ESCAPES)
 
 
 def shorten(text: str, length: int = 40) -> str:

@@ -81,11 +81,11 @@ def step_axis(name: str, device: str, num_rounds: int) -> str:
             seconds = bench.seconds(steps[x])
             if number:  # the first round warms up
                 times[x].append(seconds)
-    x = list(benches)
-    time_slope = slope(x, [statistics.median(times[value]) for value in x])
-    memory_slope = slope(x, [bench.peak_memory(steps[value]) for value, bench in benches.items()])
-    flops_slope = slope(x, [count_flops(bench) for bench in benches.values()])
-    return row(name, x, time_slope, flops_slope, memory_slope, MEMORY[name])
+    xs = list(benches)
+    time_slope = slope(xs, [statistics.median(times[x]) for x in xs])
+    memory_slope = slope(xs, [bench.peak_memory(steps[x]) for x, bench in benches.items()])
+    flops_slope = slope(xs, [count_flops(bench) for bench in benches.values()])
+    return row(name, xs, time_slope, flops_slope, memory_slope, MEMORY[name])
 
 
 def num_steps_axis(device: str, num_rounds: int) -> str:
@@ -110,8 +110,8 @@ def evaluation_axis(name: str, run: Path, num_rounds: int) -> str:
         for x, value in values.items():
             start = evaluate_seconds(run, f"{key}={value}", "dry_run=true")
             times[x].append(evaluate_seconds(run, f"{key}={value}") - start)
-    x = list(values)
-    return row(name, x, slope(x, [statistics.median(times[value]) for value in x]), theory)
+    xs = list(values)
+    return row(name, xs, slope(xs, [statistics.median(times[x]) for x in xs]), theory)
 
 
 def evaluate_seconds(run: Path, *settings: str) -> float:

@@ -158,6 +158,7 @@ def agent(monkeypatch, tmp_cwd):
         def __init__(self, command, env, forward_signals):
             commands.append(command)
 
+    wandb.teardown()  # it caches the environment of its first use
     for name in ("DIR", "RUN_ID", "SWEEP_PARAM_PATH"):  # the agent sets them
         monkeypatch.setenv(f"WANDB_{name}", "")
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
@@ -172,7 +173,7 @@ def agent(monkeypatch, tmp_cwd):
         return commands[-1]
 
     yield start
-    wandb.teardown()  # it caches the environment
+    wandb.teardown()
 
 
 def test_agents_of_wandb_search_two_settings(monkeypatch, tmp_path, agent):

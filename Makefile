@@ -39,7 +39,7 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_language.py
 
-study: $(READY)  ## finetune by every method on digits, seven seeds, and evaluate: outputs/study (20 minutes)
+study: $(READY)  ## finetune by every method on digits, seven seeds, and evaluate: outputs/study (25 minutes)
 	$(BIN)/python studies/study.py test
 
 benchmark: $(READY)  ## cost of training steps and of evaluation, as ratios

@@ -43,6 +43,8 @@ CASES = {  # settings of train.py, number of timed steps, and the limit of `step
         [
             "data=custom",
             "data._target_=training.RandomImages",
+            "+data.batch_size=16",
+            "+data.val_fraction=0",
             "model=vit_ti",
             "model.pretrained=false",
             "method=clean",
@@ -71,7 +73,7 @@ class StepTimes(L.Callback):
 
 
 class RandomImages(ImageDataModule):
-    """As many random images as the steps take, in memory."""
+    """As many random images as the steps of the case vit_ti take, in memory."""
 
     class_names = ["0", "1"]  # noqa: RUF012  (as in ImageDataModule)
 

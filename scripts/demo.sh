@@ -26,8 +26,10 @@ for seed in 0 1 2; do
     pretrain_and_finetune "$seed" &
     pids="$pids $!"
 done
+failed=0
 for pid in $pids; do
-    wait "$pid"
+    wait "$pid" || failed=1
 done
+[ $failed = 0 ]
 $python evaluate.py "checkpoint=[$out/pretrained/*,$out/clean/*,$out/nullspace/*]" suite=demo accelerator=cpu devices=2 \
     cache=$out/cache hydra.run.dir=$out/results

@@ -10,7 +10,7 @@ Intervals are 95 % intervals over seeds (Student's t); differences are paired by
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -424,17 +424,6 @@ def write_docs() -> None:
 # Figures
 
 
-def save_figure(path: Path, num_panels: int, draw: Callable[[list[Any]], None]) -> None:
-    figure, axes = plt.subplots(1, num_panels, figsize=(4.2 * num_panels, 3.6), layout="constrained", squeeze=False)
-    draw(list(axes[0]))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def add_legend(axes: Any) -> None:
-    axes.legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
-
-
 def plot_frontiers(table: pd.DataFrame, path: Path) -> None:
     """Plot accuracy under attack and corruption over that on clean images, a line for the strengths of a method.
 
@@ -472,17 +461,16 @@ def plot_frontiers(table: pd.DataFrame, path: Path) -> None:
 def plot_radius(runs: pd.DataFrame, path: Path) -> None:
     """Plot top-1 of every run under PGD and corruptions over its radius."""
     families = runs["name"].map(method_family)
-
-    def draw(panels: list[Any]) -> None:
-        for axes, metric in zip(panels, ("robustness", "corruptions"), strict=True):
-            for family, color in colors([*FAMILIES, "plain"]).items():
-                selected = runs[families == family]
-                axes.plot(selected["radius"], selected[metric], "o", markersize=3, color=color, label=family)
-            axes.set_xlabel("radius, in rms(u)")
-            axes.set_ylabel(f"top-1, %, {METRICS[metric]}")
-        add_legend(panels[1])
-
-    save_figure(path, 2, draw)
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
+    for panel, metric in zip(panels, ("robustness", "corruptions"), strict=True):
+        for family, color in colors([*FAMILIES, "plain"]).items():
+            selected = runs[families == family]
+            panel.plot(selected["radius"], selected[metric], "o", markersize=3, color=color, label=family)
+        panel.set_xlabel("radius, in rms(u)")
+        panel.set_ylabel(f"top-1, %, {METRICS[metric]}")
+    panels[1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def method_of(entry: str) -> str:

@@ -1,30 +1,39 @@
-"""Create or update the dashboard of a W&B project: `nsaug-dashboard --help`. conf/dashboard.yaml lists the settings."""
+"""Create or update the dashboard of a W&B project.
 
-import logging
+    nsaug-dashboard project=robust entity=my-team     type it again to restore its panels
+
+Settings, with their defaults:
+
+    project=nsaug      as logger.project of train.py
+    entity=null        user or team; null: the default of the account
+
+Needs pip install 'nsaug[dashboard]'. docs/tracking.md lists the panels.
+"""
+
 import re
 
-from omegaconf import DictConfig
-
-from nsaug.cli.app import entry_point, validate_config, validate_value
+from nsaug.cli.plain import plain_command
 from nsaug.utils.errors import UserError
-
-log = logging.getLogger("nsaug.dashboard")
-
-TOP_LEVEL_KEYS = {"project", "entity"}
+from nsaug.utils.types import Text, validated_dataclass
 
 
-@entry_point("dashboard")
-def main(cfg: DictConfig) -> None:
-    """Check the settings and save the workspace."""
+@validated_dataclass
+class DashboardSettings:
+    """Which project."""
+
+    project: Text = "nsaug"
+    entity: Text | None = None
+
+
+@plain_command
+def main(settings: DashboardSettings) -> None:
+    """Check the names and save the dashboard."""
     from nsaug.evaluation.reporting.dashboard import save_workspace
-    from nsaug.utils.types import Text
 
-    validate_config(cfg, TOP_LEVEL_KEYS)
-    for key, annotation in (("project", Text), ("entity", Text | None)):
-        validate_value(key, cfg[key], annotation, is_converted=False)
-        if re.search(r"[/\\#?%:]", cfg[key] or ""):
-            raise UserError(f"{key}={cfg[key]}: W&B allows none of / \\ # ? % : in it")
-    log.info("W&B: %s", save_workspace(cfg.project, cfg.entity))
+    for key, name in (("project", settings.project), ("entity", settings.entity)):
+        if re.search(r"[/\\#?%:]", name or ""):
+            raise UserError(f"{key}={name}: W&B allows none of / \\ # ? % : in it")
+    print(f"W&B: {save_workspace(settings.project, settings.entity)}")
 
 
 if __name__ == "__main__":

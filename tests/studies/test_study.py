@@ -238,6 +238,12 @@ def test_rank_correlation_interval_has_its_coverage(report):
 # Composition and refusals
 
 
+def test_method_of_every_entry(entries, report):
+    for data in entries.DATA:
+        for method, sweep in entries.METHODS.items():
+            assert {report.method_of(entry) for entry in sweep.entries(method, data)} == {method}
+
+
 @pytest.mark.parametrize("data", ["digits", "cifar10", "imagenette"])
 @pytest.mark.parametrize("stage", ["tune", "variants"])
 def test_all_entries_are_valid(study, stage, data):

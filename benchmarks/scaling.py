@@ -117,7 +117,7 @@ def evaluation_axis(name: str, run: Path, num_rounds: int) -> str:
 def evaluate_seconds(run: Path, *settings: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         output = [f"cache={folder}/cache", f"hydra.run.dir={folder}/out", "tracking.wandb=off"]
-        suite = ["suite=clean", "suite.attacks={pgd:{num_steps:200,eps:[8/255,16/255]}}", "accelerator=cpu"]
+        suite = ["suite=clean", "+suite.attacks.pgd={num_steps:100,eps:[8/255,16/255]}", "accelerator=cpu"]
         start = time.perf_counter()
         run_script("evaluate.py", f"checkpoint={run}", *suite, *settings, *output)
         return time.perf_counter() - start
@@ -145,7 +145,7 @@ def row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{'axis':10} {'time':>8} {'theory':>8} {'memory':>8} {'theory':>8}   values, on {device}")

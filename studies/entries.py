@@ -89,7 +89,7 @@ VARIANTS = {
     "init_scale": Sweep("method=nullspace nullspace.eps=0.3 nullspace.init_scale={}", ("0.02", "0.25", "0.5")),
     "num_steps": Sweep("method=nullspace nullspace.eps=0.3 nullspace.num_steps={}", ("1", "2", "6")),
     "image": Sweep(
-        f"{NOISE} nullspace.space=image nullspace.geometry=linf nullspace.init_scale={{start}} nullspace.eps={{}}",
+        f"{NOISE} nullspace.space=image nullspace.init_scale={{start}} nullspace.eps={{}}",
         ("0.03", "0.3", "0.8", "1.5"),
     ),
     "descended": Sweep(f"{DIRECTED} nullspace.direction=descended nullspace.eps={{}}", ("0.1", "0.3", "0.8")),

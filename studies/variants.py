@@ -37,7 +37,8 @@ class VariantNoise(nn.Module):
         num_steps: K.
         geometry: the norm in which each step is the smallest.
         space: add the noise to the patch embeddings, or to the image. In the image, the result is an adversarial
-            example whose radius follows from ε.
+            example whose radius follows from ε. Its steps are the smallest in L-inf and solve for φ itself: from the
+            little that noise on pixels changes at first, steps in log φ are too short.
         reachable: project noise and steps on what a change of the image causes.
         ramp_steps: ε grows from 0 to its value over as many steps.
     """
@@ -89,7 +90,7 @@ class VariantNoise(nn.Module):
             self.step += 1
             eps = eps * (self.step / self.ramp_steps).clamp(max=1)
         target, before = (LEVEL * eps).sqrt(), None
-        step_function = newton_step if self.geometry == "l2" else newton_step_linf
+        on_image = self.space == "image"
         with eval_mode(model), params_frozen(model):
             for step in range(self.num_steps):
                 noise.requires_grad_()
@@ -98,7 +99,10 @@ class VariantNoise(nn.Module):
                     (gradient,) = torch.autograd.grad(phi.sum(), noise)
                 noise, phi = noise.detach(), phi.detach()
                 before = phi.square() if before is None else before
-                noise = step_function(noise, self.reach(model, gradient), phi, target)
+                if on_image or self.geometry == "linf":
+                    noise = newton_step_linf(noise, self.reach(model, gradient), phi, target, logarithmic=not on_image)
+                else:
+                    noise = newton_step(noise, self.reach(model, gradient), phi, target)
                 if step == self.num_steps - 1:
                     noise = scale_noise(noise, torch.where(phi.square() >= eps, target / phi, 1.0))
         logits = self.logits(model, images, noise)
@@ -234,12 +238,17 @@ def root_influence(logits: Tensor, clean_logits: Tensor) -> Tensor:
     return (logits.softmax(-1) - clean_logits.softmax(-1)).norm(dim=-1)
 
 
-def newton_step_linf(noise: Tensor, gradient: Tensor, phi: Tensor, target: Tensor) -> Tensor:
-    """`newton_step` with the smallest change in the L-inf norm: along the sign of the gradient."""
+def newton_step_linf(noise: Tensor, gradient: Tensor, phi: Tensor, target: Tensor, logarithmic: bool = True) -> Tensor:
+    """`newton_step` with the smallest change in the L-inf norm: along the sign of the gradient.
+
+    Args:
+        logarithmic: solve for log φ, as `newton_step` does, or for φ itself.
+    """
     slope = gradient.flatten(1).abs().sum(1)
     largest = MAX_STEP * noise.flatten(1).abs().amax(1)
     phi = phi.clamp_min(torch.finfo(phi.dtype).tiny)
-    length = (phi * (phi / target).log() / slope).clamp(-largest, largest)
+    excess = phi * (phi / target).log() if logarithmic else phi - target
+    length = (excess / slope).clamp(-largest, largest)
     return noise - scale_noise(gradient.sign(), torch.where(slope > 0, length, 0.0))
 
 

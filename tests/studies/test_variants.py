@@ -33,7 +33,7 @@ def test_without_a_change_it_is_the_default(variants, vit, images):
 
 
 def test_noise_on_the_image(variants, vit, images):
-    noise = variants.VariantNoise(eps=0.01, space="image", geometry="linf", init_scale=2.0, num_steps=6)
+    noise = variants.VariantNoise(eps=0.01, space="image", init_scale=2.0, num_steps=6)
     result = noise(vit, images, generator=make_generator("cpu", 0))
     assert result.noise.shape == images.shape
     torch.testing.assert_close(result.logits, vit((images + result.noise).clamp(0, 1)))
@@ -55,6 +55,9 @@ def test_linf_step_solves_the_linearized_equation_with_the_smallest_largest_chan
     moved = phi.log() + (change * gradient).sum((1, 2)) / phi
     torch.testing.assert_close(moved[[0, 1, 3]], target.log()[[0, 1, 3]])
     assert largest[3] < 1e-12
+    change = variants.newton_step_linf(noise, gradient, phi, target, logarithmic=False) - noise
+    moved = phi + (change * gradient).sum((1, 2))
+    torch.testing.assert_close(moved[[0, 1, 3]], target[[0, 1, 3]])
     l2 = variants.newton_step(noise, gradient, phi, target) - noise
     assert (largest <= l2.flatten(1).abs().amax(1)).all()
 

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fault-injection fuzz study lint dist benchmark nullity clean
+.PHONY: help setup demo test test-slow fault-injection fuzz study lint docs dist benchmark nullity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_language.py
+
+docs: $(READY)  ## build the documentation, without network; warnings are errors: site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 dist: $(READY)  ## build wheel and sdist, and check what a package index would: dist/
 	rm -rf dist

@@ -8,6 +8,7 @@ fails.
 import importlib.metadata
 import importlib.util
 import re
+import shlex
 import shutil
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from hydra.core.override_parser.types import IntervalSweep
 
 from nsaug.cli import dashboard, evaluate, export, push, train
 from nsaug.cli.plain import _parse
+from tests import doc_blocks
 from tests.commands import FAST, run
 from tests.conftest import ROOT
 from tests.doc_blocks import PAGES, page_commands, read_blocks
@@ -208,3 +210,23 @@ def test_some_commands_run_and_some_cannot():
     assert len(runnable) > 20
     for path in ELSEWHERE.values():
         assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("```\npython train.py\n```\n", "the language is one of"), ("\n    python train.py\n", "write ```sh")],
+)
+def test_blocks_without_a_known_language_fail(monkeypatch, tmp_path, text, message):
+    monkeypatch.setattr(doc_blocks, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(AssertionError, match=message):
+        read_blocks("page.md")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["nsaug-trian", "make dcos", "pip install 'nsaug[atacks]'", "python -m nsuag", "python studies/study.py --x"],
+)
+def test_unknown_programs_and_options_fail(command):
+    with pytest.raises(AssertionError):
+        check_other_program(shlex.split(command))

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fault-injection fuzz study lint benchmark nullity clean
+.PHONY: help setup demo test test-slow fault-injection fuzz study lint docs dist benchmark nullity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -39,6 +39,14 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_language.py
 
+docs: $(READY)  ## build the documentation, without network; warnings are errors: site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+dist: $(READY)  ## build wheel and sdist, and check what a package index would: dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
 study: $(READY)  ## finetune by every method on digits, seven seeds, and evaluate: outputs/study (25 minutes)
 	$(BIN)/python studies/study.py test
 
@@ -50,4 +58,4 @@ nullity: $(READY)  ## dimension of the exact nullspace for timm's ViT families
 	$(BIN)/python -m nsaug.nullspace.nullity
 
 clean:  ## remove the environment and all outputs
-	rm -rf .venv outputs
+	rm -rf .venv outputs build dist site

@@ -1,6 +1,6 @@
 """Fail on words that DESIGN.md bans from code, docs and messages.
 
-    python scripts/check_language.py [FILE ...]      without files: all tracked .py, .yaml, .md, .html and .sh files
+    python scripts/check_language.py [FILE ...]      without files: all tracked files with one of SUFFIXES
 
 Prints file:line and the word. `each` and `found` are fine as words, but not as names of variables in Python.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-SUFFIXES = (".py", ".yaml", ".md", ".html", ".sh")
+SUFFIXES = (".py", ".yaml", ".yml", ".cff", ".md", ".html", ".sh")
 WORDS = re.compile(r"\b(judg(?:e[sd]?|ing)|told|anew|mend(?:s|ed|ing)?|dear(?:er|est)?)\b", re.IGNORECASE)
 PHRASES = re.compile(
     r"what belongs to|of which there are|\broom for\b|\bma(?:ke|kes|de|king) room\b|\bGB of room\b", re.IGNORECASE

@@ -1,6 +1,9 @@
-"""The Python code in README.md and docs/method.md runs, and prints what the page shows."""
+"""Python code in README.md and docs/ runs or imports, links lead somewhere, and the site loads only its own files."""
 
+import ast
 import re
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -9,17 +12,21 @@ import torch
 from nsaug.cli import train
 from tests.commands import FAST, run
 from tests.conftest import ROOT
+from tests.doc_blocks import PAGES, read_blocks
 
 
-def python_blocks(path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert blocks, f"{path} has no Python code"
-    return blocks
+def python_blocks(page):
+    return [block.text for block in read_blocks(page) if block.language == "python"]
 
 
-def test_readme_synthesizes_noise_in_five_lines(monkeypatch):
+@pytest.fixture
+def without_weights(monkeypatch):
+    """`timm.create_model` without weights, which would be downloaded."""
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))  # no network
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
+
+
+def test_readme_synthesizes_noise_in_five_lines(without_weights):
     (code,) = python_blocks("README.md")
     names = {}
     exec(code, names)
@@ -34,6 +41,21 @@ def test_readme_synthesizes_noise_in_five_lines(monkeypatch):
     assert len(statements) <= 5
 
 
+def test_library_page_makes_a_loss(without_weights):
+    names = {}
+    for code in python_blocks("README.md") + python_blocks("docs/library.md"):
+        exec(code, names)
+    assert names["loss"].isfinite()
+    assert names["vit"].model.head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
+def test_python_code_imports_what_exists(page):
+    for code in python_blocks(page):
+        imports = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, type_ignores=[]), page, "exec"), {})
+
+
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     """One of the models that `make demo` trains, after one epoch."""
@@ -44,21 +66,17 @@ def demo(tmp_path, monkeypatch):
 def test_method_page_prints_its_table(demo, capsys):
     capsys.readouterr()
     names = {}
-    for code in python_blocks("docs/method.md"):
-        exec(code, names)
+    exec(python_blocks("docs/method.md")[0], names)
     heading, *rows = capsys.readouterr().out.splitlines()
     page = (ROOT / "docs/method.md").read_text()
-    assert f"    {heading}\n" in page
+    assert f"\n{heading}\n" in page
     assert len(rows) == 16
     for row in rows:  # the values depend on the model
         init_scale, num_steps, *_ = row.split()
         assert re.search(rf"^ +{re.escape(init_scale)} +{num_steps} ", page, flags=re.MULTILINE), row
 
 
-PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))]
-
-
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", [*PAGES, "CHANGELOG.md"])
 def test_links_lead_somewhere(path):
     page = ROOT / path
     for target, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", page.read_text()):
@@ -67,3 +85,21 @@ def test_links_lead_somewhere(path):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(), flags=re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+EXTERNAL = r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["'](?:https?:)?//|<link\b[^>]*\bhref=["'](?:https?:)?//"""
+
+
+def test_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}
+    for path in PAGES:
+        if path.startswith("docs/"):
+            assert path.removeprefix("docs/").replace(".md", ".html") in pages
+    assert not [name for name, text in pages.items() if re.search(EXTERNAL, text)]
+    assert "make setup" in re.sub(r"<[^>]*>", "", pages["index.html"])  # from README.md
+    assert 'id="nsaug.nullspace.synthesize"' in pages["reference/nullspace.html"]  # from docstrings
+    assert not [style for style in tmp_path.rglob("*.css") if re.search(r"url\(.?https?:", style.read_text())]

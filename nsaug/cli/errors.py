@@ -65,7 +65,8 @@ def format_error(error: Exception, config_name: str = "", arguments: Sequence[st
     log.debug("internal error", exc_info=error)
     both = "the log file of this run and HYDRA_FULL_ERROR=1 show"
     source = both if arguments is None else "HYDRA_FULL_ERROR=1 shows"
-    return f"internal error: {with_type(error)}; {source} the traceback: please report it"
+    report = "please report it, with what python -m nsaug --version prints"
+    return f"internal error: {with_type(error)}; {source} the traceback: {report}"
 
 
 def _composition_error(error: Exception, config_name: str, arguments: Sequence[str]) -> str | None:

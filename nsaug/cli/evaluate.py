@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from nsaug import __version__
 from nsaug.cli.app import (
     check_and_instantiate,
     entry_point,
@@ -481,7 +481,7 @@ def update_model_cards(cfg: DictConfig, results: "list[BenchmarkResult]", table:
             continue
         data = choices["data"] if "_target_" in cfg.data else model.metadata.get("data", {}).get("name", "its own data")
         title = f"suite {choices['suite']}, {cfg.split} images of {data}"
-        text = f"{now()}, nsaug {version('nsaug')}, seed {cfg.seed}. {markdown(rows, aggregate_seeds(rows))}"
+        text = f"{now()}, nsaug {__version__}, seed {cfg.seed}. {markdown(rows, aggregate_seeds(rows))}"
         folder = Path(model.checkpoint).parent
         try:
             add_results(folder, title, text)
@@ -521,7 +521,7 @@ def report_metadata() -> dict[str, str]:
     return {
         "command": "python evaluate.py " + " ".join(hydra.overrides.task),
         "date": now(),
-        "versions": f"nsaug {version('nsaug')}, torch {torch.__version__}, timm {timm.__version__}, "
+        "versions": f"nsaug {__version__}, torch {torch.__version__}, timm {timm.__version__}, "
         f"lightning {lightning.__version__}",
     }
 

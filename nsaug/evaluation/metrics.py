@@ -28,7 +28,8 @@ class PerImageScores:
         label: class index; the first one if there are several.
         prediction: class with the highest probability.
         confidence: probability of the prediction.
-        top1, top5: whether the label is the prediction, or among the five most probable classes.
+        top1: whether the label is the prediction.
+        top5: whether the label is among the five most probable classes.
         nll: negative log-likelihood of the label, in nats.
         brier: summed squared difference between the probabilities and the label, in [0, 2].
         extra: further metrics of a benchmark by name, (n,); their mean over images is reported.
@@ -86,7 +87,9 @@ def score_logits(
     Args:
         logits: (B, C).
         labels: (B,), or sets (B, k) padded with negative numbers.
-        inputs, extra, notes: attributes of the scores; `extra` as tensors (B,).
+        inputs: the images as the model saw them, (B, 3, H, W), for sample images.
+        extra: further metrics by name, (B,).
+        notes: what readers of the results have to know.
 
     Raises:
         RuntimeError: a logit is not finite.

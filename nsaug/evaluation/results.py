@@ -122,7 +122,9 @@ class Summary:
     """A mean over images that combines several results of a model, such as the score.
 
     Attributes:
-        benchmark, condition, metric: its key in tables; a summary has no strength.
+        benchmark: its name in tables, with `condition` and `metric`; a summary has no strength.
+        condition: what it combines.
+        metric: what it measures.
         ids: ids of the n images.
         values: (n,), one per image.
         notes: what readers of the results have to know.

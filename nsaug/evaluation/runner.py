@@ -71,7 +71,8 @@ class Runner:
         """Units without a result, without duplicates, the most expensive first.
 
         Args:
-            shard, num_shards: take one of that many fixed shares of all units.
+            shard: take this one of fixed shares of all units, counted from 0.
+            num_shards: how many shares there are.
         """
         units = {unit.key: unit for unit in reversed(self.plan.units)}
         distinct = [unit for unit in self.plan.units if units[unit.key] is unit]

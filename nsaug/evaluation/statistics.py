@@ -116,7 +116,8 @@ def frontier_area(clean: np.ndarray, robust: np.ndarray) -> float:
     reference point (0, 0); Zitzler and Thiele, PPSN 1998).
 
     Args:
-        clean, robust: accuracies of the m models of a sweep, (m,), in [0, 1].
+        clean: accuracies of the m models of a sweep on clean images, (m,), in [0, 1].
+        robust: their robust accuracies, (m,), in [0, 1].
     """
     area = covered = 0.0
     for c, r in sorted(zip(clean, robust, strict=True), key=lambda point: -point[1]):

@@ -81,7 +81,8 @@ class SuiteConfig:
         root: folder that contains the published test sets.
         imagenet: root of ImageNet, for test sets that share its images or labels.
         require_data: whether missing data sets are an error; otherwise they are skipped.
-        max_images, image_list: see `Subset`.
+        max_images: see `Subset`.
+        image_list: see `Subset`.
     """
 
     attacks: dict[str, Args] = Field(default_factory=dict)

@@ -58,7 +58,8 @@ class Unit:
 
     Attributes:
         job: number of the job it is a part of.
-        image_set, positions: its images.
+        image_set: number of the set that its images are in.
+        positions: of its images in that set.
         key: digest of everything that its result depends on.
         cost: approximate cost, to start expensive units first and to show progress.
         show: whether it keeps sample images.
@@ -82,7 +83,8 @@ class Job:
         model: number of the model.
         entry: the benchmark and its name; for transferred attacks with the name of the source.
         source: number of the model to attack, if it is another one.
-        image_set, positions: its images.
+        image_set: number of the set that its images are in.
+        positions: of its images in that set.
         classes: class indices to restrict predictions to; None for all.
         reference: positions of the images on which constants are measured.
         required: keys of the required results on other models, by their names.

@@ -99,8 +99,10 @@ def build_vit(
         img_size: input size in pixels, one number or (H, W); None: that of the weights.
         patch_size: patch size in pixels; None: the model's own.
         patch_embed: name of the module that is the patch embedding; None: the checkpoint's, else find it.
-        mean, std: normalization per channel of images in [0, 1]; None: that of the weights, else timm's.
-        crop_pct, interpolation: preprocessing; None: as for `mean`.
+        mean: normalization per channel of images in [0, 1]; None: that of the weights, else timm's.
+        std: likewise.
+        crop_pct: share of an image's side that the center crop keeps; None: as for `mean`.
+        interpolation: of resizing; None: as for `mean`.
         drop_path_rate: stochastic depth rate.
         compile: use torch.compile in training; see `NoisyViT.compiled`.
         grad_checkpointing: recompute the activations of blocks in the backward instead of storing them.

@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 
+from nsaug import __version__
 from nsaug.models.run_config import CONFIG, BaseWeights, RunConfig, RunMetadata, read_run_config
 from nsaug.models.weights import read_metadata, resolve_path
 from nsaug.utils.files import atomic_write, is_file
@@ -164,7 +165,7 @@ def _facts(config: RunConfig, run: RunMetadata, base: BaseWeights | None, size: 
         "optimizer": shown["optim"],
         "length": ", ".join(length),
         "seed": str(run.get("seed", "")),
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("nsaug", "torch", "timm")),
+        "versions": f"nsaug {__version__}, torch {version('torch')}, timm {version('timm')}",
     }
 
 

@@ -86,7 +86,8 @@ class ExactNullspace:
         that maximize it, found by L-BFGS.
 
         Args:
-            images, targets: (B, 3, H, W) in [0, 1].
+            images: (B, 3, H, W) in [0, 1].
+            targets: of the same shape and range.
 
         Returns:
             (B, 3, H, W) in [0, 1], in float64, on the CPU. The patch embeddings agree to about 1e-8; rounding the

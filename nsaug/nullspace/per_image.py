@@ -124,7 +124,8 @@ def newton_step(noise: Tensor, gradient: Tensor, phi: Tensor, target: float | Te
     """One step of Newton's method for log φ(v) = log target, for each noise v: v - φ log(φ / target) ∇φ / ||∇φ||².
 
     Args:
-        noise, gradient: (M, ...), the gradient of each φ to its noise.
+        noise: (M, ...).
+        gradient: (M, ...), of each φ to its noise.
         phi: (M,).
         target: a number, or (M,).
 

@@ -115,8 +115,7 @@ def learn_universal(
 class UniversalNoise(nn.Module):
     """The noise source of the paper's recipe: the same noise for all batches of an epoch.
 
-    Args:
-        eps, init_scale, lr, num_passes, data_fraction, layer: see `UniversalConfig`.
+    Its arguments are the settings of `UniversalConfig`.
 
     Attributes:
         noise: (1, *model.noise_shape(layer)), a buffer; zero until `start_epoch` has learned it.

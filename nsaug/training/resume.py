@@ -177,7 +177,8 @@ def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any], folder:
     """Raise UserError if a resumed run would continue with other settings.
 
     Args:
-        before, now: metadata of the run (`run_metadata`), as saved and of this command.
+        before: metadata of the run (`run_metadata`), as saved.
+        now: those of this command.
         folder: of the run.
     """
     if "settings" not in before:

@@ -47,7 +47,8 @@ class Member(NamedTuple):
 
     Attributes:
         tar: name of the tar file in a folder of tar files; empty for a single one.
-        offset, size: where its bytes are in that file.
+        offset: where its bytes begin in that file.
+        size: how many bytes they are.
         name: CLASS/PATH, as in a folder tree.
     """
 
@@ -147,7 +148,8 @@ def _list_images(
     Args:
         file: the outer tar file.
         skipped: counts the other files by kind.
-        start, size: where the tar begins in the file, and how long it is.
+        start: where the tar begins in the file.
+        size: how long it is.
 
     Raises:
         tarfile.TarError: it is damaged; tarfile itself stops at a damaged header without an error.

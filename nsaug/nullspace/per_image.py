@@ -29,7 +29,7 @@ MAX_STEP = 0.5
 class NullspaceNoise:
     """Settings of `synthesize`, and the noise source that calls it."""
 
-    eps: Eps = 0.03
+    eps: Eps = 0.3
     """ε bounds the influence of each image or, with scope per_batch, the mean influence over the batch."""
     init_scale: PositiveFloat = 0.1
     """The noise starts from U(-init_scale, init_scale) in multiples of rms(u), u being what it is added to."""

@@ -35,8 +35,8 @@ def test_names_and_folders_tell_what_varies(monkeypatch, tmp_path, tmp_cwd, titl
         f"hydra.sweep.dir={tmp_path}/sweep",
     )  # fmt: skip
     assert titles == [
-        "clean-eps4-255-s0", "clean-eps0.001-s0", "nullspace-nullspace.eps0.03-attack.eps4-255-s0",
-        "nullspace-nullspace.eps0.03-attack.eps0.001-s0",
+        "clean-eps4-255-s0", "clean-eps0.001-s0", "nullspace-nullspace.eps0.3-attack.eps4-255-s0",
+        "nullspace-nullspace.eps0.3-attack.eps0.001-s0",
     ]  # fmt: skip
     names = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert names == [
@@ -113,7 +113,7 @@ def test_a_given_name_is_kept():
 
 def test_a_single_run_is_named_after_its_method_and_noise(monkeypatch, tmp_path, titles):
     run(train, monkeypatch, *SHORT, "nullspace.init_scale=0.2", "seed=3", f"hydra.run.dir={tmp_path}")
-    assert titles == ["nullspace-eps0.03-init_scale0.2-s3"]
+    assert titles == ["nullspace-eps0.3-init_scale0.2-s3"]
 
 
 SEARCHED = {"nullspace.eps", "nullspace.init_scale"}

@@ -83,7 +83,7 @@ def test_code_of_the_card_loads_the_model(trained):
             if "vit" not in names:
                 assert names["logits"].shape == (1, 10)
         assert torch.equal(names["logits"], vit(names["images"]))
-    assert "| method | nullspace (noise.eps=0.03," in text
+    assert "| method | nullspace (noise.eps=0.3," in text
     assert "| data | digits, 1,310 training images, 10 classes: 0, 1, 2, ... |" in text
 
 

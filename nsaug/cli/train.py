@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import check_groups, entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
 from nsaug.cli.recorded import insert_recorded_settings
 from nsaug.cli.sweeps import varying_settings
@@ -26,6 +26,9 @@ from nsaug.utils.text import run_title
 
 if TYPE_CHECKING:
     from nsaug.data import ImageDataModule
+    from nsaug.methods import Method
+    from nsaug.models.noisy_vit import NoisyViT
+    from nsaug.training.lightning_module import Finetuner
 
 log = logging.getLogger("nsaug.train")
 
@@ -77,9 +80,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
     from nsaug.models.noisy_vit import NoisyViT
     from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space, remove_partial_checkpoints
-    from nsaug.training.lightning_module import AdamWConfig, Finetuner
     from nsaug.training.loggers import LoggerConfig, finish, is_rank_zero, wandb_run_info
-    from nsaug.training.mixup import Mixup
     from nsaug.training.resume import LAST, check_checkpoint, check_duration, check_same_config
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -93,17 +94,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
     if method.num_views > 1 and method.view_augment is None and not data.augments:
         log.warning("%s: identical views: set data.crop, data.hflip or data.auto_augment", method.name)
     data.configure(vit.data_config, seed=cfg.seed, num_views=method.num_views, view_augment=method.view_augment)
-    module = Finetuner(
-        vit,
-        method,
-        attack=instantiate(cfg.attack, Callable) if cfg.val_attack_batches else None,
-        optim=instantiate(cfg.optim, AdamWConfig),
-        mixup=instantiate(cfg.mixup, Mixup),
-        seed=cfg.seed,
-        val_attack_batches=cfg.val_attack_batches,
-        trainable=cfg.trainable,
-        max_nonfinite_batches=cfg.max_nonfinite_batches,
-    )
+    module = build_module(cfg, vit, method)
     if is_rank_zero():
         remove_partial_checkpoints(folder)
     check_disk_space(folder, vit)
@@ -160,29 +151,33 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
 
 def check_settings(cfg: DictConfig) -> None:
     """Check everything that can be checked without data and weights; raises UserError."""
-    from nsaug.training.param_groups import Trainable
-    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed, Text
-
     validate_config(cfg, TOP_LEVEL_KEYS)
-    for group in GROUPS:
-        if not isinstance(cfg.get(group), DictConfig):
-            raise UserError(f"{group}=null: this group cannot be left out")
+    check_groups(cfg, GROUPS)
+    check_values(cfg)
     for group, choice in (("data", "digits"), ("model", "micro")):
         if "_target_" not in cfg[group]:
             raise UserError(f"{group}=checkpoint is for evaluate.py: choose what to train, such as {group}={choice}")
-    types = {
-        "name": Text | None, "seed": Seed, "checkpoint": Text | None, "trainable": Trainable, "ema": Decay | None,
-        "save": Literal["last", "best"], "val_attack_batches": NonNegativeInt, "resume": bool | Text | None,
-        "checkpoint_every_n_steps": PositiveInt | None, "max_nonfinite_batches": NonNegativeInt,
-    }  # fmt: skip
-    for key, annotation in types.items():
-        validate_value(key, cfg[key], annotation, is_converted=False)
     if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.get("batch_size", 0) % 2:
         raise UserError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
     for key, advice in (("checkpoint", "type checkpoint=PATH"), ("num_classes", "it is that of the data")):
         if cfg.model.get(key) is not None:
             raise UserError(f"model.{key} cannot be set: {advice}")
     check_trainer(cfg.trainer)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Check the settings outside groups, as far as the configuration has them."""
+    from nsaug.training.param_groups import Trainable
+    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed, Text
+
+    types = {
+        "name": Text | None, "seed": Seed, "checkpoint": Text | None, "trainable": Trainable, "ema": Decay | None,
+        "save": Literal["last", "best"], "val_attack_batches": NonNegativeInt, "resume": bool | Text | None,
+        "checkpoint_every_n_steps": PositiveInt | None, "max_nonfinite_batches": NonNegativeInt,
+    }  # fmt: skip
+    for key, annotation in types.items():
+        if key in cfg:
+            validate_value(key, cfg[key], annotation, is_converted=False)
 
 
 def check_trainer(trainer: DictConfig) -> None:
@@ -211,6 +206,24 @@ def check_trainer(trainer: DictConfig) -> None:
             raise UserError(f"trainer.{key}=0 trains nothing: set it to 1 or more")
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise UserError("trainer.max_epochs=-1 needs trainer.max_steps: the learning rate decays over all steps")
+
+
+def build_module(cfg: DictConfig, vit: "NoisyViT", method: "Method") -> "Finetuner":
+    """Build the Lightning module."""
+    from nsaug.training.lightning_module import AdamWConfig, Finetuner
+    from nsaug.training.mixup import Mixup
+
+    return Finetuner(
+        vit,
+        method,
+        attack=instantiate(cfg.attack, Callable) if cfg.val_attack_batches else None,
+        optim=instantiate(cfg.optim, AdamWConfig),
+        mixup=instantiate(cfg.mixup, Mixup),
+        seed=cfg.seed,
+        val_attack_batches=cfg.val_attack_batches,
+        trainable=cfg.trainable,
+        max_nonfinite_batches=cfg.max_nonfinite_batches,
+    )
 
 
 def check_output_dir(cfg: DictConfig) -> None:
@@ -276,29 +289,31 @@ def tracked_config(cfg: DictConfig, name: str, method: str) -> dict[str, Any]:
 
 
 def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], None], num_images: int) -> list[Any]:
-    """Lightning's callbacks; those of `trainer.callbacks` come last."""
-    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+    """Lightning's callbacks of a run with an output folder; those of `trainer.callbacks` come last."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from nsaug.training.callbacks import (
-        NoiseImageLogger,
-        NoiseMonitor,
-        Progress,
-        ProgressLines,
-        UnreadableImages,
-        ValidateAtEnd,
-    )
+    from nsaug.training.callbacks import NoiseImageLogger, UnreadableImages
     from nsaug.training.checkpointing import LastCheckpoint
 
     callbacks: list[Any] = []
     if cfg.save == "best":  # before LastCheckpoint, which saves the state of the other callbacks
         options: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
         callbacks.append(ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", **options))
-    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), ValidateAtEnd()]
-    callbacks += [UnreadableImages(), NoiseMonitor()]
-    if cfg.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))  # some buffers are integer indices
+    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), UnreadableImages()]
     if num_images:
         callbacks.append(NoiseImageLogger(folder, num_images))
+    return callbacks + training_callbacks(cfg)
+
+
+def training_callbacks(cfg: DictConfig) -> list[Any]:
+    """Lightning's callbacks that need no output folder; those of `trainer.callbacks` come last."""
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    from nsaug.training.callbacks import NoiseMonitor, Progress, ProgressLines, ValidateAtEnd
+
+    callbacks: list[Any] = [ValidateAtEnd(), NoiseMonitor()]
+    if cfg.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))  # some buffers are integer indices
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress() if sys.stdout.isatty() else ProgressLines())
     return callbacks + as_list(instantiate(cfg.trainer.get("callbacks")))

@@ -1,4 +1,4 @@
-"""Lightning callbacks: validation at the end, unreadable images, noise images, a monitor of the noise, progress."""
+"""Lightning callbacks: validation at the end, unreadable images, noise images and monitor, history, progress."""
 
 import logging
 import math
@@ -161,6 +161,40 @@ class NoiseMonitor(L.Callback):
 def _noise_advice(module: L.LightningModule) -> str:
     """What the noise source of the method recommends if its noise stays above eps; empty if it recommends nothing."""
     return str(getattr(getattr(module.method, "noise", None), "advice", ""))
+
+
+class History(L.Callback):
+    """Collects the metrics of every epoch.
+
+    Attributes:
+        rows: for each epoch its number, the number of steps so far, the mean of every training metric over the steps,
+            and the validation metrics if it was validated.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._val: dict[str, float] = {}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._sums, self._count, self._val = {}, 0, {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        if not outputs:  # skipped
+            return
+        self._count += 1
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith("train/"):
+                self._sums[name] = self._sums.get(name, 0) + value.detach()  # on the device: no step waits for it
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        metrics = trainer.callback_metrics.items()
+        self._val = {name: float(value) for name, value in metrics if name.startswith("val/")}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step} | means | self._val)
 
 
 class Progress(RichProgressBar):

@@ -1,5 +1,6 @@
 """The LightningModule: a method, an optimizer, metrics."""
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator
@@ -121,6 +122,10 @@ class Finetuner(L.LightningModule):
     def _epoch_batches(self, number: int, count: int) -> Iterator[Tensor]:
         """The first `count` batches of pass `number` over the training images, in its own order."""
         loader: Any = self.trainer.train_dataloader
+        if not hasattr(loader, "dataset"):  # no DataLoader: it draws its own order
+            for images, *_ in itertools.islice(loader, count):
+                yield self.trainer.precision_plugin.convert_input(images.to(self.device))
+            return
         size, ranks = loader.batch_size, self.trainer.world_size
         key = (self.seed, Stream.UNIVERSAL_ORDER, self.current_epoch, number)
         order = torch.randperm(len(loader.dataset), generator=make_generator("cpu", *key))[: count * size * ranks]
@@ -128,7 +133,7 @@ class Finetuner(L.LightningModule):
         if isinstance(loader.dataset, SeededDataset):  # other augmentations than in the steps of the epoch
             positions = [(self.current_epoch, 1 + number, position) for position in positions]
         subset = Subset(loader.dataset, positions)
-        for images, *_ in DataLoader(subset, size, num_workers=loader.num_workers):
+        for images, *_ in DataLoader(subset, size, num_workers=loader.num_workers, collate_fn=loader.collate_fn):
             yield self.trainer.precision_plugin.convert_input(images.to(self.device))
 
     def _skip_nonfinite(self, loss: Tensor) -> bool:
@@ -181,11 +186,13 @@ class Finetuner(L.LightningModule):
         self.val_top1(logits, labels)
         self.log("val/loss", self.val_loss)
         self.log("val/top1", self.val_top1, prog_bar=True)
+        if self.attack is None:
+            return
         # The same images and draws for any number of processes: process r has every n-th image from r on.
         loader: Any = self.trainer.val_dataloaders
         size, ranks = loader.batch_size, self.trainer.world_size
         num_attacked = size * self.val_attack_batches
-        if self.attack is not None and batch_idx * size * ranks < num_attacked:
+        if batch_idx * size * ranks < num_attacked:
             positions = [(batch_idx * size + i) * ranks + self.global_rank for i in range(len(images))]
             generators = [make_generator(self.device, self.seed, Stream.VALIDATION, position) for position in positions]
             adversarial = self.attack(self.vit, images, labels.clamp_min(0), generators)

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from nsaug.attacks import FGSM, FGSMRS, PGD, EmbeddingPGD
 from nsaug.data.dataset import PAD_LABEL
@@ -118,6 +118,39 @@ def test_validation_loss_is_that_of_the_counted_images():
     data[1][0][0, 0, 0] = torch.nan
     (result,) = trainer().validate(module, DataLoader(data, batch_size=4), verbose=False)
     assert math.isnan(result["val/loss"])
+
+
+class Batches:
+    """A loader that is no DataLoader."""
+
+    def __init__(self, data):
+        self.batches = list(DataLoader(data, batch_size=4))
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        yield from self.batches
+
+
+def test_loaders_need_no_batch_size():
+    module = Finetuner(tiny_vit().double(), METHODS["universal"](), AdamWConfig(), seed=0)
+    trainer(max_epochs=1).fit(module, Batches(make_data()), Batches(make_data()))
+    assert module.method.noise.noise.any()
+
+
+def reverse_channels(samples):
+    images, labels, names = default_collate(samples)
+    return images.flip(1), labels, names
+
+
+def test_universal_noise_is_learned_on_collated_images(monkeypatch):
+    module = Finetuner(tiny_vit().double(), METHODS["universal"](), AdamWConfig(), seed=0)
+    seen = []
+    monkeypatch.setattr(module.method, "start_epoch", lambda vit, batches, *_: seen.extend(batches(0, 2)))
+    trainer(max_steps=1).fit(module, DataLoader(make_data(), batch_size=4, collate_fn=reverse_channels))
+    expected = torch.stack([image.flip(0) for image, *_ in make_data()])
+    assert sorted(torch.cat(seen).flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
 
 
 def test_no_weight_decay_on_biases_norms_and_positions():

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("nsaug.train")
 
 GROUPS = ("data", "model", "method", "nullspace", "attack", "optim", "trainer", "logger", "mixup")
+FSDP = "nsaug.training.fsdp.FSDP"
+FSDP_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 TOP_LEVEL_KEYS = {
     *GROUPS, "name", "seed", "checkpoint", "trainable", "ema", "save", "val_attack_batches", "resume",
     "checkpoint_every_n_steps", "max_nonfinite_batches",
@@ -80,6 +81,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
     from nsaug.models.noisy_vit import NoisyViT
     from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space, remove_partial_checkpoints
+    from nsaug.training.fsdp import check_model
     from nsaug.training.loggers import LoggerConfig, finish, is_rank_zero, wandb_run_info
     from nsaug.training.resume import LAST, check_checkpoint, check_duration, check_same_config
 
@@ -90,6 +92,8 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
     data.setup("fit")
     check_data(cfg, data)
     vit = instantiate(cfg.model, NoisyViT, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
+    if is_sharded(cfg.trainer):
+        check_model(vit)
     method = instantiate(cfg.method, Method)
     if method.num_views > 1 and method.view_augment is None and not data.augments:
         log.warning("%s: identical views: set data.crop, data.hflip or data.auto_augment", method.name)
@@ -123,6 +127,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
             logger=loggers,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *as_list(instantiate(cfg.trainer.get("plugins")))],
+            default_root_dir=folder,  # where Lightning looks for checkpoints of its own on Slurm
             **durations,
         )
         if trainer.strategy.root_device.type == "cpu":
@@ -139,11 +144,10 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") if cfg.save == "best" else ""
         if best and not is_file(best):
             raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
-        state = weights.read_weights(best or folder / LAST)
-        vit.load_state_dict(select_model(state, vit.state_dict()).weights)
-        if not weights.has_weights(folder, vit.model) or not is_file(folder / CARD):
+        state = select_model(weights.read_weights(best or folder / LAST), vit.state_dict()).weights
+        if not weights.has_weights(folder, state) or not is_file(folder / CARD):
             write_card(folder)  # before the weights: its results are never those of other ones
-        weights.save_weights(folder, vit.model)
+        weights.save_weights(folder, state)
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -163,6 +167,14 @@ def check_settings(cfg: DictConfig) -> None:
         if cfg.model.get(key) is not None:
             raise UserError(f"model.{key} cannot be set: {advice}")
     check_trainer(cfg.trainer)
+    if is_sharded(cfg.trainer) and cfg.model.get("compile"):
+        raise UserError("trainer=fsdp does not work with torch.compile: set model.compile=false, or type trainer=ddp")
+
+
+def is_sharded(trainer: DictConfig) -> bool:
+    """Whether the processes of a run share its weights, as with `trainer=fsdp`."""
+    strategy = trainer.get("strategy")
+    return isinstance(strategy, DictConfig) and strategy.get("_target_") == FSDP
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -201,6 +213,11 @@ def check_trainer(trainer: DictConfig) -> None:
             "trainer.overfit_batches would replace the order of the images, which resuming needs: type"
             " trainer.limit_train_batches=N instead"
         )
+    if str(trainer.get("strategy")).startswith("fsdp"):
+        raise UserError(f"trainer.strategy={trainer.strategy} cannot save the model: type trainer=fsdp")
+    if is_sharded(trainer) and trainer.precision not in FSDP_PRECISIONS:
+        choices = " or ".join(FSDP_PRECISIONS)
+        raise UserError(f"trainer.precision={trainer.precision}: trainer=fsdp does not support it: choose {choices}")
     for key in ("max_epochs", "max_steps"):
         if trainer[key] == 0:
             raise UserError(f"trainer.{key}=0 trains nothing: set it to 1 or more")
@@ -229,7 +246,7 @@ def build_module(cfg: DictConfig, vit: "NoisyViT", method: "Method") -> "Finetun
 def check_output_dir(cfg: DictConfig) -> None:
     """Refuse processes started by torchrun or srun without a common folder: each would make its own, named by time."""
     hydra = HydraConfig.get()
-    separate = cfg.trainer.num_nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+    separate = cfg.trainer.num_nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ or is_one_of_srun()
     named = any(override.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for override in hydra.overrides.hydra)
     if separate and not named:
         raise UserError(
@@ -237,6 +254,12 @@ def check_output_dir(cfg: DictConfig) -> None:
             " a shared disk"
         )
     check_num_nodes("trainer.num_nodes", cfg.trainer.num_nodes)
+
+
+def is_one_of_srun() -> bool:
+    """Whether srun has started several processes of this command; Lightning ignores it in an interactive shell, too."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SUBMITIT_EXECUTOR" not in os.environ and not interactive and os.environ.get("SLURM_NTASKS", "1") != "1"
 
 
 def check_data(cfg: DictConfig, data: Any) -> None:
@@ -294,12 +317,14 @@ def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], No
 
     from nsaug.training.callbacks import NoiseImageLogger, UnreadableImages
     from nsaug.training.checkpointing import LastCheckpoint
+    from nsaug.training.stopping import StopSignals
 
     callbacks: list[Any] = []
     if cfg.save == "best":  # before LastCheckpoint, which saves the state of the other callbacks
         options: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
         callbacks.append(ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", **options))
-    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), UnreadableImages()]
+    signals = StopSignals(requeue=bool(cfg.resume))
+    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps, signals), UnreadableImages()]
     if num_images:
         callbacks.append(NoiseImageLogger(folder, num_images))
     return callbacks + training_callbacks(cfg)
@@ -307,13 +332,12 @@ def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], No
 
 def training_callbacks(cfg: DictConfig) -> list[Any]:
     """Lightning's callbacks that need no output folder; those of `trainer.callbacks` come last."""
-    from lightning.pytorch.callbacks import EMAWeightAveraging
-
     from nsaug.training.callbacks import NoiseMonitor, Progress, ProgressLines, ValidateAtEnd
+    from nsaug.training.moving_average import MovingAverage
 
     callbacks: list[Any] = [ValidateAtEnd(), NoiseMonitor()]
     if cfg.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))  # some buffers are integer indices
+        callbacks.append(MovingAverage(cfg.ema))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress() if sys.stdout.isatty() else ProgressLines())
     return callbacks + as_list(instantiate(cfg.trainer.get("callbacks")))
@@ -339,10 +363,11 @@ def as_list(value: Any) -> list[Any]:
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what can stop training into one line that says how to continue."""
     import torch
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.training.lightning_module import NonFiniteLoss
+    from nsaug.training.loggers import is_rank_zero
     from nsaug.training.resume import LAST, find_last_checkpoint
+    from nsaug.training.stopping import Stopped
 
     def advice() -> str:
         if (folder / LAST).exists():
@@ -352,8 +377,10 @@ def one_line_errors(folder: Path) -> Iterator[None]:
     with one_line_faults(advice):
         try:
             yield
-        except SIGTERMException:
-            raise Interrupted(signal.SIGTERM) from None
+        except Stopped as error:
+            if not is_rank_zero():
+                sys.exit()  # with code 0: Lightning kills the first process, which is still at work, for any other
+            raise Interrupted(error.number, error.advice) from None
         except NonFiniteLoss as error:
             last = find_last_checkpoint(folder)
             saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"

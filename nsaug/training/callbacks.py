@@ -17,6 +17,7 @@ from torchvision.utils import make_grid, save_image
 from nsaug.data import ImageDataModule
 from nsaug.methods import NoiseAugmentation
 from nsaug.nullspace.pixel_space import to_pixels
+from nsaug.training.fsdp import gathered
 from nsaug.training.lightning_module import Finetuner
 from nsaug.utils.rng import Stream, make_generator
 from nsaug.utils.text import LINE_SECONDS, format_duration
@@ -74,8 +75,16 @@ class NoiseImageLogger(L.Callback):
         self.folder = folder
         self.num_images = num_images
 
-    @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        with gathered(module):
+            self._log(trainer, module)
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        with gathered(module):
+            self._save(trainer, module)
+
+    @rank_zero_only
+    def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         grid = self._make_grid(trainer, module) if loggers else None
         for logger in loggers if grid is not None else []:
@@ -86,7 +95,7 @@ class NoiseImageLogger(L.Callback):
                 logger.experiment.add_image("noise", grid, trainer.global_step)
 
     @rank_zero_only
-    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if (grid := self._make_grid(trainer, module)) is not None:
             save_image(grid, self.folder / "noise.png")
 

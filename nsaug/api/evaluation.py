@@ -135,12 +135,12 @@ def _evaluate(
     vits = {name: vit.to(device).eval() for name, (_, vit) in models.items()}
     subset = Subset(seed=cfg.seed, max_images=suite.max_images, image_list=suite.image_list)
     data = _read_images(models, loader, entries, subset)
-    named = [_with_class_names(found, data.class_names) for found, _ in models.values()]
-    for found in named:
-        command.check_benchmarks(entries, data, found)
-    plan = Planner(named, entries, lambda found: (vits[found.name], data), subset, cfg.batch_size).build()
+    named = [_with_class_names(eval_model, data.class_names) for eval_model, _ in models.values()]
+    for eval_model in named:
+        command.check_benchmarks(entries, data, eval_model)
+    plan = Planner(named, entries, lambda eval_model: (vits[eval_model.name], data), subset, cfg.batch_size).build()
     num_workers = max((entry.benchmark.data.num_workers for entry in entries if entry.benchmark.data), default=0)
-    runner = Runner(plan, lambda found: vits[found.name], cache, device, cfg.batch_size, num_workers)
+    runner = Runner(plan, lambda eval_model: vits[eval_model.name], cache, device, cfg.batch_size, num_workers)
     pending, counter = runner.pending(), SingleProcess()
     with show_progress(sum(unit.cost for unit in pending), counter):
         runner.compute(pending, counter.add_progress)
@@ -193,12 +193,12 @@ def _with_class_names(model: EvalModel, class_names: list[str]) -> EvalModel:
 def _load_models(model: Model | Mapping[str, Model]) -> dict[str, Loaded]:
     """Copies of the models by their names in tables."""
     if not isinstance(model, Mapping):
-        found, vit = load_model(model)
-        return {found.name: (found, vit)}
+        eval_model, vit = load_model(model)
+        return {eval_model.name: (eval_model, vit)}
     if not model or not all(isinstance(name, str) and name for name in model):
         raise UserError('model: name the models, such as {"before": model, "after": tuned.model}')
     loaded = {name: load_model(item) for name, item in model.items()}
-    return {name: (replace(found, name=name), vit) for name, (found, vit) in loaded.items()}
+    return {name: (replace(eval_model, name=name), vit) for name, (eval_model, vit) in loaded.items()}
 
 
 @contextmanager

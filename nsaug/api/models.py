@@ -48,12 +48,12 @@ def load_model(model: Model) -> Loaded:
 def _load_weights(name: str) -> Loaded:
     """The model in a folder or a weights file, or a timm model with pretrained weights."""
     if Path(name).expanduser().exists():
-        (found,), _ = find_models(name, None)
+        (eval_model,), _ = find_models(name, None)
     elif timm.is_model(name.partition(".")[0]):
-        (found,), _ = find_models(f"{TIMM}{name}", None)
+        (eval_model,), _ = find_models(f"{TIMM}{name}", None)
     else:
         raise UserError(f"model={name} is neither a folder or file with weights nor the name of a timm model")
-    return found, build_vit(**found.build_args())
+    return eval_model, build_vit(**eval_model.build_args())
 
 
 def find_device(device: torch.device | str | None, current: torch.device) -> torch.device:

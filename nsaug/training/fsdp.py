@@ -140,7 +140,7 @@ def reshard(model: nn.Module) -> None:
 def full_tensors(state: Any) -> Any:
     """Nested containers with sharded tensors gathered, on the CPU; all processes have to call it."""
     if isinstance(state, DTensor):
-        return state.detach().full_tensor().cpu()
+        return state.full_tensor().detach().cpu()
     if isinstance(state, dict):
         return {key: full_tensors(value) for key, value in state.items()}
     return list(map(full_tensors, state)) if isinstance(state, list) else state

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fault-injection fuzz study lint docs dist benchmark nullity clean
+.PHONY: help setup demo test test-slow fault-injection fuzz study lint docs dist benchmark nullity notebook clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ benchmark: $(READY)  ## cost of training steps and of evaluation, as ratios
 
 nullity: $(READY)  ## dimension of the exact nullspace for timm's ViT families
 	$(BIN)/python -m nsaug.nullspace.nullity
+
+notebook: $(READY)  ## run the notebook of docs/ and store its outputs in it
+	$(BIN)/python scripts/notebook.py docs/nullspace_noise.ipynb
 
 clean:  ## remove the environment and all outputs
 	rm -rf .venv outputs build dist site

@@ -32,11 +32,11 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from entries import DATA, stage_entries
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from study_report import BASELINE, choose_strengths, write_report
 
 from nsaug.cli import evaluate, train
+from nsaug.cli.compose import compose
 from nsaug.cli.errors import format_error
 from nsaug.models.weights import WEIGHTS
 from nsaug.training.resume import diff_configs
@@ -219,12 +219,11 @@ def is_finished(run: Path) -> bool:
 
 def compose_config(script: ModuleType, *settings: str, name: str = "suite") -> DictConfig:
     """The checked configuration of a script with these settings; exits with one line if they are wrong."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        try:
-            config = compose(script.__name__.split(".")[-1], list(settings))
-            script.check_settings(config)
-        except Exception as error:
-            fail(f"{name}: {format_error(error)}")
+    try:
+        config = compose(script.__name__.split(".")[-1], settings)
+        script.check_settings(config)
+    except Exception as error:
+        fail(f"{name}: {format_error(error)}")
     return config
 
 

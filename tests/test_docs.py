@@ -1,17 +1,21 @@
 """Python code in README.md and docs/ runs or imports, links lead somewhere, and the site loads only its own files."""
 
 import ast
+import copy
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import DataLoader, TensorDataset
 
 from nsaug.cli import train
 from tests.commands import FAST, run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 from tests.doc_blocks import PAGES, read_blocks
 
 
@@ -27,13 +31,13 @@ def without_weights(monkeypatch):
 
 
 def test_readme_synthesizes_noise_in_five_lines(without_weights):
-    (code,) = python_blocks("README.md")
+    code = python_blocks("README.md")[-1]
     names = {}
     exec(code, names)
     result = names["result"]
     assert result.noise.shape == (4, 196, 384)
     assert result.converged.all()
-    assert result.influence_after.max() < 0.03
+    assert result.influence_after.max() < 0.3
     with torch.no_grad():
         change = names["logits"].softmax(1) - names["vit"](names["images"]).softmax(1)
     torch.testing.assert_close(change.square().sum(1), result.influence_after, atol=1e-6, rtol=1e-3)
@@ -41,19 +45,57 @@ def test_readme_synthesizes_noise_in_five_lines(without_weights):
     assert len(statements) <= 5
 
 
-def test_library_page_makes_a_loss(without_weights):
-    names = {}
-    for code in python_blocks("README.md") + python_blocks("docs/library.md"):
-        exec(code, names)
-    assert names["loss"].isfinite()
-    assert names["vit"].model.head.weight.grad.abs().sum() > 0
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
 def test_python_code_imports_what_exists(page):
     for code in python_blocks(page):
         imports = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
         exec(compile(ast.Module(imports, type_ignores=[]), page, "exec"), {})
+
+
+@pytest.fixture
+def names(monkeypatch, tmp_cwd):
+    """What the pages leave to the reader: pretrained weights, which are those of a tiny model here, and loaders."""
+    create, generator = timm.create_model, torch.Generator().manual_seed(0)
+
+    def create_tiny(name, *, pretrained, num_classes):
+        assert pretrained
+        return create(name, img_size=8, patch_size=2, num_classes=num_classes, **TINY)
+
+    monkeypatch.setattr(timm, "create_model", create_tiny)
+    images, labels = torch.rand(40, 3, 8, 8, generator=generator), torch.randint(37, (40,), generator=generator)
+    loader = DataLoader(TensorDataset(images, labels), batch_size=20)
+    return {f"{split}_loader": loader for split in ("train", "val", "test")}
+
+
+def test_readme_finetunes_and_evaluates_in_five_lines(names, capsys):
+    code = python_blocks("README.md")[0]
+    exec(code, names)
+    printed = capsys.readouterr().out
+    assert re.search(r"plain .* nullspace", printed)
+    assert set(names["result"].differences["name"]) == {"nullspace"}
+    statements = [line for line in code.splitlines() if line and not line.startswith("import")]
+    assert len(statements) <= 5
+
+
+def test_library_page(names, capsys):
+    before = None
+    for code in python_blocks("docs/library.md"):
+        exec(code, names)
+        before = before or copy.deepcopy(names["model"].state_dict())
+    assert names["tuned"].history["epoch"].tolist() == [*range(10)]
+    assert {"value", "low", "high"} <= {*names["top1"].columns}
+    assert {"difference", "images_low", "images_high"} <= {*names["gain"].columns}
+    assert Path("outputs/report/report.html").is_file()
+    assert any(Path("outputs/cache").rglob("*.npz"))
+    page = (ROOT / "docs/library.md").read_text()
+    (line,) = re.findall(r"^(train_loader yields .*)$", page, flags=re.MULTILINE)
+    ((images, labels), *_) = names["train_loader"]
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    with pytest.raises(ValueError, match="train_loader yields images") as error:
+        names["nsaug"].finetune(names["model"], [((images.round() - mean) / std, labels)])
+    assert str(error.value) == line
+    names["vit"].release()
+    assert any(not torch.equal(value, before[key]) for key, value in names["model"].state_dict().items())
 
 
 @pytest.fixture

@@ -2,19 +2,18 @@
 
 import pytest
 import timm
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from nsaug.cli import train
+from nsaug.cli.compose import compose
 from tests.commands import FAST, run
-from tests.conftest import ROOT, SHARED
+from tests.conftest import SHARED
 
 CHECKPOINT = SHARED / "vit_tiny_patch16_224.safetensors"
 
 
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", list(overrides))
+    return compose("train", overrides)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ import os
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ValidationError
 
 from nsaug.cli.command_line import config_dir
+from nsaug.cli.compose import VERSION_BASE, open_nodes
 from nsaug.cli.errors import format_error, print_error, unknown_key
 from nsaug.cli.faults import exit_interrupted, flush_stdout, raise_on_signals
 from nsaug.cli.sweeps import name_sweep_runs
@@ -54,9 +54,9 @@ def entry_point(
             def run(cfg: DictConfig) -> object:  # what a sweeper that searches optimizes
                 nonlocal failed, started
                 started = True
-                _silence_warnings()
                 try:
-                    return task(cfg)
+                    with quiet_libraries():
+                        return task(cfg)
                 except Exception as error:
                     if _show_tracebacks():
                         raise
@@ -70,12 +70,12 @@ def entry_point(
 
             if os.getcwd() not in sys.path:
                 sys.path.append(os.getcwd())
-            with raise_on_signals(), _hydra_raises_errors(), warnings.catch_warnings():
+            with raise_on_signals(), _hydra_raises_errors(), open_nodes(), warnings.catch_warnings():
                 warnings.filterwarnings("error", "provider=.* is not available")  # a folder in hydra.searchpath
                 try:
                     arguments = complete(_sort_arguments(sys.argv[1:]))
                     sys.argv[1:] = [*arguments, *name_sweep_runs(arguments)]
-                    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
+                    hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name=config_name)(run)()
                 except KeyboardInterrupt as error:
                     if _show_tracebacks():
                         raise
@@ -142,12 +142,13 @@ def _show_tracebacks() -> bool:
     return os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 
 
-def _silence_warnings() -> None:
-    """Silence hints of libraries that do not apply here."""
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence hints of libraries that do not apply here, inside this context."""
     import lightning  # noqa: F401  (importing it sets its log levels)
 
-    for library in ("timm", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("timm", "lightning.pytorch", "lightning.fabric", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
     hints = (
         ".*does not have many workers.*",
         ".*log_every_n_steps.*",
@@ -155,37 +156,22 @@ def _silence_warnings() -> None:
         ".*This DataLoader will create.*",
         ".*LeafSpec.*",
         ".*litlogger.*",
+        ".*have no `val_dataloader`.*",
         ".*Total length of .* across ranks is zero.*",  # data.val_fraction=0
         ".*decompression bomb DOS.*",  # images of 90 to 179 million pixels are read; larger ones are unreadable
         ".*Transparency expressed in bytes.*",
         ".*Corrupt EXIF data.*",
     )
-    for hint in hints:
-        warnings.filterwarnings("ignore", hint)
-
-
-def _open_target_nodes() -> None:
-    """Accept `trainer.limit_val_batches=1` without Hydra's `+`, although the YAML does not list it.
-
-    Hydra closes all nodes before it applies the command line. A node with a `_target_` need not be closed:
-    `validate_config` checks its keys against the target's signature. Nor need `data=checkpoint`, whose keys are checked
-    against the signature of the data that the checkpoint was trained on.
-    """
-    apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
-
-    def apply_to_open_nodes(overrides: Any, cfg: DictConfig) -> None:
-        for key, node in cfg.items_ex(resolve=False):
-            if not isinstance(node, DictConfig) or node._is_none():
-                continue
-            # list: `in` would be false for a _target_ that is still missing (???), as in custom.yaml
-            if "_target_" in list(node) or (key == "data" and not node):
-                OmegaConf.set_struct(node, False)
-        apply_overrides(overrides, cfg)
-
-    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_to_open_nodes)  # type: ignore[method-assign]
-
-
-_open_target_nodes()
+    with warnings.catch_warnings():
+        for hint in hints:
+            warnings.filterwarnings("ignore", hint)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def validate_config(cfg: DictConfig, top_level_keys: set[str]) -> None:
@@ -204,6 +190,13 @@ def validate_config(cfg: DictConfig, top_level_keys: set[str]) -> None:
     if missing:
         raise UserError(f"{missing[0]} is not set: type {missing[0]}=...")
     _check_node(cfg, "")
+
+
+def check_groups(cfg: DictConfig, groups: Iterable[str]) -> None:
+    """Raise UserError if a group is missing."""
+    for group in groups:
+        if not isinstance(cfg.get(group), DictConfig):
+            raise UserError(f"{group}=null: this group cannot be left out")
 
 
 def _check_node(node: Any, path: str) -> None:

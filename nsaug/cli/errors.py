@@ -102,7 +102,7 @@ def _not_a_choice(error: Exception, override: Override) -> str | None:
     if isinstance(value, str) and "${" not in value and ".." not in value:
         if not (isinstance(error, MissingConfigException) and error.missing_cfg_file == f"{group}/{value}"):
             return None
-        choices = [line.strip() for line in str(error).splitlines()[1:] if line.startswith("\t")]
+        choices = _without_search_path([line.strip() for line in str(error).splitlines()[1:] if line.startswith("\t")])
     elif isinstance(value, list) and not value and not NOT_A_CHOICE.match(str(error)):
         return None
     else:

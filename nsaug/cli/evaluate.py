@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from nsaug import __version__
 from nsaug.cli.app import (
     check_and_instantiate,
+    check_groups,
     entry_point,
     instantiate,
     to_container,
@@ -31,6 +32,7 @@ from nsaug.utils.processes import check_num_nodes
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from rich.console import Console
 
     from nsaug.data import TestDataset
     from nsaug.evaluation import BenchmarkResult, Entry, EvalModel, Plan, ResultCache, SuiteConfig, Workers
@@ -177,9 +179,7 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     from nsaug.utils.types import NonNegativeInt, PositiveInt, Seed, Text
 
     validate_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "suite"]), TOP_LEVEL_KEYS)
-    for group in ("data", "model", "suite", "tracking"):
-        if not isinstance(cfg[group], DictConfig):
-            raise UserError(f"{group}=null: this group cannot be left out")
+    check_groups(cfg, ("data", "model", "suite", "tracking"))
     if cfg.model.get("compile") or cfg.model.get("grad_checkpointing"):
         raise UserError("model.compile and model.grad_checkpointing are for training: remove them")
     types = {
@@ -193,19 +193,19 @@ def check_settings(cfg: DictConfig) -> "tuple[SuiteConfig, list[Entry]]":
     check_num_nodes("num_nodes", cfg.num_nodes)
     if cfg.model.get("checkpoint") is not None:
         raise UserError("model.checkpoint cannot be set: type checkpoint=PATH")
-    suite = build_suite_config(cfg)
+    suite = build_suite_config(to_container(cfg.suite))
     return suite, expand(suite, check_and_instantiate)
 
 
-def build_suite_config(cfg: DictConfig) -> "SuiteConfig":
-    """Check the keys of the suite and their types."""
+def build_suite_config(settings: Mapping[str, Any]) -> "SuiteConfig":
+    """Check the keys of a suite and their types."""
     from pydantic import ValidationError
 
     from nsaug.evaluation import SuiteConfig
     from nsaug.utils.types import validation_message
 
     try:
-        return SuiteConfig(**to_container(cfg.suite))
+        return SuiteConfig(**settings)
     except ValidationError as error:
         raise UserError(validation_message(error, "suite", SuiteConfig.__dataclass_fields__)) from error
 
@@ -297,6 +297,12 @@ def check_benchmarks(entries: "list[Entry]", data: "TestDataset", model: "EvalMo
             entry.benchmark.check(test_data)
         except UserError as error:
             raise UserError(f"{entry.name}: {error}") from error
+        classes = entry.benchmark.class_subset(data) or [0]
+        if max(classes) >= data.num_classes:
+            raise UserError(
+                f"{entry.name} restricts predictions to classes up to {max(classes)}, and {model.label} has"
+                f" {data.num_classes}: remove it from the suite"
+            )
         if test_data.class_names != data.class_names:
             raise UserError(
                 f"{entry.name} has {test_data.num_classes:,} classes such as {test_data.class_names[0]},"
@@ -458,7 +464,8 @@ def report(
     from nsaug.evaluation.reporting.report import write_report
 
     folder = output_folder()
-    table = write_report(results, weights, head | report_metadata(), folder, missing)
+    command = "python evaluate.py " + " ".join(HydraConfig.get().overrides.task)
+    table = write_report(results, weights, head | report_metadata(command), folder, missing)
     num_models = len({result.model.label for result in results})
     instantiate(cfg.tracking).publish(folder, f"{head['suite']} of {num_models}", table, results)
     print_tables(table, missing)
@@ -489,16 +496,16 @@ def update_model_cards(cfg: DictConfig, results: "list[BenchmarkResult]", table:
             log.warning("%s does not get these results: %s", folder / CARD, first_line(error))
 
 
-def print_tables(table: "pd.DataFrame", missing: Sequence[str]) -> None:
-    """Print the result tables and their notes."""
+def print_tables(table: "pd.DataFrame", missing: Sequence[str], console: "Console | None" = None) -> None:
+    """Print the result tables and their notes; on stdout, if no console is given."""
     from rich.console import Console
 
     from nsaug.evaluation.reporting.aggregate import aggregate_seeds
     from nsaug.evaluation.reporting.formatting import caption, note_lines, terminal_tables
 
-    console = Console()
+    console = console or Console()
     if not console.is_terminal:
-        console = Console(width=200)  # no line breaks within a table in files and pipes
+        console.width = 200  # no line breaks within a table in files and pipes
     groups = aggregate_seeds(table)
     console.print(caption(table, groups), highlight=False, markup=False)
     for terminal_table in terminal_tables(groups):
@@ -511,15 +518,14 @@ def now() -> str:
     return datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
 
 
-def report_metadata() -> dict[str, str]:
+def report_metadata(command: str) -> dict[str, str]:
     """Lines for the head of the report: command, date, versions."""
     import lightning
     import timm
     import torch
 
-    hydra = HydraConfig.get()
     return {
-        "command": "python evaluate.py " + " ".join(hydra.overrides.task),
+        "command": command,
         "date": now(),
         "versions": f"nsaug {__version__}, torch {torch.__version__}, timm {timm.__version__}, "
         f"lightning {lightning.__version__}",

@@ -12,13 +12,13 @@ from typing import Any
 
 from nsaug.utils.errors import UserError, first_line
 
-SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CLEAN_UP_SECONDS = 5.0
 """Further signals within this time are ignored: they would interrupt the clean-up after the first one."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM. It is a KeyboardInterrupt because libraries clean up after one.
+    """A signal. It is a KeyboardInterrupt because libraries clean up after one.
 
     Args:
         number: of the signal.
@@ -65,10 +65,8 @@ def exit_interrupted(error: KeyboardInterrupt) -> None:
     """Print one line, in the first process of a machine, and exit with 128 + the number of the signal."""
     error = as_interrupted(error)
     if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
-        print(
-            f"stopped by {SIGNALS[signal.Signals(error.number)]}" + (error.advice and f": {error.advice}"),
-            file=sys.stderr,
-        )
+        name = "Ctrl-C" if error.number == signal.SIGINT else signal.Signals(error.number).name
+        print(f"stopped by {name}" + (error.advice and f": {error.advice}"), file=sys.stderr)
     sys.exit(128 + error.number)
 
 
@@ -87,7 +85,7 @@ def one_line_faults(advice: Callable[[], str]) -> Iterator[None]:
         advice: returns what is kept, and how to continue.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM.
+        Interrupted: a signal.
         UserError: a file cannot be read or written, or a process that loads images has died.
     """
     try:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from nsaug.cli.app import entry_point, instantiate, validate_config, validate_value
+from nsaug.cli.app import check_groups, entry_point, instantiate, validate_config, validate_value
 from nsaug.cli.faults import Interrupted, one_line_faults
 from nsaug.cli.recorded import insert_recorded_settings
 from nsaug.cli.sweeps import varying_settings
@@ -26,10 +25,15 @@ from nsaug.utils.text import run_title
 
 if TYPE_CHECKING:
     from nsaug.data import ImageDataModule
+    from nsaug.methods import Method
+    from nsaug.models.noisy_vit import NoisyViT
+    from nsaug.training.lightning_module import Finetuner
 
 log = logging.getLogger("nsaug.train")
 
 GROUPS = ("data", "model", "method", "nullspace", "attack", "optim", "trainer", "logger", "mixup")
+FSDP = "nsaug.training.fsdp.FSDP"
+FSDP_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 TOP_LEVEL_KEYS = {
     *GROUPS, "name", "seed", "checkpoint", "trainable", "ema", "save", "val_attack_batches", "resume",
     "checkpoint_every_n_steps", "max_nonfinite_batches",
@@ -77,9 +81,8 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
     from nsaug.models.noisy_vit import NoisyViT
     from nsaug.models.run_config import CONFIG, check_metadata
     from nsaug.training.checkpointing import AtomicCheckpointIO, check_disk_space, remove_partial_checkpoints
-    from nsaug.training.lightning_module import AdamWConfig, Finetuner
+    from nsaug.training.fsdp import check_model
     from nsaug.training.loggers import LoggerConfig, finish, is_rank_zero, wandb_run_info
-    from nsaug.training.mixup import Mixup
     from nsaug.training.resume import LAST, check_checkpoint, check_duration, check_same_config
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -89,21 +92,13 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
     data.setup("fit")
     check_data(cfg, data)
     vit = instantiate(cfg.model, NoisyViT, num_classes=data.num_classes, checkpoint=cfg.checkpoint)
+    if is_sharded(cfg.trainer):
+        check_model(vit)
     method = instantiate(cfg.method, Method)
     if method.num_views > 1 and method.view_augment is None and not data.augments:
         log.warning("%s: identical views: set data.crop, data.hflip or data.auto_augment", method.name)
     data.configure(vit.data_config, seed=cfg.seed, num_views=method.num_views, view_augment=method.view_augment)
-    module = Finetuner(
-        vit,
-        method,
-        attack=instantiate(cfg.attack, Callable) if cfg.val_attack_batches else None,
-        optim=instantiate(cfg.optim, AdamWConfig),
-        mixup=instantiate(cfg.mixup, Mixup),
-        seed=cfg.seed,
-        val_attack_batches=cfg.val_attack_batches,
-        trainable=cfg.trainable,
-        max_nonfinite_batches=cfg.max_nonfinite_batches,
-    )
+    module = build_module(cfg, vit, method)
     if is_rank_zero():
         remove_partial_checkpoints(folder)
     check_disk_space(folder, vit)
@@ -132,6 +127,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
             logger=loggers,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *as_list(instantiate(cfg.trainer.get("plugins")))],
+            default_root_dir=folder,  # where Lightning looks for checkpoints of its own on Slurm
             **durations,
         )
         if trainer.strategy.root_device.type == "cpu":
@@ -148,11 +144,10 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") if cfg.save == "best" else ""
         if best and not is_file(best):
             raise UserError(f"{best} was removed: {as_setting('checkpoint', folder / LAST)} has the last weights")
-        state = weights.read_weights(best or folder / LAST)
-        vit.load_state_dict(select_model(state, vit.state_dict()).weights)
-        if not weights.has_weights(folder, vit.model) or not is_file(folder / CARD):
+        state = select_model(weights.read_weights(best or folder / LAST), vit.state_dict()).weights
+        if not weights.has_weights(folder, state) or not is_file(folder / CARD):
             write_card(folder)  # before the weights: its results are never those of other ones
-        weights.save_weights(folder, vit.model)
+        weights.save_weights(folder, state)
         log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -160,29 +155,41 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
 
 def check_settings(cfg: DictConfig) -> None:
     """Check everything that can be checked without data and weights; raises UserError."""
-    from nsaug.training.param_groups import Trainable
-    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed, Text
-
     validate_config(cfg, TOP_LEVEL_KEYS)
-    for group in GROUPS:
-        if not isinstance(cfg.get(group), DictConfig):
-            raise UserError(f"{group}=null: this group cannot be left out")
+    check_groups(cfg, GROUPS)
+    check_values(cfg)
     for group, choice in (("data", "digits"), ("model", "micro")):
         if "_target_" not in cfg[group]:
             raise UserError(f"{group}=checkpoint is for evaluate.py: choose what to train, such as {group}={choice}")
-    types = {
-        "name": Text | None, "seed": Seed, "checkpoint": Text | None, "trainable": Trainable, "ema": Decay | None,
-        "save": Literal["last", "best"], "val_attack_batches": NonNegativeInt, "resume": bool | Text | None,
-        "checkpoint_every_n_steps": PositiveInt | None, "max_nonfinite_batches": NonNegativeInt,
-    }  # fmt: skip
-    for key, annotation in types.items():
-        validate_value(key, cfg[key], annotation, is_converted=False)
     if (cfg.mixup.mixup_alpha or cfg.mixup.cutmix_alpha) and cfg.data.get("batch_size", 0) % 2:
         raise UserError(f"mixup and cutmix pair images: data.batch_size={cfg.data.batch_size} should be even")
     for key, advice in (("checkpoint", "type checkpoint=PATH"), ("num_classes", "it is that of the data")):
         if cfg.model.get(key) is not None:
             raise UserError(f"model.{key} cannot be set: {advice}")
     check_trainer(cfg.trainer)
+    if is_sharded(cfg.trainer) and cfg.model.get("compile"):
+        raise UserError("trainer=fsdp does not work with torch.compile: set model.compile=false, or type trainer=ddp")
+
+
+def is_sharded(trainer: DictConfig) -> bool:
+    """Whether the processes of a run share its weights, as with `trainer=fsdp`."""
+    strategy = trainer.get("strategy")
+    return isinstance(strategy, DictConfig) and strategy.get("_target_") == FSDP
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Check the settings outside groups, as far as the configuration has them."""
+    from nsaug.training.param_groups import Trainable
+    from nsaug.utils.types import Decay, NonNegativeInt, PositiveInt, Seed, Text
+
+    types = {
+        "name": Text | None, "seed": Seed, "checkpoint": Text | None, "trainable": Trainable, "ema": Decay | None,
+        "save": Literal["last", "best"], "val_attack_batches": NonNegativeInt, "resume": bool | Text | None,
+        "checkpoint_every_n_steps": PositiveInt | None, "max_nonfinite_batches": NonNegativeInt,
+    }  # fmt: skip
+    for key, annotation in types.items():
+        if key in cfg:
+            validate_value(key, cfg[key], annotation, is_converted=False)
 
 
 def check_trainer(trainer: DictConfig) -> None:
@@ -206,6 +213,11 @@ def check_trainer(trainer: DictConfig) -> None:
             "trainer.overfit_batches would replace the order of the images, which resuming needs: type"
             " trainer.limit_train_batches=N instead"
         )
+    if str(trainer.get("strategy")).startswith("fsdp"):
+        raise UserError(f"trainer.strategy={trainer.strategy} cannot save the model: type trainer=fsdp")
+    if is_sharded(trainer) and trainer.precision not in FSDP_PRECISIONS:
+        choices = " or ".join(FSDP_PRECISIONS)
+        raise UserError(f"trainer.precision={trainer.precision}: trainer=fsdp does not support it: choose {choices}")
     for key in ("max_epochs", "max_steps"):
         if trainer[key] == 0:
             raise UserError(f"trainer.{key}=0 trains nothing: set it to 1 or more")
@@ -213,10 +225,28 @@ def check_trainer(trainer: DictConfig) -> None:
         raise UserError("trainer.max_epochs=-1 needs trainer.max_steps: the learning rate decays over all steps")
 
 
+def build_module(cfg: DictConfig, vit: "NoisyViT", method: "Method") -> "Finetuner":
+    """Build the Lightning module."""
+    from nsaug.training.lightning_module import AdamWConfig, Finetuner
+    from nsaug.training.mixup import Mixup
+
+    return Finetuner(
+        vit,
+        method,
+        attack=instantiate(cfg.attack, Callable) if cfg.val_attack_batches else None,
+        optim=instantiate(cfg.optim, AdamWConfig),
+        mixup=instantiate(cfg.mixup, Mixup),
+        seed=cfg.seed,
+        val_attack_batches=cfg.val_attack_batches,
+        trainable=cfg.trainable,
+        max_nonfinite_batches=cfg.max_nonfinite_batches,
+    )
+
+
 def check_output_dir(cfg: DictConfig) -> None:
     """Refuse processes started by torchrun or srun without a common folder: each would make its own, named by time."""
     hydra = HydraConfig.get()
-    separate = cfg.trainer.num_nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+    separate = cfg.trainer.num_nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ or is_one_of_srun()
     named = any(override.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for override in hydra.overrides.hydra)
     if separate and not named:
         raise UserError(
@@ -224,6 +254,12 @@ def check_output_dir(cfg: DictConfig) -> None:
             " a shared disk"
         )
     check_num_nodes("trainer.num_nodes", cfg.trainer.num_nodes)
+
+
+def is_one_of_srun() -> bool:
+    """Whether srun has started several processes of this command; Lightning ignores it in an interactive shell, too."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SUBMITIT_EXECUTOR" not in os.environ and not interactive and os.environ.get("SLURM_NTASKS", "1") != "1"
 
 
 def check_data(cfg: DictConfig, data: Any) -> None:
@@ -276,29 +312,32 @@ def tracked_config(cfg: DictConfig, name: str, method: str) -> dict[str, Any]:
 
 
 def build_callbacks(cfg: DictConfig, folder: Path, write_config: Callable[[], None], num_images: int) -> list[Any]:
-    """Lightning's callbacks; those of `trainer.callbacks` come last."""
-    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+    """Lightning's callbacks of a run with an output folder; those of `trainer.callbacks` come last."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from nsaug.training.callbacks import (
-        NoiseImageLogger,
-        NoiseMonitor,
-        Progress,
-        ProgressLines,
-        UnreadableImages,
-        ValidateAtEnd,
-    )
+    from nsaug.training.callbacks import NoiseImageLogger, UnreadableImages
     from nsaug.training.checkpointing import LastCheckpoint
+    from nsaug.training.stopping import StopSignals
 
     callbacks: list[Any] = []
     if cfg.save == "best":  # before LastCheckpoint, which saves the state of the other callbacks
         options: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
         callbacks.append(ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", **options))
-    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps), ValidateAtEnd()]
-    callbacks += [UnreadableImages(), NoiseMonitor()]
-    if cfg.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=cfg.ema, use_buffers=False))  # some buffers are integer indices
+    signals = StopSignals(requeue=bool(cfg.resume))
+    callbacks += [LastCheckpoint(folder, write_config, cfg.checkpoint_every_n_steps, signals), UnreadableImages()]
     if num_images:
         callbacks.append(NoiseImageLogger(folder, num_images))
+    return callbacks + training_callbacks(cfg)
+
+
+def training_callbacks(cfg: DictConfig) -> list[Any]:
+    """Lightning's callbacks that need no output folder; those of `trainer.callbacks` come last."""
+    from nsaug.training.callbacks import NoiseMonitor, Progress, ProgressLines, ValidateAtEnd
+    from nsaug.training.moving_average import MovingAverage
+
+    callbacks: list[Any] = [ValidateAtEnd(), NoiseMonitor()]
+    if cfg.ema is not None:
+        callbacks.append(MovingAverage(cfg.ema))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress() if sys.stdout.isatty() else ProgressLines())
     return callbacks + as_list(instantiate(cfg.trainer.get("callbacks")))
@@ -324,10 +363,11 @@ def as_list(value: Any) -> list[Any]:
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what can stop training into one line that says how to continue."""
     import torch
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.training.lightning_module import NonFiniteLoss
+    from nsaug.training.loggers import is_rank_zero
     from nsaug.training.resume import LAST, find_last_checkpoint
+    from nsaug.training.stopping import Stopped
 
     def advice() -> str:
         if (folder / LAST).exists():
@@ -337,8 +377,10 @@ def one_line_errors(folder: Path) -> Iterator[None]:
     with one_line_faults(advice):
         try:
             yield
-        except SIGTERMException:
-            raise Interrupted(signal.SIGTERM) from None
+        except Stopped as error:
+            if not is_rank_zero():
+                sys.exit()  # with code 0: Lightning kills the first process, which is still at work, for any other
+            raise Interrupted(error.number, error.advice) from None
         except NonFiniteLoss as error:
             last = find_last_checkpoint(folder)
             saved = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"

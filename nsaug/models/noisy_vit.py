@@ -79,9 +79,13 @@ class NoisyViT(nn.Module):
                 ) from error
         self.model_args = dict(model_args or {})
         self.data_config: dict[str, Any] = resolve_model_data_config(model)
+        embed: Any = getattr(model, "patch_embed", None)
+        if getattr(embed, "strict_img_size", False):  # timm.create_model(..., img_size=...) leaves the configuration
+            self.data_config["input_size"] = (3, *embed.img_size)
         # Not persistent: the state dict stays timm's, which keeps mean and std in its configuration.
+        device = next(model.parameters()).device
         for name in ("mean", "std"):
-            value = torch.tensor(self.data_config[name]).view(-1, 1, 1)
+            value = torch.tensor(self.data_config[name], device=device).view(-1, 1, 1)
             self.register_buffer(name, value, persistent=False)
         self.register_state_dict_post_hook(_drop_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
@@ -92,16 +96,23 @@ class NoisyViT(nn.Module):
         self.patch_embed_name, self.noise_shapes = layers.patch_embed, layers.shapes
         self._embeds_images = layers.takes_images
         # Register all hooks now: torch.compile ignores hooks that are added after it.
-        for layer in self.noise_shapes:
-            if layer == PATCH_EMBED:
-                self.patch_embed.register_forward_hook(self._add_to_output)
-            else:
-                model.get_submodule(layer).register_forward_pre_hook(partial(self._add_to_input, layer))
+        self._handles = [
+            self.patch_embed.register_forward_hook(self._add_to_output)
+            if layer == PATCH_EMBED
+            else model.get_submodule(layer).register_forward_pre_hook(partial(self._add_to_input, layer))
+            for layer in self.noise_shapes
+        ]
 
     @property
     def patch_embed(self) -> nn.Module:
         """The module whose output is the patch embeddings."""
         return self.model.get_submodule(self.patch_embed_name)
+
+    def release(self) -> Any:
+        """Return the timm model without hooks; no noise can be added afterwards."""
+        for handle in self._handles:
+            handle.remove()
+        return self.model
 
     def forward(self, images: Tensor, noise: Tensor | None = None, layer: str = PATCH_EMBED) -> Tensor:
         """Compute logits, (B, num_classes).

@@ -9,6 +9,7 @@ import argparse
 import logging
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +65,21 @@ def save_config(folder: str | Path, vit: NoisyViT, metadata: dict[str, Any]) -> 
         save_config_for_hf(vit.model, tmp_path, model_config={"nsaug": metadata}, model_args=vit.model_args)
 
 
-def save_weights(folder: str | Path, model: Any) -> None:
-    """Write the weights of a timm model to `model.safetensors`."""
+def save_weights(folder: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Write the state dict of a timm model to `model.safetensors`."""
     with atomic_write(Path(folder) / WEIGHTS) as tmp_path:
-        tmp_path.write_bytes(_to_bytes(model))  # not save_file: its files are readable by their owner alone
+        tmp_path.write_bytes(_to_bytes(state))  # not save_file: its files are readable by their owner alone
 
 
-def has_weights(folder: str | Path, model: Any) -> bool:
-    """Whether `model.safetensors` in a folder holds the weights of a timm model."""
+def has_weights(folder: str | Path, state: Mapping[str, Tensor]) -> bool:
+    """Whether `model.safetensors` in a folder holds the state dict of a timm model."""
     file = Path(folder) / WEIGHTS
-    return is_file(file) and file.read_bytes() == _to_bytes(model)
+    return is_file(file) and file.read_bytes() == _to_bytes(state)
 
 
-def _to_bytes(model: Any) -> bytes:
+def _to_bytes(state: Mapping[str, Tensor]) -> bytes:
     # Copied, because safetensors refuses tensors that share memory, as in CoaT.
-    tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
+    tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
     return save(tensors, metadata={"format": "pt"})
 
 

@@ -5,6 +5,7 @@ from nsaug.nullspace.exact import ExactNullspace
 from nsaug.nullspace.influence import influence
 from nsaug.nullspace.noise import NoiseResult, NoiseSource, embedding_rms
 from nsaug.nullspace.per_image import NullspaceNoise, synthesize
+from nsaug.nullspace.pixel_space import to_pixels
 from nsaug.nullspace.universal import UniversalConfig, UniversalNoise, learn_universal
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "learn_universal",
     "match_influence",
     "synthesize",
+    "to_pixels",
 ]

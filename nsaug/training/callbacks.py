@@ -1,4 +1,4 @@
-"""Lightning callbacks: validation at the end, unreadable images, noise images, a monitor of the noise, progress."""
+"""Lightning callbacks: validation at the end, unreadable images, noise images and monitor, history, progress."""
 
 import logging
 import math
@@ -17,6 +17,7 @@ from torchvision.utils import make_grid, save_image
 from nsaug.data import ImageDataModule
 from nsaug.methods import NoiseAugmentation
 from nsaug.nullspace.pixel_space import to_pixels
+from nsaug.training.fsdp import gathered
 from nsaug.training.lightning_module import Finetuner
 from nsaug.utils.rng import Stream, make_generator
 from nsaug.utils.text import LINE_SECONDS, format_duration
@@ -74,8 +75,16 @@ class NoiseImageLogger(L.Callback):
         self.folder = folder
         self.num_images = num_images
 
-    @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        with gathered(module):
+            self._log(trainer, module)
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        with gathered(module):
+            self._save(trainer, module)
+
+    @rank_zero_only
+    def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         grid = self._make_grid(trainer, module) if loggers else None
         for logger in loggers if grid is not None else []:
@@ -86,7 +95,7 @@ class NoiseImageLogger(L.Callback):
                 logger.experiment.add_image("noise", grid, trainer.global_step)
 
     @rank_zero_only
-    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if (grid := self._make_grid(trainer, module)) is not None:
             save_image(grid, self.folder / "noise.png")
 
@@ -161,6 +170,40 @@ class NoiseMonitor(L.Callback):
 def _noise_advice(module: L.LightningModule) -> str:
     """What the noise source of the method recommends if its noise stays above eps; empty if it recommends nothing."""
     return str(getattr(getattr(module.method, "noise", None), "advice", ""))
+
+
+class History(L.Callback):
+    """Collects the metrics of every epoch.
+
+    Attributes:
+        rows: for each epoch its number, the number of steps so far, the mean of every training metric over the steps,
+            and the validation metrics if it was validated.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._val: dict[str, float] = {}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._sums, self._count, self._val = {}, 0, {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        if not outputs:  # skipped
+            return
+        self._count += 1
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith("train/"):
+                self._sums[name] = self._sums.get(name, 0) + value.detach()  # on the device: no step waits for it
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        metrics = trainer.callback_metrics.items()
+        self._val = {name: float(value) for name, value in metrics if name.startswith("val/")}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step} | means | self._val)
 
 
 class Progress(RichProgressBar):

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from nsaug.models.run_config import CONFIG
 from nsaug.training.resume import LAST, PREVIOUS, read_checkpoint
+from nsaug.training.stopping import StopSignals
 from nsaug.utils.errors import UserError, as_setting, first_line, os_reason
 from nsaug.utils.files import atomic_write, is_file
 
@@ -77,40 +78,62 @@ def remove_partial_checkpoints(folder: Path) -> None:
 
 
 class LastCheckpoint(Checkpoint):
-    """Write last.ckpt after every epoch, every n optimizer steps, and on SIGTERM (one process only).
+    """Write last.ckpt after every epoch, every n optimizer steps, and when a signal stops the run.
 
     Where validation follows a step, the checkpoint is written after it, so that a resumed run does not skip it. Steps
     between accumulated batches, and the last step of an epoch before its validation, are never saved: a resumed run
-    repeats them.
+    repeats them. In validation a signal stops the run at once.
 
     Args:
         folder: where last.ckpt is written.
         write_config: writes config.json there; called again if it was removed during training.
         every_n_steps: optimizer steps between checkpoints within an epoch; None for one after each epoch alone.
+        signals: those that stop the run.
     """
 
-    def __init__(self, folder: Path, write_config: Callable[[], None], every_n_steps: int | None) -> None:
+    def __init__(
+        self, folder: Path, write_config: Callable[[], None], every_n_steps: int | None, signals: StopSignals
+    ) -> None:
         self.folder = folder
         self.write_config = write_config
         self.every_n_steps = every_n_steps
+        self.signals = signals
         self._step = 0
-        self._save_after_validation = False
+        self._stop = 0
+        self._save_after_validation = self._is_saved = False
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self.signals.prepare()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._step = trainer.global_step
+        self.signals.listen()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+        # Only now the loggers have the metrics of the step before.
+        if self._stop:
+            self.signals.stop(trainer, self._stop)
+        if self._is_saved:
+            self._is_saved = False
+            self._save_metrics(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        if not stepped or trainer.is_last_batch:
+        if not stepped:
             return
-        sigterm = trainer.received_sigterm and trainer.world_size == 1  # all ranks save together: one cannot decide
-        if sigterm or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+        self._stop = self.signals.received(trainer)
+        is_due = self._stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
+        if is_due and not trainer.is_last_batch:
             if _validation_follows(trainer, batch_idx):
                 self._save_after_validation = True
             else:
                 self._save(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if number := self.signals.received(trainer):
+            self.signals.stop(trainer, number)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._save_after_validation:
@@ -118,6 +141,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._save(trainer)
+        if self._stop:
+            self.signals.stop(trainer, self._stop)
 
     def _save(self, trainer: L.Trainer) -> None:
         self._save_after_validation = False
@@ -125,9 +150,13 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero and not is_file(config):
             log.warning("%s is missing: writing it again", config)
             self.write_config()
+        self._save_metrics(trainer)
+        trainer.save_checkpoint(self.folder / LAST)
+        self._is_saved = True
+
+    def _save_metrics(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()  # a resumed run keeps the metrics up to its checkpoint
-        trainer.save_checkpoint(self.folder / LAST)
 
 
 def _validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:

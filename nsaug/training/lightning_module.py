@@ -1,5 +1,6 @@
 """The LightningModule: a method, an optimizer, metrics."""
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator
@@ -8,9 +9,11 @@ from typing import Annotated, Any, NoReturn
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pydantic import Field
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchmetrics import MeanMetric
@@ -21,6 +24,7 @@ from nsaug.data import SeededDataset
 from nsaug.data.dataset import PAD_LABEL
 from nsaug.methods import Method
 from nsaug.models.noisy_vit import NoisyViT, check_compile
+from nsaug.training.fsdp import gathered, shard
 from nsaug.training.mixup import Mixup
 from nsaug.training.param_groups import Trainable, freeze, freeze_bn_stats, parameter_groups
 from nsaug.utils.errors import UserError
@@ -102,16 +106,22 @@ class Finetuner(L.LightningModule):
         self.max_nonfinite_batches = max_nonfinite_batches
         self.skipped = 0
         self._loss = torch.tensor(0.0)
+        self._skips = False
         num_classes = vit.model.num_classes
         accuracy = partial(MulticlassAccuracy, num_classes=num_classes, average="micro", ignore_index=PAD_LABEL)
         self.val_loss = MeanMetric(nan_strategy="disable")  # by default it would leave out NaN
         self.val_top1 = accuracy()
         self.val_adv_top1 = accuracy()
 
+    def configure_model(self) -> None:
+        """Shard the model if the strategy does (`trainer=fsdp`)."""
+        if self.device_mesh is not None and not isinstance(self.vit, FSDPModule):
+            shard(self.vit, self.device_mesh["data_parallel"])
+
     def on_train_epoch_start(self) -> None:
         freeze_bn_stats(self.vit)
         generator = make_generator(self.device, self.seed, Stream.UNIVERSAL_NOISE, self.current_epoch)
-        with self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context(), gathered(self.vit):
             count = int(self.trainer.num_training_batches)
             self.method.start_epoch(self.vit, self._epoch_batches, count, generator, self._reduce_mean)
 
@@ -121,6 +131,10 @@ class Finetuner(L.LightningModule):
     def _epoch_batches(self, number: int, count: int) -> Iterator[Tensor]:
         """The first `count` batches of pass `number` over the training images, in its own order."""
         loader: Any = self.trainer.train_dataloader
+        if not hasattr(loader, "dataset"):  # no DataLoader: it draws its own order
+            for images, *_ in itertools.islice(loader, count):
+                yield self.trainer.precision_plugin.convert_input(images.to(self.device))
+            return
         size, ranks = loader.batch_size, self.trainer.world_size
         key = (self.seed, Stream.UNIVERSAL_ORDER, self.current_epoch, number)
         order = torch.randperm(len(loader.dataset), generator=make_generator("cpu", *key))[: count * size * ranks]
@@ -128,7 +142,7 @@ class Finetuner(L.LightningModule):
         if isinstance(loader.dataset, SeededDataset):  # other augmentations than in the steps of the epoch
             positions = [(self.current_epoch, 1 + number, position) for position in positions]
         subset = Subset(loader.dataset, positions)
-        for images, *_ in DataLoader(subset, size, num_workers=loader.num_workers):
+        for images, *_ in DataLoader(subset, size, num_workers=loader.num_workers, collate_fn=loader.collate_fn):
             yield self.trainer.precision_plugin.convert_input(images.to(self.device))
 
     def _skip_nonfinite(self, loss: Tensor) -> bool:
@@ -142,19 +156,33 @@ class Finetuner(L.LightningModule):
         log.warning("batch %d skipped: non-finite loss (%d of %d)", step, self.skipped, self.max_nonfinite_batches)
         return True
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients, unless the batch is skipped; a gradient scaler skips the step by itself."""
+        if not self._skips or self.trainer.scaler is not None:
+            super().backward(loss, *args, **kwargs)
+            return
+        weights = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if isinstance(self.trainer.strategy, DDPStrategy) and any(value.grad is not None for value in weights):
+            # Only the last backward of a step averages accumulated gradients over processes.
+            (0 * torch.stack([value.sum() for value in weights]).sum()).backward()
+
     def on_after_backward(self) -> None:
-        """End the run if the loss is not finite; the device works on the backward while the host waits for the loss."""
-        if not self.max_nonfinite_batches and not self._loss.isfinite():
+        """End the run in all processes if the loss of one is not finite.
+
+        The device works on the backward while the host waits for the loss.
+        """
+        if not self.max_nonfinite_batches and self._reduce_mean((~self._loss.isfinite()).float()):
             self.skipped += 1
             self._raise_nonfinite(self._loss)
 
     def _raise_nonfinite(self, loss: Tensor) -> NoReturn:
+        problem = "is not finite in another process" if loss.isfinite() else f"is {float(loss):g}"
         raise NonFiniteLoss(
-            f"batch {self.trainer.fit_loop.total_batch_idx}: the loss is {float(loss):g}: lower optim.lr, or skip such"
+            f"batch {self.trainer.fit_loop.total_batch_idx}: the loss {problem}: lower optim.lr, or skip such"
             f" batches with max_nonfinite_batches={self.skipped}"
         )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         images, labels, _ = batch
         # Batches, not optimizer steps: accumulated batches have their own draws.
         step, rank = self.trainer.fit_loop.total_batch_idx, self.global_rank
@@ -164,8 +192,9 @@ class Finetuner(L.LightningModule):
         with self.vit.compiled():
             loss, metrics = self.method.loss(self.vit, images, targets, generator)
         self._loss = loss.detach()
-        if self.max_nonfinite_batches and self._skip_nonfinite(self._loss):
-            return None
+        self._skips = bool(self.max_nonfinite_batches) and self._skip_nonfinite(self._loss)
+        if self._skips:
+            return {"loss": loss}
         self.log("train/loss", self._loss, prog_bar=True)
         for name, value in metrics.items():
             self.log(f"train/{name}", value, prog_bar=name in ("influence", "converged"))
@@ -181,11 +210,13 @@ class Finetuner(L.LightningModule):
         self.val_top1(logits, labels)
         self.log("val/loss", self.val_loss)
         self.log("val/top1", self.val_top1, prog_bar=True)
+        if self.attack is None:
+            return
         # The same images and draws for any number of processes: process r has every n-th image from r on.
         loader: Any = self.trainer.val_dataloaders
         size, ranks = loader.batch_size, self.trainer.world_size
         num_attacked = size * self.val_attack_batches
-        if self.attack is not None and batch_idx * size * ranks < num_attacked:
+        if batch_idx * size * ranks < num_attacked:
             positions = [(batch_idx * size + i) * ranks + self.global_rank for i in range(len(images))]
             generators = [make_generator(self.device, self.seed, Stream.VALIDATION, position) for position in positions]
             adversarial = self.attack(self.vit, images, labels.clamp_min(0), generators)

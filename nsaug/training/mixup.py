@@ -52,7 +52,9 @@ class Mixup:
                 return images, labels
             return images, timm_mixup.mixup_target(labels, num_classes, smoothing=self.label_smoothing).to(images.dtype)
         if len(images) % 2:
-            raise UserError(f"mixup and cutmix pair images, and a batch has {len(images)}: set an even data.batch_size")
+            raise UserError(
+                f"mixup and cutmix pair images, and a batch has {len(images)}: use an even batch size (data.batch_size)"
+            )
         mix = timm_mixup.Mixup(
             mixup_alpha=self.mixup_alpha,
             cutmix_alpha=self.cutmix_alpha,

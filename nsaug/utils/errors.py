@@ -52,10 +52,13 @@ def unknown_name(prefix: str, name: str, known: Iterable[str]) -> str:
 def as_override(name: str, value: object) -> str:
     """A setting as Hydra reads it: its value is quoted where Hydra needs it."""
     text = str(value)
-    if re.fullmatch(r"[A-Za-z0-9_./:+@%-]+", text):
-        return f"{name}={text}"
+    return f"{name}={text if re.fullmatch(r'[A-Za-z0-9_./:+@%-]+', text) else quoted(text)}"
+
+
+def quoted(text: str) -> str:
+    """Text in quotes, which Hydra reads as this text."""
     escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + match[2].replace('"', '\\"'), text)  # Hydra's rule
-    return f'{name}="{escaped}"'
+    return f'"{escaped}"'
 
 
 def as_setting(name: str, value: object) -> str:

@@ -80,6 +80,14 @@ def seed_scope(*key: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
+@contextmanager
+def seed_devices_scope(*key: int) -> Iterator[None]:
+    """`seed_scope` that seeds and restores the generators of all GPUs, too."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())), seed_scope(*key):
+        seed_torch(*key)
+        yield
+
+
 def seed_all(*key: int) -> None:
     """Seed the global CPU generators of Python, numpy and torch by a key.
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from nsaug.cli import evaluate, train
 from nsaug.cli.app import _sort_arguments, entry_point, instantiate, validate_value
+from nsaug.cli.compose import compose
 from nsaug.cli.errors import format_error
 from nsaug.data import ImageDataModule
 from nsaug.models.noisy_vit import NoisyViT
@@ -25,8 +25,7 @@ from tests.conftest import ROOT
 
 
 def composed(*overrides, script=train):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(script.__name__.split(".")[-1], list(overrides))
+    return compose(script.__name__.split(".")[-1], overrides)
 
 
 def error_of(*overrides, script=train):

@@ -16,7 +16,7 @@ def runs(tmp_path):
         settings = {"method": {"noise": nullspace}, "nullspace": nullspace, "trainer": {"max_steps": -1}}
         metadata = {"name": name, "method": name, "seed": seed, "settings": settings}
         save_config(tmp_path / f"{name}-{eps}-{seed}", vit, metadata)
-        save_weights(tmp_path / f"{name}-{eps}-{seed}", vit.model)
+        save_weights(tmp_path / f"{name}-{eps}-{seed}", vit.state_dict())
     return tmp_path
 
 

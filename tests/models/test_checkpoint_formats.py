@@ -628,7 +628,7 @@ def test_epsilon_survives_a_run(transformers, tmp_path):
     vit = build_vit(NAME, checkpoint=str(tmp_path / "source"), img_size=8, patch_size=2, args=ARGS)
     (tmp_path / "run").mkdir()
     save_config(tmp_path / "run", vit, {})
-    save_weights(tmp_path / "run", vit.model)
+    save_weights(tmp_path / "run", vit.state_dict())
     again = build_vit(NAME, checkpoint=str(tmp_path / "run"), args=vit.model_args)
     assert_equal_outputs(again.model.eval(), output_of(source))
 

@@ -75,7 +75,7 @@ def test_mismatched_keys_are_named(tmp_path):
 def test_given_image_size_precedes_that_of_the_run(tmp_path, given):
     vit = tiny_vit()
     save_config(tmp_path, vit, {})
-    save_weights(tmp_path, vit.model)
+    save_weights(tmp_path, vit.state_dict())
     options = {"checkpoint": str(tmp_path), "patch_size": 2, "args": TINY} | given
     loaded = build_vit("vit_tiny_patch16_224", **options)
     assert loaded.data_config["input_size"] == (3, 12, 12)
@@ -142,7 +142,7 @@ def test_normalization_comes_with_the_weights(tmp_path):
     pixel = torch.full((1, 3, 8, 8), 0.5)
     torch.testing.assert_close(vit.normalize(pixel)[0, :, 0, 0], torch.tensor([0.4 / 0.4, 0.3 / 0.5, 0.2 / 0.6]))
     save_config(tmp_path, vit, {})
-    save_weights(tmp_path, vit.model)
+    save_weights(tmp_path, vit.state_dict())
     again = tiny_vit(checkpoint=str(tmp_path))
     torch.testing.assert_close(again.normalize(pixel), vit.normalize(pixel))
     assert math.isclose(tiny_vit(checkpoint=str(tmp_path), mean=(0.0, 0.0, 0.0)).mean.sum().item(), 0)
@@ -154,7 +154,7 @@ def test_rectangular_images(tmp_path):
     assert vit.noise_shape() == (24, 24)
     assert vit.data_config["input_size"] == (3, 8, 12)
     save_config(tmp_path, vit, {})
-    save_weights(tmp_path, vit.model)
+    save_weights(tmp_path, vit.state_dict())
     images = torch.rand(2, 3, 8, 12)
     assert torch.equal(tiny_vit(checkpoint=str(tmp_path), img_size=None).eval()(images), vit(images))
 
@@ -186,7 +186,7 @@ def test_argument_that_is_set_twice_is_refused():
 def test_named_patch_embedding_is_restored_from_a_run(tmp_path):
     vit = tiny_vit(patch_embed="patch_embed.proj")
     save_config(tmp_path, vit, {})
-    save_weights(tmp_path, vit.model)
+    save_weights(tmp_path, vit.state_dict())
     assert vit.noise_shape() == (24, 4, 4)
     assert tiny_vit(checkpoint=str(tmp_path)).noise_shape() == (24, 4, 4)
     assert tiny_vit(checkpoint=str(tmp_path), patch_embed="patch_embed").noise_shape() == (16, 24)

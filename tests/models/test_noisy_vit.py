@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nsaug.methods import NoiseAugmentation
-from nsaug.models.noisy_vit import eval_mode, params_frozen
+from nsaug.models.noisy_vit import NoisyViT, eval_mode, params_frozen
 from nsaug.nullspace import NullspaceNoise
 from nsaug.utils.errors import UserError
 from tests.conftest import TINY, tiny_vit
@@ -30,6 +30,25 @@ def test_deepcopy_has_independent_noise(vit, images):
         parameter.zero_()
     assert torch.equal(copied(images, noise), noisy)
     assert torch.equal(copied(images), clean)
+
+
+def test_release_removes_the_hooks(vit, images):
+    model, logits = vit.model, vit.eval()(images)
+    copied = copy.deepcopy(vit)
+    assert copied.release() is copied.model
+    hooks = [(module._forward_hooks, module._forward_pre_hooks) for module in copied.model.modules()]
+    assert not any(map(any, hooks))
+    assert torch.equal(copied(images), logits)
+    assert any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_image_size_is_that_of_a_model_built_for_another_one(name):
+    """timm.create_model(..., img_size=...) leaves 224 in the configuration."""
+    sizes = {"vit_tiny_patch16_224": {**TINY, "patch_size": 2}, "swin_tiny_patch4_window7_224": {"window_size": 2}}
+    vit = NoisyViT(timm.create_model(name, img_size=16, num_classes=3, **sizes[name]))
+    assert vit.data_config["input_size"] == (3, 16, 16)
+    assert vit(torch.rand(1, 3, 16, 16)).shape == (1, 3)
 
 
 def test_wrong_noise_shape_raises(vit, images):

@@ -30,7 +30,7 @@ def file(tmp_path):
     """The config.json of a run."""
     vit = tiny_vit()
     save_config(tmp_path, vit, METADATA)
-    save_weights(tmp_path, vit.model)
+    save_weights(tmp_path, vit.state_dict())
     return tmp_path / "config.json"
 
 

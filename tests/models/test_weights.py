@@ -28,7 +28,7 @@ def test_failed_lightning_checkpoint_keeps_the_old_one(tmp_path):
 def test_timm_loads_the_output_folder(tmp_path):
     vit = tiny_vit(mean=(0.1, 0.2, 0.3)).eval()
     save_config(tmp_path, vit, {"name": "clean", "seed": 3})
-    save_weights(tmp_path, vit.model)
+    save_weights(tmp_path, vit.state_dict())
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(loaded(vit.normalize(images)), vit(images))
@@ -40,7 +40,7 @@ def test_timm_loads_the_output_folder(tmp_path):
 def test_tied_weights_are_written(tmp_path):
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 3), "b": torch.nn.Linear(2, 3)})
     model["b"].weight = model["a"].weight
-    save_weights(tmp_path, model)
+    save_weights(tmp_path, model.state_dict())
     loaded = read_weights(tmp_path)
     assert torch.equal(loaded["b.weight"], model["a"].weight)
 

@@ -1,9 +1,6 @@
 import itertools
 import math
 import os
-import socket
-import subprocess
-import sys
 from unittest import mock
 
 import lightning as L
@@ -13,18 +10,20 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from nsaug.attacks import FGSM, FGSMRS, PGD, EmbeddingPGD
 from nsaug.data.dataset import PAD_LABEL
 from nsaug.methods import SMART, TRADES, AdversarialTraining, Clean, EmbeddingAdversarial, FreeLB, NoiseAugmentation
 from nsaug.models.noisy_vit import _run
 from nsaug.nullspace import NullspaceNoise, RandomNoise, UniversalNoise
+from nsaug.training.fsdp import FSDP, full_tensors
 from nsaug.training.lightning_module import AdamWConfig, Finetuner, warmup_cosine
 from nsaug.utils.errors import UserError
 from nsaug.utils.rng import Stream
 from nsaug.utils.rng import make_generator as draws
 from tests.conftest import ROOT, tiny_vit
+from tests.training.ranks import start_ranks, wait
 
 METHODS = {
     "clean": lambda: Clean(),
@@ -118,6 +117,39 @@ def test_validation_loss_is_that_of_the_counted_images():
     data[1][0][0, 0, 0] = torch.nan
     (result,) = trainer().validate(module, DataLoader(data, batch_size=4), verbose=False)
     assert math.isnan(result["val/loss"])
+
+
+class Batches:
+    """A loader that is no DataLoader."""
+
+    def __init__(self, data):
+        self.batches = list(DataLoader(data, batch_size=4))
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        yield from self.batches
+
+
+def test_loaders_need_no_batch_size():
+    module = Finetuner(tiny_vit().double(), METHODS["universal"](), AdamWConfig(), seed=0)
+    trainer(max_epochs=1).fit(module, Batches(make_data()), Batches(make_data()))
+    assert module.method.noise.noise.any()
+
+
+def reverse_channels(samples):
+    images, labels, names = default_collate(samples)
+    return images.flip(1), labels, names
+
+
+def test_universal_noise_is_learned_on_collated_images(monkeypatch):
+    module = Finetuner(tiny_vit().double(), METHODS["universal"](), AdamWConfig(), seed=0)
+    seen = []
+    monkeypatch.setattr(module.method, "start_epoch", lambda vit, batches, *_: seen.extend(batches(0, 2)))
+    trainer(max_steps=1).fit(module, DataLoader(make_data(), batch_size=4, collate_fn=reverse_channels))
+    expected = torch.stack([image.flip(0) for image, *_ in make_data()])
+    assert sorted(torch.cat(seen).flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
 
 
 def test_no_weight_decay_on_biases_norms_and_positions():
@@ -221,19 +253,30 @@ class KeepGradients(Finetuner):
         self.kept = [p.grad.clone() for p in self.vit.parameters()]
 
 
-def gradients(name: str, world: int, accumulated: int = 1) -> dict:
+def gradients(name: str, world: int, accumulated: int = 1, strategy: str | FSDP = "ddp") -> dict:
     """Gradients of one optimizer step on 16 images, in batches of 8 that 2 ranks or 2 accumulated batches may share."""
     method = METHODS[name]().double()
     module = KeepGradients(tiny_vit().double(), method, AdamWConfig(), seed=0)
-    options = {"strategy": "ddp", "devices": world, "num_nodes": 1} if world > 1 else {}
+    options = {"strategy": strategy, "devices": world, "num_nodes": 1} if world > 1 else {}
     rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
     sampler = DistributedSampler(make_data(16), num_replicas=world, rank=rank, shuffle=False)
     loader = DataLoader(make_data(16), batch_size=8 // world, sampler=sampler)
     trainer(max_steps=1, accumulate_grad_batches=accumulated, **options).fit(module, loader)
-    results = {"gradients": module.kept}
+    results = {"gradients": full_tensors(module.kept)}
     if name == "universal":
         results["noise"] = method.noise.noise
     return results
+
+
+def skipping() -> tuple[list, int]:
+    """Gradients of a step whose second batch is skipped, because one of its images in the second process is NaN."""
+    data = make_data(16)
+    data[9][0].fill_(torch.nan)
+    module = KeepGradients(tiny_vit().double(), METHODS["clean"](), AdamWConfig(), seed=0, max_nonfinite_batches=1)
+    sampler = DistributedSampler(data, num_replicas=2, rank=int(os.environ["LOCAL_RANK"]), shuffle=False)
+    options = {"strategy": "ddp", "devices": 2, "accumulate_grad_batches": 2, "max_steps": 1}
+    trainer(**options).fit(module, DataLoader(data, batch_size=4, sampler=sampler))
+    return module.kept, module.skipped
 
 
 @pytest.fixture
@@ -303,6 +346,7 @@ def test_failing_compiler_is_reported_before_the_first_step(monkeypatch):
 
 
 SPLIT = ["clean", "per_image", "universal"]
+SHARDED = ["per_image", "universal"]  # test_fsdp.py has all methods
 
 
 def rank_of_two(rank: int, path: str) -> None:
@@ -310,7 +354,9 @@ def rank_of_two(rank: int, path: str) -> None:
     torch.set_num_threads(1)
     with mock.patch("nsaug.nullspace.per_image.start_noise", start_from_the_image):
         results = {name: gradients(name, 2) for name in SPLIT}
+        results |= {f"{name}, FSDP": gradients(name, 2, strategy=FSDP()) for name in SHARDED}
     results |= {f"{name}, accumulated": gradients(name, 2, accumulated=2) for name in METHODS}
+    results["skipped"] = skipping()
     torch.save(results, f"{path}/{rank}")
 
 
@@ -318,31 +364,28 @@ def rank_of_two(rank: int, path: str) -> None:
 def ranks(tmp_path_factory):
     """The gradients of two processes over gloo."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        env = os.environ | {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0",
-            "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-            "PL_TORCH_DISTRIBUTED_BACKEND": "gloo",
-        }  # fmt: skip
-        code = f"from tests.training.test_lightning_module import rank_of_two; rank_of_two({rank}, '{folder}')"
-        processes.append(subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    assert all((folder / str(rank)).exists() for rank in range(2)), errors
+    code = "from tests.training.test_lightning_module import rank_of_two; rank_of_two(int(os.environ['LOCAL_RANK'])"
+    results = wait(start_ranks(2, "-c", f"import os; {code}, '{folder}')", cwd=ROOT))
+    assert [code for code, _ in results] == [0, 0], results
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", [*SPLIT, *(f"{name}, FSDP" for name in SHARDED)])
 def test_two_processes_equal_one(name, ranks):
-    """DDP in float64, for methods whose draws are made to depend on the image alone."""
+    """In float64, for methods whose draws are made to depend on the image alone."""
     with mock.patch("nsaug.nullspace.per_image.start_noise", start_from_the_image):
-        one = gradients(name, 1)
+        one = gradients(name.partition(",")[0], 1)
     for two in ranks:
         assert two[name].keys() == one.keys()
         torch.testing.assert_close(two[name], one, atol=1e-12, rtol=1e-9)
+
+
+def test_all_processes_skip_a_batch_that_is_not_finite_in_one(ranks):
+    """What was accumulated before is averaged over them all the same."""
+    (first, skipped), (second, _) = (rank["skipped"] for rank in ranks)
+    assert skipped == 1
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+    torch.testing.assert_close(first, [gradient / 2 for gradient in gradients("clean", 1)["gradients"]])
 
 
 @pytest.mark.parametrize("name", METHODS)

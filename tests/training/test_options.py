@@ -7,6 +7,7 @@ import timm
 import torch
 
 from nsaug.cli import train
+from nsaug.models import weights
 from tests.commands import metrics, run
 
 METHODS = {
@@ -77,10 +78,10 @@ def start(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_options_compose_with_methods(monkeypatch, tmp_path, start, method, option):
     after = one_step(monkeypatch, tmp_path, method, *OPTIONS[option])
-    for name, weights in after.items():
-        assert weights.isfinite().all(), name
+    for name, value in after.items():
+        assert value.isfinite().all(), name
         trained = name.startswith(TRAINED.get(option, ""))
-        assert bool((weights - start[name]).abs().max() > 1e-20) == trained, name
+        assert bool((value - start[name]).abs().max() > 1e-20) == trained, name
 
 
 def test_ema_weights_are_exported(monkeypatch, tmp_path, start):
@@ -88,9 +89,9 @@ def test_ema_weights_are_exported(monkeypatch, tmp_path, start):
     first = one_step(monkeypatch, tmp_path / "first", "nullspace")
     kept = one_step(monkeypatch, tmp_path / "kept", "nullspace", "ema=0.9999999", "trainer.max_steps=4")
     last = one_step(monkeypatch, tmp_path / "last", "nullspace", "trainer.max_steps=4")
-    for name, weights in first.items():
-        torch.testing.assert_close(kept[name], weights, atol=1e-5, rtol=0)
-    assert max(float((last[name] - weights).abs().max()) for name, weights in first.items()) > 1e-3
+    for name, value in first.items():
+        torch.testing.assert_close(kept[name], value, atol=1e-5, rtol=0)
+    assert max(float((last[name] - value).abs().max()) for name, value in first.items()) > 1e-3
     checkpoint = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)
     assert torch.equal(checkpoint["state_dict"]["vit.head.weight"], kept["head.weight"])
     assert json.loads((tmp_path / "kept" / "config.json").read_text())["nsaug"]["settings"]["ema"] == 0.9999999
@@ -98,8 +99,13 @@ def test_ema_weights_are_exported(monkeypatch, tmp_path, start):
 
 def test_ema_copies_index_buffers(monkeypatch, tmp_path):
     """Swin has integer buffers; averaged, they would be rounded to other indices."""
-    models = []
-    monkeypatch.setattr("nsaug.models.weights.save_weights", lambda folder, model: models.append(model))
+    models, save = [], weights.save_config
+
+    def keep_model(folder, vit, metadata):
+        models.append(vit.model)
+        save(folder, vit, metadata)
+
+    monkeypatch.setattr(weights, "save_config", keep_model)
     args = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2}
     swin = ["model=timm", "model.name=swin_tiny_patch4_window7_224", "model.pretrained=false", "data=digits",
             "model.img_size=32", f"model.args={args}".replace("'", ""), "trainer.max_steps=6"]  # fmt: skip

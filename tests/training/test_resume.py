@@ -1,11 +1,11 @@
 """A resumed run ends exactly like an uninterrupted one. `make fault-injection` kills processes."""
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from scripts.fault_injection import SETTINGS, difference, equal
 from tests.commands import FAST, cli_error, hold_lock, metrics, run
 from tests.conftest import ROOT
 from tests.data.helpers import make_tree
+from tests.training.ranks import signal_at, slurm_env, start_ranks, wait
 
 pytestmark = pytest.mark.usefixtures("tmp_cwd")
 SHORT = [setting for setting in SETTINGS if "max_epochs" not in setting] + ["trainer.max_epochs=2"]
@@ -127,54 +128,75 @@ def test_changed_images_are_named(monkeypatch, tmp_path, capsys):
     )
 
 
-@pytest.mark.slow
-def test_two_processes_resume(tmp_path):
-    """DDP on the CPU, killed with all its processes; all ranks share one output folder."""
-    settings = [
-        "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.enable_progress_bar=false",
-        "trainer.max_epochs=2", "checkpoint_every_n_steps=4", "val_attack_batches=1", "logger=csv",
-        "logger.num_images=0",
+def two_processes(strategy):
+    shared = [setting for setting in SHORT if setting not in ("trainer=cpu", "checkpoint_every_n_steps=7")]
+    return [
+        *shared, "checkpoint_every_n_steps=4", "trainer.log_every_n_steps=4", "data.num_workers=0",
+        f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2",
+        f"nullspace={'universal' if strategy == 'fsdp' else 'per_image'}",
     ]  # fmt: skip
 
-    def start(*arguments):
-        command = [sys.executable, str(ROOT / "train.py"), *settings, *arguments]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=env, start_new_session=True, cwd=tmp_path)
 
-    assert start(f"hydra.run.dir={tmp_path}/whole").wait(200) == 0
-    broken = start(f"hydra.run.dir={tmp_path}/broken")
-    while broken.poll() is None and not (tmp_path / "broken" / "last.ckpt").exists():
-        time.sleep(0.02)
-    os.killpg(broken.pid, signal.SIGKILL)
-    assert broken.wait() == -signal.SIGKILL
-    kept = torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)
-    assert kept["global_step"] < 20
-    assert start(f"resume={tmp_path}/broken", f"hydra.run.dir={tmp_path}/third").wait(200) == 0
-    assert difference(tmp_path / "whole", tmp_path / "broken") == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "third", "whole"]
-    assert {path.name for path in (tmp_path / "third").iterdir()} <= {".hydra", "train.log"}
+def start_train(folder, *settings):
+    """Start train.py, which starts the other processes itself."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "train.py"), *settings]
+    return subprocess.Popen(command, env=env, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
-def test_sigterm_writes_a_checkpoint(monkeypatch, tmp_path, capsys, signal_handlers):
-    step, done = Finetuner.training_step, []
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Returns the folder of an uninterrupted run by a strategy."""
 
-    def terminated(self, *rest):
-        done.append(1)
-        if len(done) == 10:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, *rest)
+    @functools.cache
+    def train_in_two_processes(strategy):
+        folder = tmp_path_factory.mktemp(strategy)
+        ((code, error),) = wait([start_train(folder, *two_processes(strategy), f"hydra.run.dir={folder}")])
+        assert code == 0, error
+        return folder
 
-    settings = [*FAST, "trainer.max_epochs=1"]
-    run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/whole")
-    monkeypatch.setattr(Finetuner, "training_step", terminated)
-    with pytest.raises(SystemExit) as stop:
-        run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/broken")
-    assert stop.value.code == 128 + signal.SIGTERM
-    assert torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)["global_step"] == 10
-    advice = f"type python train.py resume={tmp_path}/broken to continue"
-    assert capsys.readouterr().err.splitlines() == [f"stopped by SIGTERM: {advice}"]
-    run(train, monkeypatch, f"resume={tmp_path}/broken/last.ckpt")
-    assert difference(tmp_path / "whole", tmp_path / "broken") == ""
+    return train_in_two_processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGKILL, None), (signal.SIGTERM, 1)])
+def test_two_processes_resume(tmp_path, whole, strategy, number, rank):
+    """All processes are killed at the start of the seventh step, or one of them is asked to stop."""
+    fault = signal_at(tmp_path, 6, number, rank)
+    command = [*two_processes(strategy), fault, f"hydra.run.dir={tmp_path}/broken"]
+    ((code, error),) = wait([start_train(tmp_path, *command)])
+    kept = torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)["global_step"]
+    if number == signal.SIGTERM:
+        assert (code, kept) == (128 + number, 7), error
+        advice = f"type python train.py resume={tmp_path}/broken to continue"
+        assert error.splitlines()[-1] == f"stopped by SIGTERM: {advice}"
+    else:
+        assert code
+        assert kept == 4
+    ((code, error),) = wait([start_train(tmp_path, *command, "resume=true")])
+    assert code == 0, error
+    assert difference(whole(strategy), tmp_path / "broken") == ""
+
+
+@pytest.mark.slow
+def test_slurm_job_is_requeued_and_resumes(tmp_path, whole):
+    """Two processes as srun starts them; Slurm's signal reaches one of them."""
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/log\n')
+    scontrol.chmod(0o755)
+    fault = signal_at(tmp_path, 6, signal.SIGUSR1, rank=1)
+    command = [*two_processes("ddp"), fault, f"hydra.run.dir={tmp_path}/run", "resume=true"]
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    stopped, requeued = (
+        wait(start_ranks(2, str(ROOT / "train.py"), *command, cwd=tmp_path, env=slurm_env, PATH=path)) for _ in range(2)
+    )
+    assert [code for code, _ in stopped] == [128 + signal.SIGUSR1, 0], stopped
+    assert stopped[0][1].splitlines()[-1] == "stopped by SIGUSR1: Slurm job 1234 is requeued and resumes the run"
+    assert (tmp_path / "log").read_text() == "requeue 1234\n"
+    assert [code for code, _ in requeued] == [0, 0], requeued
+    assert difference(whole("ddp"), tmp_path / "run") == ""
 
 
 def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys, signal_handlers):

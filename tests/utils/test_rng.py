@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nsaug.utils.rng import _splitmix, make_generator, seed_scope
+from nsaug.utils.rng import _splitmix, make_generator, seed_devices_scope, seed_scope
 
 
 def draw(*key):
@@ -50,9 +50,13 @@ def test_adjacent_keys_seed_all_libraries_independently(draw_one):
     assert draw_seeded(1, 2) == draw_seeded(1, 2) != draw_seeded(2, 1)
 
 
-def test_seed_scope_restores_the_global_state():
+@pytest.mark.parametrize("scope", [seed_scope, seed_devices_scope])
+def test_seed_scope_restores_the_global_state(scope):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    with seed_scope(3, 4):
-        random.random(), np.random.rand(), torch.rand(1)
+    drawn = []
+    for _ in range(2):
+        with scope(3, 4):
+            drawn.append((random.random(), np.random.rand(), float(torch.rand(1))))
+    assert drawn[0] == drawn[1]
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
     assert torch.equal(torch.get_rng_state(), before[2])

@@ -27,20 +27,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise the profiler logs every start and stop
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.autograd.profiler import profile
 from torch.nn import functional as F
 
 from nsaug.cli.app import instantiate
+from nsaug.cli.compose import compose
 from nsaug.methods import Clean, Method
 from nsaug.models.noisy_vit import NoisyViT, params_frozen
 from nsaug.nullspace.per_image import newton_step
@@ -108,8 +107,7 @@ class Bench:
 
     def compose(self, method: str) -> DictConfig:
         overrides = [f"model={self.model_name}", "model.pretrained=false", *self.settings, *f"method={method}".split()]
-        with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
-            return compose("train", overrides)
+        return compose("train", overrides)
 
     def method(self, name: str) -> Method:
         """A method that is ready to train: `naive K`, or a choice of conf/method and settings."""

@@ -26,10 +26,10 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
 from nsaug.cli.app import instantiate
+from nsaug.cli.compose import compose
 from nsaug.data import ImageDataModule
 from nsaug.data.arrays import ArrayLoader
 from nsaug.data.dataset import ImageSet
@@ -87,8 +87,7 @@ class RandomImages(ImageDataModule):
 
 def bare_loop(case: str, num_steps: int) -> list[float]:
     """Train the model of a case without Lightning; the times at which the steps ended."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", [*CASES[case][0], *COMMON])
+    config = compose("train", [*CASES[case][0], *COMMON])
     torch.manual_seed(0)
     data = instantiate(config.data, ImageDataModule)
     data.setup("fit")

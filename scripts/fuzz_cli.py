@@ -365,8 +365,9 @@ def compose(script: str, arguments: tuple[str, ...]) -> Any:
     from hydra.core.global_hydra import GlobalHydra
 
     from nsaug.cli.command_line import config_dir
+    from nsaug.cli.compose import VERSION_BASE, open_nodes
 
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with open_nodes(), hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
         try:
             return hydra.compose(script, list(arguments), return_hydra_config=True)
         finally:

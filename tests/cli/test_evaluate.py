@@ -90,7 +90,7 @@ def test_failing_benchmark_is_reported_and_others_continue(trained, monkeypatch,
 
 PAGE = (ROOT / "docs" / "evaluation.md").read_text()
 CHANGES = re.findall(
-    r"^    python evaluate.py checkpoint=\.\.\. (.*)$",
+    r"^python evaluate.py checkpoint=\.\.\. (.*)$",
     PAGE.partition("### Change a suite")[2].partition("| key |")[0],
     re.M,
 )

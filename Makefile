@@ -58,7 +58,7 @@ nullity: $(READY)  ## dimension of the exact nullspace for timm's ViT families
 	$(BIN)/python -m nsaug.nullspace.nullity
 
 notebook: $(READY)  ## run the notebook of docs/ and store its outputs in it
-	$(BIN)/python scripts/notebook.py docs/nullspace_noise.ipynb
+	$(BIN)/jupyter execute --inplace docs/nullspace_noise.ipynb
 
 clean:  ## remove the environment and all outputs
 	rm -rf .venv outputs build dist site

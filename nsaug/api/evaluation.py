@@ -63,9 +63,8 @@ class Evaluation:
         from rich.console import Console
 
         text = io.StringIO()
-        command.print_tables(
-            self.table, [*self.missing, *self.failures], Console(file=text, force_terminal=False, color_system=None)
-        )
+        console = Console(file=text, force_terminal=False, force_jupyter=False, color_system=None)
+        command.print_tables(self.table, [*self.missing, *self.failures], console)
         return text.getvalue().rstrip()
 
     def _repr_markdown_(self) -> str:

@@ -301,7 +301,7 @@ def check_benchmarks(entries: "list[Entry]", data: "TestDataset", model: "EvalMo
         if max(classes) >= data.num_classes:
             raise UserError(
                 f"{entry.name} restricts predictions to classes up to {max(classes)}, and {model.label} has"
-                f" {data.num_classes}: remove it from the suite"
+                f" {data.num_classes}: choose another suite, or remove it from the suite"
             )
         if test_data.class_names != data.class_names:
             raise UserError(

@@ -410,6 +410,17 @@ def test_suite_with_other_classes_is_refused(trained, monkeypatch, tmp_path, cap
     with pytest.raises(SystemExit):
         run(evaluate, monkeypatch, "suite=shift", f"checkpoint={trained}", f"hydra.run.dir={tmp_path}/eval")
     line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line == (
+        "error: clean_imagenet_a restricts predictions to classes up to 988, and nullspace, seed 0 has 10: choose"
+        " another suite, or remove it from the suite"
+    )
+
+
+def test_data_with_other_classes_is_refused(trained, monkeypatch, tmp_path, capsys, sample):
+    place(sample[0], tmp_path / "data" / "imagenet-sketch" / wnids()[0] / "x.jpg")
+    monkeypatch.setenv("NSAUG_DATA", str(tmp_path / "data"))
+    suite = ["suite=clean", "suite.datasets=[imagenet_sketch]", f"checkpoint={trained}"]
+    line = cli_error(evaluate, monkeypatch, capsys, *suite, f"hydra.run.dir={tmp_path}/eval")
     assert line.startswith("error: imagenet_sketch has 1,000 classes such as n01440764, nullspace, seed 0 has 10")
 
 

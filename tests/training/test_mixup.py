@@ -84,5 +84,5 @@ def test_prob_zero_mixes_nothing(batch):
 
 
 def test_odd_batch_is_an_error(batch):
-    with pytest.raises(UserError, match=r"a batch has 5: set an even data\.batch_size"):
+    with pytest.raises(UserError, match=r"a batch has 5: use an even batch size"):
         Mixup(cutmix_alpha=1.0)(batch[0][:5], batch[1][:5], 10, KEY)

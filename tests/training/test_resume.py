@@ -54,11 +54,8 @@ def breaks(monkeypatch):
     return left.append
 
 
-SLOW = ("accumulated", "trades", "two views")
-
-
 @pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in VARIANTS]
+    "variant", [pytest.param(name, marks=[] if name == "per_image" else [pytest.mark.slow]) for name in VARIANTS]
 )
 def test_resumed_run_is_bit_identical(variant, monkeypatch, tmp_path, capsys, breaks):
     """Stopped in the first epoch, resumed, and stopped again in the second."""

@@ -74,6 +74,6 @@ def _log_lines(total: int, workers: Counter, stop: threading.Event) -> None:
     while not stop.wait(LINE_SECONDS):
         if share := min(1.0, workers.progress / max(1, total)):
             left = format_duration((time.monotonic() - start) * (1 - share) / share)
-            log.info("evaluating: %.0f %% done, about %s left", 100 * share, left)
+            log.info("evaluating: %d %% done, about %s left", 100 * share, left)  # 99.6 is not 100
         else:
             log.info("evaluating: the first block is not done yet")

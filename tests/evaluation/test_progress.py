@@ -14,11 +14,11 @@ def test_lines_without_a_terminal(monkeypatch, caplog):
     workers = SimpleNamespace(progress=0, is_first=True)
     with progress.show_progress(200, workers):
         time.sleep(0.05)
-        workers.progress = 150
-        while "75 %" not in caplog.text:
+        workers.progress = 199
+        while "done, about" not in caplog.text:
             time.sleep(0.01)
     assert caplog.messages[0] == "evaluating: the first block is not done yet"
-    assert caplog.messages[-1] == "evaluating: 75 % done, about 0 s left"
+    assert caplog.messages[-1] == "evaluating: 99 % done, about 0 s left", "not 100"
 
 
 def test_other_processes_are_silent(monkeypatch, caplog):

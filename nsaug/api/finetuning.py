@@ -2,6 +2,7 @@
 
 import copy
 import signal
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finetuned:
     """What `finetune` returns.
 
@@ -60,7 +61,8 @@ def finetune(
             (B, views, 3, H, W). Labels are class indices (B,) below the model's number of classes.
         method: a choice of conf/method, such as clean, nullspace, random_noise or pgd; or an object of `nsaug.methods`,
             of which a copy is used.
-        epochs: passes over the loader; the learning rate falls to zero over all of them.
+        epochs: passes over the loader; the learning rate falls to zero over all of them. `clean_same_compute` makes as
+            many more as nullspace noise costs.
         val_loader: likewise; evaluated after every epoch. `val_attack_batches` of its batches are also attacked by PGD.
         settings: of train.py, by their names there: `{"nullspace.eps": 0.05, "optim.lr": 3e-5, "ema": 0.999}`.
         seed: of all draws. Those of the loaders follow it as far as they come from the global generators, whose states
@@ -81,34 +83,38 @@ def _finetune(
 ) -> Finetuned:
     import lightning as L
     import pandas as pd
+    from lightning.pytorch.plugins.environments import LightningEnvironment
 
     from nsaug.training.callbacks import History
 
     chosen = copy.deepcopy(method) if isinstance(method, Method) else instantiate(cfg.method, Method)
     _, vit = load_model(model)
-    original = vit.mean.device
+    original, dtype = vit.mean.device, vit.mean.dtype
     target = find_device(device, original)
     train_batches = CheckedLoader(train_loader, BatchFormat.of(vit, "train_loader", chosen.num_views))
     val_batches = None if val_loader is None else CheckedLoader(val_loader, BatchFormat.of(vit, "val_loader"))
     trained = {name: parameter.requires_grad for name, parameter in vit.named_parameters()}
     module = train.build_module(cfg, vit.train(), chosen)
     history = History()
-    trainer = instantiate(
-        cfg.trainer,
-        L.Trainer,
-        accelerator=target.type,
-        devices=1 if target.index is None else [target.index],
-        logger=False,
-        enable_checkpointing=False,
-        callbacks=[*train.training_callbacks(cfg), history],
-        **train.scale_duration(cfg.trainer, chosen.duration_factor),
-    )
-    with _keyboard_interrupts():
+    # Lightning looks for checkpoints of Slurm jobs in its folder, and on Slurm it would write one and requeue the job.
+    with tempfile.TemporaryDirectory() as empty, _keyboard_interrupts():
+        trainer = instantiate(
+            cfg.trainer,
+            L.Trainer,
+            accelerator=target.type,
+            devices=1 if target.index is None else [target.index],
+            logger=False,
+            enable_checkpointing=False,
+            callbacks=[*train.training_callbacks(cfg), history],
+            plugins=[LightningEnvironment(), *train.as_list(instantiate(cfg.trainer.get("plugins")))],
+            default_root_dir=empty,
+            **train.scale_duration(cfg.trainer, chosen.duration_factor),
+        )
         trainer.fit(module, train_batches, val_batches)
     for name, parameter in vit.named_parameters():
         parameter.requires_grad_(trained[name])
     vit.zero_grad()
-    return Finetuned(vit.release().to(original).eval(), pd.DataFrame(history.rows))
+    return Finetuned(vit.release().to(original, dtype).eval(), pd.DataFrame(history.rows))
 
 
 @contextmanager

@@ -47,8 +47,9 @@ def load_model(model: Model) -> Loaded:
 
 def _load_weights(name: str) -> Loaded:
     """The model in a folder or a weights file, or a timm model with pretrained weights."""
-    if Path(name).expanduser().exists():
-        (eval_model,), _ = find_models(name, None)
+    path = Path(name).expanduser()
+    if path.exists():
+        (eval_model,), _ = find_models(str(path), None)
     elif timm.is_model(name.partition(".")[0]):
         (eval_model,), _ = find_models(f"{TIMM}{name}", None)
     else:

@@ -20,7 +20,7 @@ EVALUATION_KEYS = ("suite", "batch_size", "cache")
 ONE_DEVICE = "python train.py for several devices"
 ARGUMENTS = {  # settings that are not given as settings, and what to type instead
     "method": "method=...", "suite": "suite=...", "seed": "seed=...", "trainer.max_epochs": "epochs=...",
-    "trainer.accelerator": "device=...", "trainer.devices": "device=...", "trainer": "device=...",
+    "trainer.accelerator": "device=...", "trainer.devices": "device=...", "trainer": "its settings, as trainer.NAME",
     "trainer.strategy": ONE_DEVICE, "trainer.num_nodes": ONE_DEVICE,
 }  # fmt: skip
 

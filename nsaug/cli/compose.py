@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import hydra._internal.hydra
+import numpy as np
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -89,8 +91,8 @@ def to_overrides(settings: Mapping[str, Any]) -> list[str]:
     """Settings in Python as they are typed: `{"nullspace.eps": 0.05}` becomes `["nullspace.eps=0.05"]`.
 
     Raises:
-        UserError: a name is not that of a setting, or a value is neither text, a number, a boolean, None, nor a list or
-            dict of these.
+        UserError: a name is not that of a setting, or a value is neither text, a path, a number, a boolean, None, nor a
+            list or dict of these.
     """
     return [f"{_check_name(name)}={_to_text(value, name)}" for name, value in settings.items()]
 
@@ -103,8 +105,10 @@ def _check_name(name: Any) -> str:
 
 def _to_text(value: Any, name: str) -> str:
     """A value in Hydra's grammar."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
+    if value is None or isinstance(value, bool | np.bool_):
+        return json.dumps(None if value is None else bool(value))
+    if isinstance(value, Path):
+        value = str(value)
     if isinstance(value, Integral):
         return str(int(value))
     if isinstance(value, Real):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -218,8 +219,8 @@ def check_trainer(trainer: DictConfig) -> None:
     if is_sharded(trainer) and trainer.precision not in FSDP_PRECISIONS:
         choices = " or ".join(FSDP_PRECISIONS)
         raise UserError(f"trainer.precision={trainer.precision}: trainer=fsdp does not support it: choose {choices}")
-    for key in ("max_epochs", "max_steps"):
-        if trainer[key] == 0:
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trainer.get(key) == 0:
             raise UserError(f"trainer.{key}=0 trains nothing: set it to 1 or more")
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise UserError("trainer.max_epochs=-1 needs trainer.max_steps: the learning rate decays over all steps")
@@ -363,6 +364,7 @@ def as_list(value: Any) -> list[Any]:
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what can stop training into one line that says how to continue."""
     import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from nsaug.training.lightning_module import NonFiniteLoss
     from nsaug.training.loggers import is_rank_zero
@@ -377,6 +379,8 @@ def one_line_errors(folder: Path) -> Iterator[None]:
     with one_line_faults(advice):
         try:
             yield
+        except SIGTERMException:  # it came before `StopSignals` replaced Lightning's handler
+            raise Interrupted(signal.SIGTERM) from None
         except Stopped as error:
             if not is_rank_zero():
                 sys.exit()  # with code 0: Lightning kills the first process, which is still at work, for any other

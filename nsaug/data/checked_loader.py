@@ -51,6 +51,7 @@ class BatchFormat:
         images, labels = self._images(batch[0]), self._labels(batch[1])
         if len(images) != len(labels):
             raise UserError(f"{self.name} yields a batch of {len(images)} images and {len(labels)} labels")
+        self._check_classes(labels)
         ids: Any = batch[2] if len(batch) > 2 else None
         has_ids = isinstance(ids, list | tuple) and len(ids) == len(images) and all(isinstance(i, str) for i in ids)
         return images, labels, list(ids) if has_ids else None
@@ -86,10 +87,12 @@ class BatchFormat:
     def _labels(self, labels: Any) -> Tensor:
         if not isinstance(labels, Tensor):
             raise UserError(f"{self.name} yields labels as {type(labels).__name__}: they should be a tensor (B,)")
-        if labels.dim() != 1 or labels.is_floating_point():
+        if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             kind = f"labels of {labels.dtype} and shape {tuple(labels.shape)}"
             raise UserError(f"{self.name} yields {kind}: they should be class indices, (B,)")
-        labels = labels.long()
+        return labels.long()
+
+    def _check_classes(self, labels: Tensor) -> None:
         low, high = int(labels.min()), int(labels.max())
         if low < 0:
             raise UserError(f"{self.name} yields the label {low}: class indices start at 0")
@@ -98,7 +101,6 @@ class BatchFormat:
                 f"{self.name} yields the label {high}, and the model has the classes 0 to {self.num_classes - 1}: build"
                 f" it with more, such as timm.create_model(..., num_classes={high + 1})"
             )
-        return labels
 
 
 class CheckedLoader:
@@ -133,11 +135,14 @@ class CheckedLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, tuple[()]]]:
         # A generator: a DataLoader with persistent workers starts over whenever an iterator is requested.
-        is_empty = True
+        count = 0
         for batch in self._loader:
-            is_empty = False
+            count += 1
             images, labels, _ = self._format.read(batch)
             self.batch_size = self.batch_size or len(images)
             yield images, labels, ()
-        if is_empty:
-            raise UserError(f"{self._format.name} yields no batch, although its length is {self._length}")
+        if count < self._length:
+            raise UserError(
+                f"{self._format.name} yields {count} batches, and its length is {self._length}: its __len__ should"
+                " return the number of batches"
+            )

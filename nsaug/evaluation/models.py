@@ -44,6 +44,7 @@ class EvalModel:
         metadata: what the training run recorded in config.json (`RunMetadata`); empty for other weights.
         name: name in tables; runs that differ only in their seed share it.
         label_names: class names by index in a config.json of timm or transformers; None if it states none.
+        fingerprint: of what a model in memory computes, which no file tells; empty for others.
     """
 
     checkpoint: str | None
@@ -51,6 +52,7 @@ class EvalModel:
     metadata: dict[str, Any]
     name: str
     label_names: list[str] | None = None
+    fingerprint: str = ""
 
     @property
     def class_names(self) -> list[str] | None:
@@ -199,11 +201,13 @@ def disambiguate(models: list[EvalModel]) -> list[EvalModel]:
     ]
 
 
-def model_digest(vit: NoisyViT) -> str:
-    """SHA-256 of a model's architecture, input configuration and weights."""
+def model_digest(vit: NoisyViT, fingerprint: str = "") -> str:
+    """SHA-256 of a model's architecture, input configuration and weights, and its `EvalModel.fingerprint`."""
     config = {"args": vit.model_args, "data": vit.data_config, "architecture": vit.model.pretrained_cfg["architecture"]}
     if vit.norm_eps is not None:
         config["norm_eps"] = vit.norm_eps
+    if fingerprint:
+        config["fingerprint"] = fingerprint
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in sorted(vit.state_dict().items()):
         digest.update(name.encode())

@@ -207,7 +207,7 @@ class Planner:
         items = [*((entry, None) for entry in entries), *transfers]
         try:
             vit, data = self.load(model)
-            self._digests.setdefault(number, model_digest(vit))
+            self._digests.setdefault(number, model_digest(vit, model.fingerprint))
             self._class_names[number] = data.class_names
         except Exception as error:
             reason = log_failure(log, model.label, error)
@@ -216,7 +216,8 @@ class Planner:
         for entry, source in items:
             try:
                 if source is not None and source not in self._digests:
-                    self._digests[source] = model_digest(self.load(self.models[source])[0])
+                    other = self.models[source]
+                    self._digests[source] = model_digest(self.load(other)[0], other.fingerprint)
                 self._add_job(number, vit, data, entry, source)
             except Exception as error:
                 reason = log_failure(log, f"{model.label}: {entry.title}", error)

@@ -190,7 +190,7 @@ class History(L.Callback):
         self._sums, self._count, self._val = {}, 0, {}
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any) -> None:
-        if not outputs:  # skipped
+        if "metrics" not in outputs:  # skipped
             return
         self._count += 1
         for name, value in trainer.callback_metrics.items():

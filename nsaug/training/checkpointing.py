@@ -107,7 +107,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._step = trainer.global_step
-        self.signals.listen()
+        self.signals.listen(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         # Only now the loggers have the metrics of the step before.

@@ -65,7 +65,7 @@ class FSDP(ModelParallelStrategy):
 
     def full_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state dict with whole tensors in the first process, empty in the others; all have to call it."""
-        state = full_tensors(state)
+        state = full_tensors(state, keep=self.is_global_zero)
         return state if self.is_global_zero else {}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -137,13 +137,19 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def full_tensors(state: Any) -> Any:
-    """Nested containers with sharded tensors gathered, on the CPU; all processes have to call it."""
+def full_tensors(state: Any, keep: bool) -> Any:
+    """Nested containers with sharded tensors gathered, on the CPU; all processes have to call it.
+
+    Args:
+        state: dicts and lists.
+        keep: whether this process needs them; otherwise it frees each at once.
+    """
     if isinstance(state, DTensor):
-        return state.full_tensor().detach().cpu()
+        whole = state.full_tensor().detach()
+        return whole.cpu() if keep else None
     if isinstance(state, dict):
-        return {key: full_tensors(value) for key, value in state.items()}
-    return list(map(full_tensors, state)) if isinstance(state, list) else state
+        return {key: full_tensors(value, keep) for key, value in state.items()}
+    return [full_tensors(value, keep) for value in state] if isinstance(state, list) else state
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:

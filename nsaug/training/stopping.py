@@ -56,8 +56,10 @@ class StopSignals:
             self._numbers.append(SUBMITIT)
             self._submitit = signal.getsignal(SUBMITIT)
 
-    def listen(self) -> None:
+    def listen(self, trainer: L.Trainer) -> None:
         """Install handlers, in place of Lightning's, which restores all when training ends."""
+        if trainer.received_sigterm:  # by Lightning's handler, since it was installed
+            self._number = signal.SIGTERM
         if threading.current_thread() is threading.main_thread():
             for number in self._numbers:
                 signal.signal(number, self._note)
@@ -75,7 +77,11 @@ class StopSignals:
     def stop(self, trainer: L.Trainer, number: int) -> NoReturn:
         """End the run in this process; all processes have to call it."""
         if number == SUBMITIT:
-            self._submitit(number, None)  # requeues the job and ends the process, if it is the first one
+            try:
+                self._submitit(number, None)  # requeues the job and ends the process, if it is the first one
+            except Exception as error:  # submitit's UncompletedJobError: as many time limits as allowed
+                advice = f"not requeued ({first_line(error)}): allow more by hydra.launcher.max_num_timeout=10"
+                raise Stopped(number, advice) from error
         raise Stopped(number, _requeue() if number == REQUEUE and self.requeue and trainer.is_global_zero else "")
 
 

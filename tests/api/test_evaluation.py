@@ -1,5 +1,6 @@
 """nsaug.evaluate: what evaluate.py does, on models and images of a program that stays as it is."""
 
+import copy
 import random
 
 import numpy as np
@@ -125,6 +126,29 @@ def test_an_interrupted_evaluation_continues_from_its_cache(model, tmp_path):
     second = nsaug.evaluate(model, loader(), suite=PGD_SUITE, settings=settings)
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npz")}
     pd.testing.assert_frame_equal(first.table, second.table)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_models_with_the_same_weights_that_compute_something_else(model, tmp_path, cached):
+    """Another number of heads, and a hook; the one with another name computes the same."""
+    heads, hooked = make_model(0, num_heads=1), copy.deepcopy(model)
+    hooked.head.register_forward_hook(lambda module, args, output: output.roll(1, 1))
+    models = {"model": model, "heads": heads, "hooked": hooked, "same": copy.deepcopy(model)}
+    settings = {"cache": tmp_path / "cache"} if cached else {}
+
+    def loss(result):
+        return result.table.query("metric == 'nll'").set_index("name")["value"]
+
+    if cached:
+        alone = {name: loss(nsaug.evaluate({name: it}, loader(), suite="clean", settings=settings))[name]
+                 for name, it in models.items()}  # fmt: skip
+    else:
+        alone = loss(nsaug.evaluate(models, loader(), suite="clean"))
+    assert alone["model"] == alone["same"]
+    for name in ("model", "heads", "hooked"):
+        with torch.no_grad():
+            logits = NoisyViT(copy.deepcopy(models[name])).eval()(IMAGES)
+        assert alone[name] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, LABELS)), rel=1e-5)
 
 
 def test_a_failed_benchmark_is_named_and_the_others_stay(model):

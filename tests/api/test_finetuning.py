@@ -149,6 +149,45 @@ def test_history_has_means_over_the_steps_and_validation(model, recorder):
     assert history["val/top1"].iloc[-1] == pytest.approx(float((logits.argmax(1) == LABELS).float().mean()))
 
 
+def test_history_leaves_out_skipped_batches(model, monkeypatch):
+    """The first loss of every epoch is not finite."""
+    losses = iter([float("nan"), 100.0, 200.0, 300.0, 400.0] * 2)
+    monkeypatch.setattr(Clean, "loss", lambda self, vit, *_: (vit(IMAGES[:2]).sum() * 0 + next(losses), {}))
+    settings = {"max_nonfinite_batches": 2}
+    history = nsaug.finetune(model, loader(), method="clean", epochs=2, settings=settings).history
+    assert history["train/loss"].tolist() == [250, 250]
+
+
+def test_files_and_jobs_of_slurm_are_left_alone(model, monkeypatch, tmp_path):
+    """Lightning writes hpc_ckpt_N.ckpt at SIGUSR1, and reads what lies in the working directory."""
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"of another program")
+    for name, value in {"NTASKS": "1", "JOB_ID": "77", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    received = []
+    monkeypatch.setattr(
+        Clean, "loss", lambda self, vit, *_: (signal.raise_signal(signal.SIGUSR1), (vit(IMAGES[:2]).sum(), {}))[1]
+    )
+    previous = signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
+    try:
+        nsaug.finetune(model, loader(), method="clean", epochs=1, settings=ONE_STEP)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert received == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["hpc_ckpt_1.ckpt"]
+
+
+def test_low_precision_ends_in_that_of_the_model(model):
+    tuned = nsaug.finetune(
+        model, loader(), method="clean", epochs=1, settings=ONE_STEP | {"trainer.precision": "bf16-true"}
+    )
+    assert {value.dtype for value in tuned.model.state_dict().values()} == {torch.float32}
+    assert not same_weights(tuned.model, model)
+
+
+def test_names_are_completed():
+    assert {"finetune", "evaluate", "__version__"} <= {*dir(nsaug)}
+
+
 def test_without_validation_there_are_no_validation_metrics(model):
     history = nsaug.finetune(model, loader(), epochs=1, settings={"nullspace.num_steps": 0}).history
     assert not any(name.startswith("val/") for name in history.columns)
@@ -273,6 +312,11 @@ def test_double_precision_and_a_noisy_vit():
             {"settings": {"trainer.devices": 2}},
             "settings: trainer.devices is not a setting of nsaug.finetu",
         ),
+        (
+            {"settings": {"trainer": {"precision": "16-true"}}},
+            "settings: trainer is not a setting of nsaug.finetune: type",
+        ),
+        ({"settings": {"trainer.limit_train_batches": 0}}, "trainer.limit_train_batches=0 trains nothing"),
         ({"settings": {"trainer.strategy": "ddp"}}, "settings: trainer.strategy is not a setting of nsaug.finet"),
         ({"settings": {"trainer.fast_dev_run": True}}, "trainer.fast_dev_run writes no checkpoint"),
         ({"settings": {"trainable": "tail"}}, "trainable=tail: should be all, head, or last_N"),

@@ -65,6 +65,12 @@ def test_other_models_are_refused(make, message):
     assert str(error.value).startswith(message)
 
 
+def test_home_folder(trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained.parent))
+    eval_model, _ = load_model(f"~/{trained.name}")
+    assert eval_model.checkpoint == load_model(trained)[0].checkpoint
+
+
 def test_device_is_that_of_the_model_if_it_is_no_cpu():
     assert find_device(None, torch.device("meta")) == torch.device("meta")
     assert find_device("cpu", torch.device("meta")) == torch.device("cpu")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hydra import initialize_config_dir, version
@@ -56,6 +58,8 @@ def test_values_are_read_as_they_were_given(value):
 def test_numpy_numbers_and_tuples():
     settings = {"optim.lr": np.float32(0.5), "seed": np.int64(3), "optim.betas": (np.float64(0.5), 0.9)}
     assert to_overrides(settings) == ["optim.lr=0.5", "seed=3", "optim.betas=[0.5,0.9]"]
+    settings = {"model.compile": np.bool_(True), "cache": Path("outputs") / "my cache"}
+    assert to_overrides(settings) == ["model.compile=true", 'cache="outputs/my cache"']
 
 
 @pytest.mark.parametrize(

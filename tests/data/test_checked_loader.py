@@ -80,6 +80,8 @@ def test_range_of_images(images, advice):
         ((IMAGES, LABELS.float()), "labels of torch.float32 and shape (6,): they should be class indices, (B,)"),
         ((IMAGES, LABELS[:, None]), "labels of torch.int64 and shape (6, 1): they should be class indices, (B,)"),
         ((IMAGES, LABELS[:3]), "a batch of 6 images and 3 labels"),
+        ((IMAGES, LABELS[:0]), "a batch of 6 images and 0 labels"),
+        ((IMAGES, LABELS > 2), "labels of torch.bool and shape (6,): they should be class indices, (B,)"),
         ((IMAGES, LABELS + 1), "the label 10, and the model has the classes 0 to 9: build it with more, such as "),
         ((IMAGES, LABELS - 1), "the label -1: class indices start at 0"),
         ({"image": IMAGES, "label": LABELS}, "a dict: a batch should be a tuple (images, labels)"),
@@ -108,18 +110,22 @@ class Stream(IterableDataset):
 class Broken:
     """A loader that yields less than it announces."""
 
+    def __init__(self, count=0):
+        self.count = count
+
     def __len__(self):
         return 3
 
     def __iter__(self):
-        return iter(())
+        return iter([(IMAGES, LABELS)] * self.count)
 
 
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
         ([], "loader is empty"),
-        (Broken(), "loader yields no batch, although its length is 3"),
+        (Broken(), "loader yields 0 batches, and its length is 3: its __len__ should return the number of batches"),
+        (Broken(2), "loader yields 2 batches, and its length is 3"),
         (DataLoader(Stream(), batch_size=2), "loader has no length, which the learning rate depends on"),
         (iter([(IMAGES, LABELS)]), "loader has no length"),
         (3, "loader is a int: pass a DataLoader, or a list of (images, labels)"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from nsaug.cli import train
 from nsaug.training.lightning_module import Finetuner
@@ -98,6 +99,42 @@ def test_validation_stops_at_once(monkeypatch, tmp_path, capsys):
         run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/run")
     assert stopped.value.code == 128 + signal.SIGUSR1
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 14
+
+
+def test_sigterm_before_the_first_step(monkeypatch, tmp_path, capsys):
+    """Lightning's handler gets it."""
+    reset = _FitLoop.reset
+
+    def signalled(self):
+        signal.raise_signal(signal.SIGTERM)
+        return reset(self)
+
+    monkeypatch.setattr(_FitLoop, "reset", signalled)
+    with pytest.raises(SystemExit) as stopped:
+        run(train, monkeypatch, *FAST, "method=clean", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stopped by SIGTERM: ")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="needs SIGUSR2")
+def test_submitit_that_requeues_no_more_is_one_line(monkeypatch):
+    def refuse(number, frame):
+        raise RuntimeError("Job not requeued because: timed-out too many times.")
+
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    previous = signal.signal(signal.SIGUSR2, refuse)
+    try:
+        signals = StopSignals(requeue=True)
+        signals.prepare()
+    finally:
+        signal.signal(signal.SIGUSR2, previous)
+    with pytest.raises(Stopped) as stopped:
+        signals.stop(SimpleNamespace(is_global_zero=True), signal.SIGUSR2)
+    assert stopped.value.advice == (
+        "not requeued (Job not requeued because: timed-out too many times.): allow more by"
+        " hydra.launcher.max_num_timeout=10"
+    )
 
 
 def advice(requeue, number=signal.SIGUSR1, is_global_zero=True):

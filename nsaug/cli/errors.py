@@ -133,6 +133,15 @@ def _top_level_keys(config_name: str) -> frozenset[str]:
     return frozenset((keys | groups) - {"defaults"})
 
 
+def _settings_in_groups(config_name: str, name: str) -> list[str]:
+    """Settings inside groups whose names end like one without a group: `trainer.max_epochs` for `epochs`."""
+    from nsaug.cli.compose import compose
+
+    groups = compose(config_name, []).items() if "." not in name else ()
+    keys = [".".join(map(str, (group, key))) for group, node in groups if isinstance(node, DictConfig) for key in node]
+    return [key for key in keys if re.search(rf"[._]{re.escape(name)}$", key)]
+
+
 def _hydra_error(error: Exception, config_name: str) -> str:
     if isinstance(error, MissingConfigException):
         return _missing_config(error)
@@ -143,6 +152,8 @@ def _hydra_error(error: Exception, config_name: str) -> str:
         key = getattr(cause, "full_key", None) or ""
         if "not in struct" in str(cause) and key:
             parent = getattr(cause, "parent_node", None)
+            if inner := _settings_in_groups(config_name, key):
+                return f"{key}: no such setting; did you mean {' or '.join(inner)}?"
             return unknown_key(key, [str(name) for name in parent] if isinstance(parent, DictConfig) else [])
         return f"{key}: {first_line(cause)}"
     if match := re.match(r"Could not override '(.*?)(?:@.*)?'\. No match in the defaults list", text):

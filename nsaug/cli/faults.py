@@ -39,6 +39,12 @@ def raise_on_signals() -> Iterator[None]:
     """
     last = -CLEAN_UP_SECONDS
     interrupted = False
+    show_unraisable = sys.unraisablehook
+
+    def ignore_ended_workers(unraisable: Any) -> None:
+        """The signal may have reached data loading processes first, whose loaders then complain when they are freed."""
+        if "DataLoader worker" not in str(unraisable.exc_value):
+            show_unraisable(unraisable)
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal last, interrupted
@@ -53,9 +59,11 @@ def raise_on_signals() -> Iterator[None]:
     replaced = {number: handler for number, handler in previous.items() if handler != signal.SIG_IGN}
     for number in replaced:
         signal.signal(number, handle)
+    sys.unraisablehook = ignore_ended_workers
     try:
         yield
     finally:
+        sys.unraisablehook = show_unraisable
         if not interrupted:
             for number, handler in replaced.items():
                 signal.signal(number, handler)
@@ -101,6 +109,8 @@ def one_line_faults(advice: Callable[[], str]) -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        if "signal: Terminated" in str(error):  # SIGTERM to all processes of the command, as `timeout` sends it
+            raise Interrupted(signal.SIGTERM, advice()) from None
         raise UserError(
             f"a data loading process died ({first_line(error)}): if memory ran out, lower data.num_workers; {advice()}"
         ) from error

@@ -246,9 +246,7 @@ class Runner:
         scores = PerImageScores.concatenate([part.scores for part in scored])
         notes = dict.fromkeys([*job.notes, *(note for part in scored for note in part.notes)])
         if result.condition == "clean" and scores.top1.mean() <= 1 / len(result.class_names):
-            notes["accuracy is at chance or below: is the order of classes the one that the model was trained on?"] = (
-                None
-            )
+            notes["accuracy is at chance or below: is the head trained, and on classes in this order?"] = None
         if len(ids) < len(job.positions):
             selected = [self.plan.image_sets[job.image_set].ids[position] for position in job.positions]
             missing = sorted(set(selected).difference(ids))

@@ -11,6 +11,7 @@ import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from pydantic import Field
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from nsaug.models.checkpoint_formats import (
@@ -165,6 +166,8 @@ def build_vit(
         before = f"{model.num_classes} classes" if model.num_classes else "no head"
         log.info("%s: new head for %d classes (the weights had %s)", name, num_classes, before)
         _replace_head(model, num_classes)
+    if size:
+        _check_size(model, size)
     if compile:
         torch.compiler.reset()  # graphs of earlier runs in this process count towards torch's recompile limit
     return NoisyViT(
@@ -283,6 +286,17 @@ def _load_checkpoint(
 
 
 @cache
+def _check_size(model: Any, size: tuple[int, ...]) -> None:
+    """Raise UserError if patches do not cover an image: timm would ignore the pixels beyond them."""
+    patches = getattr(model, "patch_embed", None)
+    if not isinstance(patches, PatchEmbed) or patches.dynamic_img_pad:
+        return
+    patch_size = patches.patch_size
+    if any(length % patch for length, patch in zip(size, patch_size, strict=True)):
+        text = str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
+        raise UserError(f"model.img_size={text}: should be a multiple of the patch size, {patch_size[0]}")
+
+
 def _takes_img_size(architecture: str, size: tuple[int, int]) -> bool:
     """Return whether the architecture is built for a fixed image size; PVT, for example, is not."""
     try:
@@ -332,6 +346,8 @@ def _summarize_load_error(message: str) -> str:
     keys["with another shape"] = re.findall(r"size mismatch for ([^:]+):", message)
     parts = [f"{len(names)} {kind} ({preview(names)})" for kind, names in keys.items() if names]
     hints = [hint for key, hint in HINTS.items() if any(name.endswith(key) for name in keys["unexpected"])]
+    if keys["with another shape"]:
+        hints.append("the model of these weights, such as model=vit_ti")
     if hints and parts:
         parts.append(f"try {' and '.join(hints)}")
     return "; ".join(parts) or message.splitlines()[0]

@@ -154,13 +154,14 @@ def _facts(config: RunConfig, run: RunMetadata, base: BaseWeights | None, size: 
     origin = "random weights" if base is None else base["name"]
     start = ", itself from ".join(map(str, filter(None, (settings.get("start"), origin))))
     classes = run.get("class_names", [])
+    named = f"{len(classes):,} classes: {preview(classes, 10)}"
     splits = run.get("splits")
     images = f", {splits['train']['count']:,} training images" if splits else ""
     length = [f"{key}={settings[key]}" for key in LENGTH if settings.get(key) not in (None, -1)]
     return {
         "architecture": f"{config['architecture']}, images of {size[1]} x {size[2]} pixels",
         "started from": start,
-        "data": f"{run['data']['name']}{images}, {len(classes):,} classes: {preview(classes)}" if "data" in run else "",
+        "data": f"{run['data']['name']}{images}, {named}" if "data" in run else "",
         "method": f"{run.get('method', '?')} ({shown['method']})" if shown["method"] else run.get("method", "?"),
         "optimizer": shown["optim"],
         "length": ", ".join(length),
@@ -178,7 +179,7 @@ def _license(base: BaseWeights | None) -> str:
     if base and base["license"]:
         return f"The base weights ({base['name'] or 'other weights'}) have the license {base['license']}."
     reason = "The model was trained from scratch" if base is None else "The license of the base weights is not known"
-    return f"{reason}: fill in its license here, and as `license:` in the first lines of this file."
+    return f"{reason}. Replace this sentence by the license, and add it as `license:` to the first lines of this file."
 
 
 def _text(value: str) -> str:

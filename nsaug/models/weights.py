@@ -102,7 +102,10 @@ def resolve_path(path: str | Path) -> Path:
         raise UserError(f"checkpoint={path} cannot be read ({first_line(error)})") from error
     if is_folder:
         if in_folder is None:
-            raise UserError(f"checkpoint={path} is a folder without {WEIGHTS}: name a run's output folder or a file")
+            advice = "name a run's output folder or a file"
+            if any(find_weights(folder) for folder in path.iterdir() if folder.is_dir()):
+                advice = f"its runs are checkpoint='{path}/*'"
+            raise UserError(f"checkpoint={path} is a folder without {WEIGHTS}: {advice}")
         return in_folder
     if not is_regular:
         reason = "is not a regular file" if exists else "does not exist"

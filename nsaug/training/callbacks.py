@@ -246,3 +246,11 @@ class ProgressLines(ProgressBar):
         if "val/top1" in metrics:
             values.append(f"val top-1 {100 * float(metrics['val/top1']):.1f} %")
         log.info("step %d of %d: %s; about %s left", step, total, ", ".join(values), format_duration(left))
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        now = time.monotonic()
+        if now >= self._last + LINE_SECONDS:
+            self._last = now
+            log.info("validation: batch %d of %d", batch_idx + 1, trainer.num_val_batches[0])

@@ -36,9 +36,9 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode()
 
 
-def preview(names: Sequence[str]) -> str:
-    """The first three names, as text of one line."""
-    return printable(", ".join(names[:3])) + (", ..." if len(names) > 3 else "")
+def preview(names: Sequence[str], count: int = 3) -> str:
+    """The first names, as text of one line."""
+    return printable(", ".join(names[:count])) + (", ..." if len(names) > count else "")
 
 
 def markdown_text(text: str) -> str:

@@ -92,6 +92,32 @@ def test_faults_are_one_line(error, line):
     assert str(caught.value) == line
 
 
+def test_sigterm_that_reached_a_loading_process_first():
+    """`timeout` sends it to all processes of a command."""
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    with pytest.raises(Interrupted) as stopped, one_line_faults(lambda: "advice"):
+        raise error
+    assert (stopped.value.number, stopped.value.advice) == (signal.SIGTERM, "advice")
+
+
+class Loader:
+    def __init__(self, message):
+        self.message = message
+
+    def __del__(self):
+        raise RuntimeError(self.message)
+
+
+def test_loaders_of_ended_processes_are_freed_in_silence(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(str(unraisable.exc_value)))
+    with raise_on_signals():
+        Loader("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+        Loader("something else")
+    Loader("DataLoader worker (pid 8), after the command")
+    assert shown == ["something else", "DataLoader worker (pid 8), after the command"]
+
+
 def test_bugs_keep_their_traceback():
     with pytest.raises(RuntimeError, match="^bug$"), one_line_faults(lambda: "advice"):
         raise RuntimeError("bug")

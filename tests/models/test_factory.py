@@ -71,6 +71,16 @@ def test_mismatched_keys_are_named(tmp_path):
         tiny_vit(checkpoint=str(tmp_path / "weights.pth"))
 
 
+def test_image_size_is_a_multiple_of_the_patch_size(tmp_path):
+    with pytest.raises(UserError, match=r"^model\.img_size=9: should be a multiple of the patch size, 2$"):
+        tiny_vit(img_size=9)
+    with pytest.raises(UserError, match=r"^model\.img_size=\[8,9\]: should be a multiple"):
+        tiny_vit(img_size=(8, 9))
+    assert tiny_vit(img_size=9, args=TINY | {"dynamic_img_pad": True, "dynamic_img_size": True}).data_config[
+        "input_size"
+    ] == (3, 9, 9)
+
+
 @pytest.mark.parametrize("given", [{"img_size": 12}, {"args": TINY | {"img_size": 12}}])
 def test_given_image_size_precedes_that_of_the_run(tmp_path, given):
     vit = tiny_vit()

@@ -114,6 +114,14 @@ def test_file_without_tensors_raises(tmp_path):
         resolve_path(tmp_path)
 
 
+def test_folder_of_a_sweep_names_its_runs(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "model.safetensors").touch()
+    with pytest.raises(UserError) as error:
+        resolve_path(tmp_path)
+    assert str(error.value).endswith(f"is a folder without model.safetensors: its runs are checkpoint='{tmp_path}/*'")
+
+
 def test_state_dict_with_other_keys_than_names_raises(tmp_path):
     torch.save({"state_dict": {0: torch.ones(1)}}, tmp_path / "numbered.pth")
     with pytest.raises(UserError, match="holds no state dict"):

@@ -103,6 +103,15 @@ def test_progress_without_a_terminal(monkeypatch, tmp_path, capsys):
     assert "val top-1" in lines[-1]
 
 
+def test_validation_shows_progress_too(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(callbacks, "LINE_SECONDS", 0.0)
+    settings = [*FAST, "trainer.enable_progress_bar=true", "trainer.max_epochs=1", "data.batch_size=32"]
+    run(train, monkeypatch, *settings, f"hydra.run.dir={tmp_path}/run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("validation: ")]
+    assert lines == [f"validation: batch {number} of {len(lines)}" for number in range(1, len(lines) + 1)]
+    assert lines
+
+
 def test_progress_lines_are_rare(monkeypatch):
     lines, seconds = [], iter([0.0, 10.0, 29.0, 31.0, 40.0, 62.0])
     monkeypatch.setattr(callbacks.log, "info", lambda text, *args: lines.append(text % args))

@@ -45,7 +45,7 @@ class KeepGradients(Finetuner):
     def on_before_optimizer_step(self, optimizer):
         gradients = [parameter.grad for parameter in self.vit.parameters() if parameter.requires_grad]
         self.sharded = all(isinstance(gradient, DTensor) for gradient in gradients)
-        self.kept = full_tensors(gradients)
+        self.kept = full_tensors(gradients, keep=True)
 
 
 class SlowerInOneProcess:
@@ -112,7 +112,7 @@ def others(rank):
         for name in MODELS:
             results[name] = one_model(rank, name, 2)
     for trainable in ("head", "last_1"):
-        results[trainable] = full_tensors(clipped(rank, trainable, 2).vit.state_dict())
+        results[trainable] = full_tensors(clipped(rank, trainable, 2).vit.state_dict(), keep=True)
     slower = finetuner(attack=SlowerInOneProcess(rank), val_attack_batches=2)
     epoch = {"max_steps": -1, "max_epochs": 1}
     fit(rank, slower, make_data(16), val_loader=DataLoader(make_data(8), batch_size=4), **epoch)

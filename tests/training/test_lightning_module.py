@@ -262,7 +262,7 @@ def gradients(name: str, world: int, accumulated: int = 1, strategy: str | FSDP 
     sampler = DistributedSampler(make_data(16), num_replicas=world, rank=rank, shuffle=False)
     loader = DataLoader(make_data(16), batch_size=8 // world, sampler=sampler)
     trainer(max_steps=1, accumulate_grad_batches=accumulated, **options).fit(module, loader)
-    results = {"gradients": full_tensors(module.kept)}
+    results = {"gradients": full_tensors(module.kept, keep=True)}
     if name == "universal":
         results["noise"] = method.noise.noise
     return results

@@ -376,6 +376,7 @@ def test_require_data_refuses_missing_data_sets(evaluate_imagenet, capsys, tmp_p
     assert "\n" not in line
 
 
+@pytest.mark.slow
 def test_stored_corruptions_beside_those_on_the_fly(evaluate_imagenet, sample, tmp_path):
     pytest.importorskip("imagecorruptions", reason="needs the extra corruptions")
     labels = [6, 1, 300, 999]  # 6 is in ImageNet-A, 1 in ImageNet-R

@@ -287,7 +287,10 @@ def graphs(monkeypatch):
     return lambda: counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("per_image", "trades") else [pytest.mark.slow]) for name in METHODS],
+)
 def test_compiled_step_equals_eager_with_four_graphs_at_most(name, graphs):
     weights, counts = [], []
 

@@ -74,6 +74,7 @@ def learning_rates(folder):
     return [float(row["train/lr"]) for row in metrics(folder) if row["train/lr"]]
 
 
+@pytest.mark.slow
 def test_finished_run_is_extended(monkeypatch, tmp_path, caplog):
     """Its learning rate is from then on that of a run of the new length; with a constant one it is that run."""
     settings = [*SHORT[:-1], "trainer.log_every_n_steps=1"]
@@ -94,6 +95,7 @@ def test_finished_run_is_extended(monkeypatch, tmp_path, caplog):
     assert difference(tmp_path / "whole", tmp_path / "extended") == ""
 
 
+@pytest.mark.slow
 def test_steps_are_extended_and_cannot_end_before_the_checkpoint(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(lightning_module, "warmup_cosine", lambda *_, **__: 1.0)
     for name, steps in (("whole", 33), ("extended", 25)):
@@ -308,6 +310,7 @@ def test_full_disk_beside_checkpoints_is_one_line(monkeypatch, tmp_path, capsys,
     assert line == f"error: [Errno 28] No space left on device: '{tmp_path}/run/file'; {kept}"
 
 
+@pytest.mark.slow
 def test_folder_removed_during_training_is_written_again(monkeypatch, tmp_path, capsys):
     step, done = Finetuner.training_step, []
 

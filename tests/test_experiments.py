@@ -46,7 +46,7 @@ def test_finetune_reads_a_folder(overrides):
     train.check_settings(cfg)
     assert (cfg.data["_target_"], cfg.data.root, cfg.data.batch_size) == ("nsaug.data.Folder", "/my/images", 32)
     assert (cfg.optim.lr, cfg.trainer.max_epochs, cfg.model.pretrained) == (1e-4, 5, True)
-    assert cfg.attack.eps == "1/255"
+    assert cfg.attack.eps == "0.5/255"
     assert cfg.nullspace == composed().nullspace
 
 

@@ -98,13 +98,12 @@ def resolve_path(path: str | Path) -> Path:
     try:
         is_folder, is_regular, exists = path.is_dir(), path.is_file(), path.exists()
         in_folder = find_weights(path) if is_folder else None
+        has_runs = is_folder and not in_folder and any(find_weights(run) for run in path.iterdir() if run.is_dir())
     except OSError as error:  # a name that is too long, or a folder that may not be opened
         raise UserError(f"checkpoint={path} cannot be read ({first_line(error)})") from error
     if is_folder:
         if in_folder is None:
-            advice = "name a run's output folder or a file"
-            if any(find_weights(folder) for folder in path.iterdir() if folder.is_dir()):
-                advice = f"its runs are checkpoint='{path}/*'"
+            advice = f"its runs are checkpoint='{path}/*'" if has_runs else "name a run's output folder or a file"
             raise UserError(f"checkpoint={path} is a folder without {WEIGHTS}: {advice}")
         return in_folder
     if not is_regular:

@@ -1,5 +1,6 @@
 """Shared fixtures: small models, trained runs, and real images where they are available."""
 
+import logging
 import os
 import shutil
 import signal
@@ -141,11 +142,21 @@ def tmp_cwd(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    """The output folder of the default command after one epoch; its name is relative, so that it can be moved."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(logging.root, "handlers", [])  # of the command, for the output of the test that came first
+        monkeypatch.chdir(folder)
+        run(train, monkeypatch, *FAST, "trainer.max_epochs=1", "hydra.run.dir=run")
+    return folder / "run"
+
+
 @pytest.fixture
-def trained(tmp_path, monkeypatch, tmp_cwd):
-    """The output folder of the default command after one epoch."""
-    run(train, monkeypatch, *FAST, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
-    return tmp_path / "run"
+def trained(trained_once, tmp_path, tmp_cwd):
+    """A copy of `trained_once` that a test may change."""
+    return Path(shutil.copytree(trained_once, tmp_path / "run"))
 
 
 @pytest.fixture

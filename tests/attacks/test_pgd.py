@@ -88,6 +88,7 @@ def digits_vit(tmp_path_factory):
     return build_vit(**model.build_args()).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "reference", "eps"),
     [(PGD, foolbox.attacks.LinfPGD, 8 / 255), (PGDL2, foolbox.attacks.L2PGD, 0.3)],

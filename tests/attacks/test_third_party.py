@@ -8,7 +8,8 @@ from nsaug.utils.rng import make_generator
 from tests.conftest import linear_vit, tiny_vit
 
 
-@pytest.mark.parametrize("eps", [1 / 255, pytest.param(2 / 255, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("eps", [1 / 255, 2 / 255])
 def test_autoattack_is_at_least_as_strong_as_pgd(images, eps):
     vit, images = tiny_vit().eval(), images.float()
     labels = vit(images).argmax(1)

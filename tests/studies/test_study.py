@@ -247,7 +247,7 @@ def test_method_of_every_entry(entries, report):
 @pytest.mark.parametrize(
     "data", ["digits", *(pytest.param(data, marks=pytest.mark.slow) for data in ("cifar10", "imagenette"))]
 )
-@pytest.mark.parametrize("stage", ["tune", "variants"])
+@pytest.mark.parametrize("stage", [pytest.param("tune", marks=pytest.mark.slow), "variants"])
 def test_all_entries_are_valid(study, stage, data):
     entries = study.stage_entries(stage, data)
     root = () if data == "digits" else ("data.root=images",)

@@ -74,8 +74,14 @@ def start(tmp_path_factory):
         return one_step(monkeypatch, folder, "clean", "optim.lr=1e-30", "optim.weight_decay=0")
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("method", METHODS)
+PAIRS = [(method, option) for method in METHODS for option in OPTIONS]
+"""Every fifth is in the fast tests: each method with two or three options, each option with four or five methods."""
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [pytest.param(*pair, marks=[] if index % 5 == 0 else [pytest.mark.slow]) for index, pair in enumerate(PAIRS)],
+)
 def test_options_compose_with_methods(monkeypatch, tmp_path, start, method, option):
     after = one_step(monkeypatch, tmp_path, method, *OPTIONS[option])
     for name, value in after.items():

@@ -19,21 +19,23 @@ T = TypeVar("T")
 def plain_command(task: Callable[[T], None]) -> Callable[[], None]:
     """Turn a function of settings into a command with the errors and exit codes of train.py.
 
-    `--help` prints the docstring of the function's module.
+    `--help` prints the docstring of the function's module, whose first indented line is the usage.
 
     Args:
         task: takes one argument, annotated with a `validated_dataclass`.
     """
     (parameter,) = inspect.signature(task).parameters.values()
     settings: Any = parameter.annotation
+    help_text = inspect.getdoc(inspect.getmodule(task)) or ""
+    usage = next(line.strip().partition("  ")[0] for line in help_text.splitlines() if line.startswith(" "))
 
     def main() -> None:
         if {"-h", "--help"} & {*sys.argv[1:]}:
-            print(inspect.getdoc(inspect.getmodule(task)))
+            print(help_text)
             return
         try:
             with raise_on_signals():
-                task(_parse(settings, sys.argv[1:]))
+                task(_parse(settings, sys.argv[1:], usage))
         except KeyboardInterrupt as error:
             exit_interrupted(error)
         except Exception as error:
@@ -45,14 +47,14 @@ def plain_command(task: Callable[[T], None]) -> Callable[[], None]:
     return main
 
 
-def _parse(settings: Any, arguments: list[str]) -> Any:
+def _parse(settings: Any, arguments: list[str], usage: str) -> Any:
     """The settings that were typed; raises UserError for those that are missing, unknown or invalid."""
     fields = settings.__dataclass_fields__
     values: dict[str, str | None] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not equals or name.startswith("-"):
-            raise UserError(f"{argument}: type name=value, or see --help")
+            raise UserError(f"{argument}: type name=value, as in {usage}")
         if name not in fields:
             raise UserError(unknown_name("", name, fields))
         values[name] = None if value == "null" else value
@@ -60,4 +62,4 @@ def _parse(settings: Any, arguments: list[str]) -> Any:
         return settings(**values)
     except ValidationError as error:
         message = validation_message(error, "", fields).removeprefix(".")
-        raise UserError(f"{message}: see --help" if message.endswith("lacks a value") else message) from error
+        raise UserError(f"{message}: type {usage}" if message.endswith("lacks a value") else message) from error

@@ -55,7 +55,7 @@ def test_errors_are_one_line(trained, monkeypatch, tmp_path, capsys):
     here = f"checkpoint={trained}"
     (tmp_path / "file").touch()
     for arguments, message in (
-        ([here], "format lacks a value: see --help"),
+        ([here], "format lacks a value: type nsaug-export checkpoint=FOLDER format=onnx"),
         ([here, "format=tf"], "format=tf: should be 'onnx' or 'torch_export'"),
         ([f"checkpoint={tmp_path}/no", "format=torch_export"], f"checkpoint={tmp_path}/no does not exist: "),
         (["checkpoint=timm:vit_tiny_patch16_224", "format=torch_export"], "checkpoint=timm:vit_tiny_patch16_224: name"),

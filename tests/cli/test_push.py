@@ -84,10 +84,10 @@ def test_errors_are_one_line(api, trained, monkeypatch, tmp_path, capsys):
 
     here = f"checkpoint={trained}"
     for arguments, message in (
-        ([here], "repo lacks a value: see --help"),
+        ([here], "repo lacks a value: type nsaug-push checkpoint=FOLDER repo=USER/NAME"),
         ([here, "repo=me/vit", "privat=true"], "privat: no such setting; did you mean private?"),
         ([here, "repo=me/vit", "private=maybe"], "private=maybe: should be a valid boolean"),
-        ([here, "--repo", "me/vit"], "--repo: type name=value, or see --help"),
+        ([here, "--repo", "me/vit"], "--repo: type name=value, as in nsaug-push checkpoint=FOLDER repo=USER/NAME"),
         ([here, "repo=vit"], "repo=vit: type repo=USER/vit, with your name on the hub"),
         ([here, "repo=me/a/b"], "repo=me/a/b: Repo id must be in the form"),
         ([here, "repo=me/-x"], "repo=me/-x: Repo id must use alphanumeric chars"),

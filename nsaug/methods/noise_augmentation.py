@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsaug.methods.base import LossAndMetrics, Method, check_noise_layer, kl_divergence, top1
+from nsaug.methods.base import LossAndMetrics, Method, check_noise_layer, top1
 from nsaug.models.noisy_vit import NoisyViT
 from nsaug.nullspace.noise import Batches, NoiseSource, ReduceMean, root_mean_square
-from nsaug.utils.types import NonNegativeFloat, validate_args
+from nsaug.utils.types import validate_args
 
 
 class NoiseAugmentation(Method):
@@ -15,15 +15,12 @@ class NoiseAugmentation(Method):
 
     Args:
         noise: where v comes from: nullspace noise, random noise, or one of your own.
-        kl_weight: weight of KL(f(u) || f(u + v)), a third term that asks for equal predictions; 0 in the paper, whose
-            code contains such a term on the logits, switched off.
     """
 
     @validate_args
-    def __init__(self, noise: NoiseSource, kl_weight: NonNegativeFloat = 0.0) -> None:
+    def __init__(self, noise: NoiseSource) -> None:
         super().__init__()
         self.noise = noise
-        self.kl_weight = kl_weight
         self.name = noise.name
         self.cost = 5 / 3 + noise.cost
 
@@ -48,7 +45,6 @@ class NoiseAugmentation(Method):
         result = self.noise(model, images, targets, clean_logits.detach(), generator)
         clean_loss = F.cross_entropy(clean_logits, targets)
         noisy_loss = F.cross_entropy(result.logits, targets)
-        loss = clean_loss + noisy_loss
         metrics = {
             "top1": top1(clean_logits, targets),
             "clean_loss": clean_loss.detach(),
@@ -58,8 +54,4 @@ class NoiseAugmentation(Method):
             "noise_rms": root_mean_square(result.noise).mean(),
             "converged": result.converged.float().mean(),
         }
-        if self.kl_weight:
-            divergence = kl_divergence(result.logits, clean_logits.log_softmax(-1)).mean()
-            loss = loss + self.kl_weight * divergence
-            metrics["kl"] = divergence.detach()
-        return loss, metrics
+        return clean_loss + noisy_loss, metrics

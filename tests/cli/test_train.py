@@ -78,7 +78,7 @@ def test_same_seed_same_weights(monkeypatch, tmp_path):
         ["method=clean", "save=best", "trainer.max_steps=-1", "trainer.max_epochs=2"],
         ["trainer.precision=bf16-mixed"],
         ["model.drop_path_rate=0.1"],
-        ["trainer.accumulate_grad_batches=2", "method.kl_weight=1"],
+        ["trainer.accumulate_grad_batches=2"],
         ["data.val_fraction=0", "attack=fgsm"],
         ["model.img_size=16", "model.patch_size=4"],
     ],

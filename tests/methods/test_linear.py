@@ -149,18 +149,6 @@ def test_nullspace_noise(vit, images, labels):
     assert metrics["influence_before"] > metrics["influence"]
 
 
-def test_kl_weight_adds_the_divergence_of_the_predictions(vit, images, labels):
-    config = dataclasses.replace(NOISE, num_steps=0)
-    loss, metrics = loss_of(NoiseAugmentation(config, kl_weight=3.0), vit, images, labels)
-    without, _ = loss_of(NoiseAugmentation(config), vit, images, labels)
-    start = 2 * torch.rand((6, *vit.noise_shape()), generator=make_generator("cpu", 0), dtype=torch.float64) - 1
-    noise = embedding_rms(vit, images) * start
-    clean, noisy = (torch.distributions.Bernoulli(logits=logit(vit, images, v)) for v in (None, noise))
-    divergence = torch.distributions.kl_divergence(clean, noisy).mean()
-    torch.testing.assert_close(metrics["kl"], divergence)
-    torch.testing.assert_close(loss, without + 3.0 * divergence)
-
-
 def draw(sample, shape):
     return sample(shape, generator=make_generator("cpu", 0), dtype=torch.float64)
 

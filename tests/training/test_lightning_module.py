@@ -32,7 +32,6 @@ METHODS = {
     "universal": lambda: NoiseAugmentation(
         UniversalNoise(init_scale=1.0, eps=1e-9, num_passes=2, data_fraction=0.5, lr=0.03)
     ),
-    "kl": lambda: NoiseAugmentation(NullspaceNoise(init_scale=1.0, num_steps=1), kl_weight=0.1),
     "random": lambda: NoiseAugmentation(RandomNoise(NullspaceNoise(init_scale=1.0, eps=0.005, num_steps=2))),
     "influence": lambda: NoiseAugmentation(RandomNoise(NullspaceNoise(init_scale=1.0, eps=0.01), match="influence")),
     "init": lambda: NoiseAugmentation(RandomNoise(NullspaceNoise(init_scale=1.0), match="init")),

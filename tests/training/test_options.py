@@ -18,7 +18,7 @@ METHODS = {
     "nullspace_per_batch": ["method=nullspace", "nullspace=per_batch"],
     "nullspace_universal": ["method=nullspace", "nullspace=universal"],
     "nullspace_variants": [
-        "method=nullspace", "nullspace.layer=blocks.1", "nullspace.init_scale=1", "method.kl_weight=0.5",
+        "method=nullspace", "nullspace.layer=blocks.1", "nullspace.init_scale=1",
     ],
     "random_noise": [],
     "random_noise_per_batch": ["method=random_noise", "nullspace=per_batch"],

@@ -132,7 +132,7 @@ def check_other_program(command):
     """Check a command that neither trains nor evaluates; raises AssertionError if nothing is known about it."""
     program, *arguments = command
     if program in SETTINGS:
-        _parse(SETTINGS[program], fill_in(arguments))
+        _parse(SETTINGS[program], fill_in(arguments), "")
     elif program == "make":
         assert {argument for argument in arguments if "=" not in argument} <= {*TARGETS}
     elif program == "pip":

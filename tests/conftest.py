@@ -142,12 +142,18 @@ def tmp_cwd(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def restored_log_handlers(monkeypatch):
+    """A command logs to the standard output of its test, which the next test does not have."""
+    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])
+
+
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory):
     """The output folder of the default command after one epoch; its name is relative, so that it can be moved."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(logging.root, "handlers", [])  # of the command, for the output of the test that came first
+        monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])
         monkeypatch.chdir(folder)
         run(train, monkeypatch, *FAST, "trainer.max_epochs=1", "hydra.run.dir=run")
     return folder / "run"

@@ -285,7 +285,6 @@ def _load_checkpoint(
     return model
 
 
-@cache
 def _check_size(model: Any, size: tuple[int, ...]) -> None:
     """Raise UserError if patches do not cover an image: timm would ignore the pixels beyond them."""
     patches = getattr(model, "patch_embed", None)
@@ -297,6 +296,7 @@ def _check_size(model: Any, size: tuple[int, ...]) -> None:
         raise UserError(f"model.img_size={text}: should be a multiple of the patch size, {patch_size[0]}")
 
 
+@cache
 def _takes_img_size(architecture: str, size: tuple[int, int]) -> bool:
     """Return whether the architecture is built for a fixed image size; PVT, for example, is not."""
     try:

@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import pytest
 import timm
@@ -69,6 +71,15 @@ def test_mismatched_keys_are_named(tmp_path):
         UserError, match=r"1 missing \(blocks.0.attn.qkv.weight\); 1 unexpected \(stranger\); 1 with another"
     ):
         tiny_vit(checkpoint=str(tmp_path / "weights.pth"))
+
+
+def test_model_is_freed_with_its_last_reference():
+    """No cache keeps it: a sweep builds a model in every run."""
+    vit = tiny_vit(img_size=16)
+    reference = weakref.ref(vit.model)
+    del vit
+    gc.collect()
+    assert reference() is None
 
 
 def test_image_size_is_a_multiple_of_the_patch_size(tmp_path):

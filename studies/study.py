@@ -53,10 +53,11 @@ PRETRAINING = {  # settings of the start of every seed
     "imagenette": ["experiment=imagenette_probe"],
 }
 SMALL = [
-    *("trainer.max_epochs=-1", "trainer.max_steps=150"),
+    *("trainer.max_epochs=-1", "trainer.max_steps=100"),
     *("suite.max_images=500", "suite.attacks.pgd.eps=[1/255]", "suite.severities=[3]"),
 ]
 TUNING_SUITE = {  # what is cheaper in stages tune and variants than in stage test
+    "cifar10": ["~suite.attacks.pgd_l2", "~suite.attacks.embedding_pgd"],
     "imagenette": [
         *("suite.max_images=200", "suite.attacks.pgd.num_steps=5", "suite.attacks.pgd.eps=[0.25/255,0.5/255,1/255]"),
         *("~suite.attacks.pgd_l2", "~suite.attacks.embedding_pgd"),

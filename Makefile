@@ -47,7 +47,7 @@ dist: $(READY)  ## build wheel and sdist, and check what a package index would: 
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
 
-study: $(READY)  ## finetune by every method on digits, seven seeds, and evaluate: outputs/study (25 minutes)
+study: $(READY)  ## finetune by every method on digits, seven seeds, and evaluate: outputs/study (20 minutes)
 	$(BIN)/python studies/study.py test
 
 benchmark: $(READY)  ## cost of training steps and of evaluation, as ratios

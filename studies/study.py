@@ -61,7 +61,7 @@ TUNING_SUITE = {  # what is cheaper in stages tune and variants than in stage te
     "imagenette": [
         *("suite.max_images=200", "suite.attacks.pgd.num_steps=5", "suite.attacks.pgd.eps=[0.25/255,0.5/255,1/255]"),
         *("~suite.attacks.pgd_l2", "~suite.attacks.embedding_pgd"),
-    ]
+    ],
 }
 RADIUS_SUITE = [
     "suite=nullspace",

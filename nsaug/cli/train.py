@@ -149,7 +149,7 @@ def train(cfg: DictConfig, folder: Path, resume_from: Path | None) -> dict[str, 
         if not weights.has_weights(folder, state) or not is_file(folder / CARD):
             write_card(folder)  # before the weights: its results are never those of other ones
         weights.save_weights(folder, state)
-        log.info("%s: %s", name, format_metrics(trainer.callback_metrics))
+        log.info("%s: %s", name, format_metrics(trainer.callback_metrics, cfg.attack))
         log.info("weights (for timm) and %s (to resume): %s", LAST, folder)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -407,9 +407,11 @@ def is_restoring(error: Exception) -> bool:
     )
 
 
-def format_metrics(metrics: Any) -> str:
+def format_metrics(metrics: Any, attack: DictConfig) -> str:
     """The summary line of a run: validation accuracy, and how much of the noise is below eps."""
-    labels = {"val/top1": "val top-1", "val/adv_top1": "under attack", "train/converged": "noise below eps"}
+    radius = f" (eps {attack.eps})" if "eps" in attack else ""
+    under_attack = f"under {attack._target_.rpartition('.')[2]}{radius}"
+    labels = {"val/top1": "val top-1", "val/adv_top1": under_attack, "train/converged": "noise below eps"}
     parts = [f"{label} {100 * float(metrics[key]):.1f} %" for key, label in labels.items() if key in metrics]
     return ", ".join(parts) or "no validation"
 

@@ -1,6 +1,7 @@
 """train.py as a user runs it, mostly in this process."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -33,7 +34,8 @@ def test_weights_load_in_timm_and_evaluate(capsys, trained, monkeypatch, tmp_pat
     logged = {name for row in metrics(trained) for name, value in row.items() if value}
     assert {"train/influence_before", "train/influence", "train/converged", "train/lr"} <= logged
     assert {"val/top1", "val/adv_top1", "val/loss"} <= logged
-    assert "val top-1" in (trained / "train.log").read_text()
+    log = (trained / "train.log").read_text()
+    assert re.search(r"val top-1 [\d.]+ %, under PGD \(eps 4/255\) [\d.]+ %, noise", log)
 
     small = [
         "suite.attacks.fgsm.eps=[8/255]",

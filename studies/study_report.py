@@ -446,6 +446,7 @@ def plot_frontiers(table: pd.DataFrame, path: Path) -> None:
             for method, points in methods:
                 if low < points["cost"].iloc[0] <= high:
                     color, marker = styles.get(method, ("black", "x"))
+                    points = points.loc[sorted(points.index, key=strength_of)]
                     x, y = points["clean"], points[metric]
                     panel.plot(x, y, marker=marker, markersize=4, linewidth=1, color=color, label=method)
             panel.set_title(title if row == 0 else None, fontsize=10)
@@ -476,6 +477,11 @@ def plot_radius(runs: pd.DataFrame, path: Path) -> None:
 def method_of(entry: str) -> str:
     """The method of an entry of stage tune."""
     return max((method for method in METHODS if entry == method or entry.startswith(f"{method}_")), key=len)
+
+
+def strength_of(entry: str) -> float:
+    """The strength of an entry of stage tune; 0 for a method without."""
+    return float(entry.removeprefix(method_of(entry)).removeprefix("_") or 0)
 
 
 def method_family(entry: str) -> str:

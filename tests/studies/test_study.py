@@ -192,6 +192,14 @@ def test_best_strength_has_the_highest_score_and_keeps_clean_images(report, tmp_
     assert (tmp_path / "digits" / "tune" / "frontiers.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("entry", "strength"),
+    [("pgd_3_steps_0.5", 0.5), ("clean_3e-5", 3e-5), ("clean", 0), ("clean_same_compute", 0), ("nullspace_paper_1", 1)],
+)
+def test_lines_of_the_frontiers_follow_the_strength(entry, strength, report):
+    assert report.strength_of(entry) == strength
+
+
 def test_strengths_need_the_tuning_table(report):
     line = "error: stage test needs the best strengths of .*cifar10_tune.csv: type .* tune --data cifar10 --save first"
     with pytest.raises(SystemExit, match=line):

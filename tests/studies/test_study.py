@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 
 from nsaug.cli import train
@@ -192,12 +193,20 @@ def test_best_strength_has_the_highest_score_and_keeps_clean_images(report, tmp_
     assert (tmp_path / "digits" / "tune" / "frontiers.png").is_file()
 
 
-@pytest.mark.parametrize(
-    ("entry", "strength"),
-    [("pgd_3_steps_0.5", 0.5), ("clean_3e-5", 3e-5), ("clean", 0), ("clean_same_compute", 0), ("nullspace_paper_1", 1)],
-)
-def test_lines_of_the_frontiers_follow_the_strength(entry, strength, report):
-    assert report.strength_of(entry) == strength
+def test_lines_of_the_frontiers_follow_the_strength(report, monkeypatch, tmp_path):
+    strengths = {"clean_3e-5": 91, "clean_1e-3": 93, "pgd_3_steps_0.5": 92, "pgd_3_steps_1": 90, "pgd_3_steps_16": 94}
+    accuracies = {"clean": 92} | dict(reversed(strengths.items()))
+    rows = [
+        (entry, metric, top1) for entry, top1 in accuracies.items() for metric in ("clean", "robustness", "corruptions")
+    ]
+    rows += [(entry, "cost", 3 if entry.startswith("pgd") else 1) for entry in accuracies]
+    monkeypatch.setattr(report.plt, "close", lambda figure: None)
+    report.plot_frontiers(pd.DataFrame(rows, columns=["entry", "metric", "mean"]), tmp_path / "frontiers.png")
+    lines = {line.get_label(): list(line.get_xdata()) for panel in plt.gcf().axes for line in panel.get_lines()}
+    monkeypatch.undo()
+    plt.close()
+    assert lines["clean"] == [91, 93]
+    assert lines["pgd_3_steps"] == [92, 90, 94]
 
 
 def test_strengths_need_the_tuning_table(report):
